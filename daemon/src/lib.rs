@@ -1,0 +1,4 @@
+//! sidestep: launcher, monitor, supervisor and command line of the multi-call binary.
+
+pub mod supervisor;
+pub mod sys;

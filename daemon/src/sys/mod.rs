@@ -1,0 +1,1 @@
+//! Every `unsafe` block of this crate: one kernel object per file, `OwnedFd` in and out.

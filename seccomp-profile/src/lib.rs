@@ -1,0 +1,1 @@
+//! Which system calls of a workspace stop, what they get, and the loading of that filter.

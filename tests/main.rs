@@ -1,0 +1,1 @@
+//! Whole-program tests: the real binary on the real kernel, in a lab of namespaces of its own.
