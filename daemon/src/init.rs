@@ -79,7 +79,9 @@ fn supervise(signals: &SignalFd, command: Pid) -> anyhow::Result<u8> {
                 }
             }
             // ESRCH: it has just ended. EPERM: it changed its user; then it is out of our reach.
-            Some((signal, signals::Origin::Process)) => drop(kill(command, signal)),
+            Some((signal, signals::Origin::Process)) => {
+                let _ = kill(command, signal);
+            }
             // The terminal sent it to the command as well.
             Some((_, signals::Origin::Kernel)) | None => {}
         }
@@ -118,7 +120,7 @@ fn kill_orphans() {
         }
         for child in children {
             if kill(child, Signal::SIGKILL).is_ok() {
-                drop(waitpid(child, None));
+                let _ = waitpid(child, None);
             }
         }
     }

@@ -5,5 +5,6 @@ pub mod descriptors;
 pub mod disposition;
 pub mod landlock;
 pub mod netdevice;
+pub mod ready_fd;
 pub mod spawn;
 pub mod tap;
