@@ -13,12 +13,12 @@ use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::signalfd::SignalFd;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::monitor::signals;
-use crate::sys::{disposition, spawn};
+use crate::sys::{descriptors, disposition, spawn};
 
 /// The command was found but cannot be executed, as env(1) has it.
 const NOT_EXECUTABLE: u8 = 126;
@@ -33,7 +33,6 @@ pub fn run(command: &[OsString], mask: SigSet) -> anyhow::Result<ExitCode> {
     disposition::default_sigchld()?;
     let own = signals::handled();
     own.thread_block()?;
-    let signals = SignalFd::new(&own)?;
     let pid_namespace = Pid::this() == Pid::from_raw(1);
     if !pid_namespace {
         set_child_subreaper(true)?;
@@ -45,6 +44,8 @@ pub fn run(command: &[OsString], mask: SigSet) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(code));
         }
     };
+    descriptors::let_go()?;
+    let signals = SignalFd::with_flags(&own, SfdFlags::SFD_CLOEXEC)?;
     let code = supervise(&signals, child)?;
     if !pid_namespace {
         kill_orphans();

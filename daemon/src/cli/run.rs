@@ -185,7 +185,8 @@ mod tests {
 
     #[test]
     fn what_is_refused() {
-        for args in [&[][..], &["--bypass=maybe", "sh"], &["--cidr", "10.0.2.100/24", "sh"], &["--ifname", "lo", "sh"]] {
+        for args in [&[][..], &["--bypass=maybe", "sh"], &["--cidr", "10.0.2.100/24", "sh"], &["--ifname", "lo", "sh"]]
+        {
             assert!(parse(args).is_err(), "{args:?}");
         }
     }

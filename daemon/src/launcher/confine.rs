@@ -8,9 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, bail, ensure};
-use landlock::{
-    AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
-};
+use landlock::{AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope};
 use nix::errno::Errno;
 use sidestep_seccomp_profile::{filter, load};
 

@@ -6,9 +6,7 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, bail};
-use rustix::thread::{
-    CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities,
-};
+use rustix::thread::{CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities};
 
 use super::confine::Confined;
 use super::workspace::{Order, Report};
@@ -18,8 +16,7 @@ use crate::sys::disposition;
 
 /// What a user that is not root has inside: the network is its own. SYS_ADMIN is not among them: it would open the
 /// mounts that the caller's system set up.
-const AMBIENT: [CapabilitySet; 3] =
-    [CapabilitySet::NET_ADMIN, CapabilitySet::NET_RAW, CapabilitySet::NET_BIND_SERVICE];
+const AMBIENT: [CapabilitySet; 3] = [CapabilitySet::NET_ADMIN, CapabilitySet::NET_RAW, CapabilitySet::NET_BIND_SERVICE];
 
 impl Confined {
     /// Hands the descriptors to the monitor, waits for its word, and executes `sidestep init`.

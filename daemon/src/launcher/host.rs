@@ -80,8 +80,9 @@ mod tests {
     #[test]
     fn the_default_ipv6_route() {
         let zero = "00000000000000000000000000000000";
-        let default =
-            format!("{zero} 00 {zero} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003     eth0\n");
+        let default = format!(
+            "{zero} 00 {zero} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003     eth0\n"
+        );
         let unreachable = format!("{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200       lo\n");
         let subnet = format!("20010db8000000000000000000000000 40 {zero} 00 {zero} 00000100 0 0 00000001     eth0\n");
         let cases =

@@ -59,9 +59,11 @@ impl UsernsSysctls {
 /// Why no TAP could be made.
 pub fn tap_refused(error: &io::Error) -> String {
     match errno(error) {
-        Errno::ENOENT => "cannot open /dev/net/tun: it does not exist; load the module (modprobe tun as root) or, in a \
+        Errno::ENOENT => {
+            "cannot open /dev/net/tun: it does not exist; load the module (modprobe tun as root) or, in a \
                           container, add the device (docker run --device /dev/net/tun)"
-            .into(),
+                .into()
+        }
         Errno::EACCES => "cannot open /dev/net/tun: not permitted; as root, chmod 0666 /dev/net/tun".into(),
         Errno::EPERM => "cannot use /dev/net/tun: the device is not allowed here; in a container add it (docker run \
                          --device /dev/net/tun)"
@@ -98,7 +100,8 @@ mod tests {
             let text = sysctls.clone_refused(&io::Error::from_raw_os_error(number));
             assert!(text.contains(want) && !text.contains("os error"), "{text}");
         }
-        for (number, want) in [(libc::ENOENT, "modprobe tun"), (libc::EACCES, "chmod 0666"), (libc::EPERM, "--device")] {
+        for (number, want) in [(libc::ENOENT, "modprobe tun"), (libc::EACCES, "chmod 0666"), (libc::EPERM, "--device")]
+        {
             assert!(tap_refused(&io::Error::from_raw_os_error(number)).contains(want));
         }
     }

@@ -15,13 +15,13 @@ use std::process::ExitCode;
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::signalfd::SignalFd;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{getpid, getsid};
 
 use crate::init::{exit_code, mask_to_bits};
 use crate::launcher::{self, Active, Made, Plan, Settings, Workspace};
-use crate::sys::{disposition, ready_fd};
+use crate::sys::{descriptors, disposition, ready_fd};
 use signals::Origin;
 use state_dir::{State, StateDir};
 use terminal::Terminal;
@@ -35,7 +35,7 @@ pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     disposition::default_sigchld()?;
     let handled = signals::handled();
     handled.thread_block()?;
-    let signals = SignalFd::new(&handled)?;
+    let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC)?;
 
     let state_dir = StateDir::create(settings.state_dir.as_deref())?;
     let plan = Plan::new(&settings, state_dir.path(), mask_to_bits(&caller_mask))?;
@@ -48,6 +48,8 @@ pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         // A reader that is gone does not want to know.
         drop(ready.write_all(b"1"));
     }
+
+    descriptors::release_standard()?;
 
     let code = supervise(&signals, &mut workspace, &mut workers);
     workers.stop();
@@ -80,6 +82,11 @@ fn supervise(signals: &SignalFd, workspace: &mut Workspace, workers: &mut Worker
             Some((_, Origin::Kernel)) | None => {}
         }
     }
+}
+
+/// An init that has just ended needs no signal.
+fn hand_on(workspace: &Workspace, signal: Signal) {
+    let _ = kill(workspace.pid(), signal);
 }
 
 fn reap(workspace: &mut Workspace, workers: &mut Workers) -> anyhow::Result<Option<u8>> {
