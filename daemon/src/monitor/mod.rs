@@ -73,12 +73,8 @@ fn supervise(signals: &SignalFd, workspace: &mut Workspace, workers: &mut Worker
                 }
             }
             // A terminal that hangs up tells its session's leader and the foreground group, which may be another.
-            Some((Signal::SIGHUP, _)) if session_leader => {
-                let _ = kill(workspace.pid(), Signal::SIGHUP);
-            }
-            Some((signal, Origin::Process)) => {
-                let _ = kill(workspace.pid(), signal);
-            }
+            Some((signal @ Signal::SIGHUP, _)) if session_leader => hand_on(workspace, signal),
+            Some((signal, Origin::Process)) => hand_on(workspace, signal),
             Some((_, Origin::Kernel)) | None => {}
         }
     }
