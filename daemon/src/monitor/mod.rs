@@ -95,6 +95,10 @@ fn reap(workspace: &mut Workspace, workers: &mut Workers) -> anyhow::Result<Opti
         let Some(pid) = status.pid() else { continue };
         if pid == workspace.pid() {
             workspace.waited_for();
+            if let WaitStatus::Signaled(_, signal, _) = status {
+                // Init gives the command's end as a code: this is its own.
+                tracing::error!("the workspace's init was ended by {signal}, and the workspace with it");
+            }
             return exit_code(status).context("the workspace ended without a code").map(Some);
         }
         workers.ended(pid, status)?;
