@@ -1,8 +1,18 @@
 //! The TAP forwarder: Ethernet frames of one workspace to host sockets and back, and the egress policy that both it
 //! and the bypass obey.
 
+pub mod counters;
+mod edge;
+mod engine;
+mod flow;
+mod gateway;
 pub mod network;
 pub mod policy;
+mod sys;
+pub mod tap;
+mod tcp;
+mod timer;
+mod wire;
 pub mod worker;
 
 pub use worker::{Config, run};
