@@ -13,9 +13,9 @@ use crate::gateway::unreachable::{self, Reason};
 use crate::network::MacAddr;
 use crate::tap::{Tap, Written};
 use crate::timer::{Time, Wheel};
-use crate::wire::FrameBuffer;
 use crate::wire::build::Macs;
 use crate::wire::transport::{IcmpHeader, TcpHeader};
+use crate::wire::{FRAGMENT_LEN, Fragment, FrameBuffer, IPV4_LEN, IPV6_LEN, UDP_LEN};
 use crate::worker::Config;
 
 /// The forwarder between its two sides.
@@ -33,6 +33,8 @@ pub struct Edge {
     pub now: Time,
     /// The TAP was full: nothing is sent before it can be written again.
     tap_full: bool,
+    /// Identifies the last datagram sent in fragments.
+    fragment_id: u32,
 }
 
 impl Edge {
@@ -48,6 +50,7 @@ impl Edge {
             counters: Counters::default(),
             now,
             tap_full: false,
+            fragment_id: 0,
         }
     }
 
@@ -64,6 +67,19 @@ impl Edge {
         let is_unicast = mac[0] & 1 == 0;
         if is_unicast && mac != self.macs.guest {
             self.macs.guest = mac;
+        }
+    }
+
+    /// The address under which the workspace knows a host-side sender; None when it must not hear from it.
+    pub fn guest_view(&self, source: IpAddr) -> Option<IpAddr> {
+        if !source.is_loopback() {
+            return Some(source);
+        }
+        let network = &self.config.network;
+        match source {
+            _ if !self.config.policy.host_loopback => None,
+            IpAddr::V4(_) => Some(IpAddr::V4(network.v4.gateway())),
+            IpAddr::V6(_) => network.v6.map(|v6| IpAddr::V6(v6.gateway())),
         }
     }
 
@@ -97,12 +113,37 @@ impl Edge {
         self.count_written(written, len)
     }
 
-    /// Sends a UDP datagram whose payload is in the frame buffer. The caller keeps it within the MTU.
+    /// Sends a UDP datagram whose payload is in the frame buffer, in fragments if it is longer than the MTU.
     pub fn udp_to_tap(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> Written {
+        let ip_len = if dst.0.is_ipv4() { IPV4_LEN } else { IPV6_LEN };
+        if ip_len + UDP_LEN + payload_len > usize::from(self.config.network.mtu) {
+            return self.udp_fragments_to_tap(src, dst, payload_len);
+        }
         let frame = self.frame.udp(self.macs, src, dst, payload_len);
         let len = frame.len();
         let written = self.tap.write(frame);
         self.count_written(written, len)
+    }
+
+    fn udp_fragments_to_tap(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> Written {
+        let len = self.frame.udp_whole(src, dst, payload_len);
+        let overhead = if dst.0.is_ipv4() { IPV4_LEN } else { IPV6_LEN + FRAGMENT_LEN };
+        let piece = usize::from(self.config.network.mtu).saturating_sub(overhead).max(8) & !7;
+        self.fragment_id = self.fragment_id.wrapping_add(1);
+        let mut written = Written::Sent;
+        for offset in (0..len).step_by(piece) {
+            let piece_len = piece.min(len - offset);
+            let more = offset + piece_len < len;
+            let fragment = Fragment { id: self.fragment_id, offset: u16::try_from(offset).unwrap_or(0), more };
+            let frame = self.frame.udp_fragment(self.macs, (src.0, dst.0), fragment, piece_len);
+            let frame_len = frame.len();
+            let result = self.tap.write(frame);
+            written = self.count_written(result, frame_len);
+            if written != Written::Sent {
+                break;
+            }
+        }
+        written
     }
 
     /// Sends an ICMP or ICMPv6 message whose body after the first eight bytes is in the frame buffer.

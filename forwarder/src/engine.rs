@@ -4,19 +4,26 @@ use rustix::event::epoll::EventFlags;
 
 use crate::edge::Edge;
 use crate::flow::{FlowId, Kind};
-use crate::gateway::arp;
+use crate::gateway::{arp, ndp};
+use crate::icmp::Icmp;
 use crate::tcp::{Gather, Tcp};
-use crate::wire::{EthernetHeader, Frame, IpPacket, Malformed, PROTOCOL_TCP, TcpSegment};
+use crate::udp::Udp;
+use crate::wire::{
+    EthernetHeader, Frame, IcmpEcho, IpPacket, Malformed, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+    TcpSegment, UdpDatagram, VnetHeader,
+};
 
 /// Every protocol's flows.
 #[derive(Debug)]
 pub struct Engine {
     tcp: Tcp,
+    udp: Udp,
+    icmp: Icmp,
 }
 
 impl Engine {
     pub fn new() -> Self {
-        Self { tcp: Tcp::new() }
+        Self { tcp: Tcp::new(), udp: Udp::new(), icmp: Icmp::new() }
     }
 
     /// Takes in the frames of one wake.
@@ -73,6 +80,21 @@ impl Engine {
                 self.tcp.segment_from_tap(edge, gather, ip, &segment);
                 Ok(())
             }
+            PROTOCOL_UDP => {
+                let datagram = UdpDatagram::parse(ip, partial)?;
+                let is_uso = frame.vnet.gso_kind() == VnetHeader::GSO_UDP_L4;
+                let segment = is_uso.then(|| frame.vnet.gso_size.get()).filter(|&size| size > 0);
+                self.udp.datagram_from_tap(edge, ip, &datagram, segment);
+                Ok(())
+            }
+            PROTOCOL_ICMPV6 if ip.src.is_ipv6() && ndp::packet_from_tap(edge, ip)? => Ok(()),
+            PROTOCOL_ICMP | PROTOCOL_ICMPV6 if (ip.protocol == PROTOCOL_ICMP) == ip.src.is_ipv4() => {
+                match IcmpEcho::parse_request(ip)? {
+                    Some(echo) => self.icmp.echo_from_tap(edge, ip, &echo),
+                    None => edge.counters.drops.unsupported += 1,
+                }
+                Ok(())
+            }
             _ => Err(Malformed::Protocol),
         }
     }
@@ -81,7 +103,8 @@ impl Engine {
     pub fn host_event(&mut self, edge: &mut Edge, id: FlowId, events: EventFlags) {
         match id.kind {
             Kind::Tcp => self.tcp.host_event(edge, id, events),
-            Kind::Udp | Kind::Ping | Kind::Dns => {}
+            Kind::Udp | Kind::Dns => self.udp.host_event(edge, id, events),
+            Kind::Ping => self.icmp.host_event(edge, id),
         }
     }
 
@@ -89,16 +112,18 @@ impl Engine {
     pub fn timer(&mut self, edge: &mut Edge, id: FlowId) {
         match id.kind {
             Kind::Tcp => self.tcp.timer(edge, id),
-            Kind::Udp | Kind::Ping | Kind::Dns => {}
+            Kind::Udp | Kind::Dns => self.udp.timer(edge, id),
+            Kind::Ping => self.icmp.timer(edge, id),
         }
     }
 
     /// Flows wait for their turn to send.
     pub fn has_ready(&self) -> bool {
-        self.tcp.has_ready()
+        self.tcp.has_ready() || self.udp.has_ready()
     }
 
     pub fn run_ready(&mut self, edge: &mut Edge) {
         self.tcp.run_ready(edge);
+        self.udp.run_ready(edge);
     }
 }

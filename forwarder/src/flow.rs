@@ -91,10 +91,6 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
         self.by_key.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.by_key.is_empty()
-    }
-
     pub fn is_full(&self) -> bool {
         self.len() >= self.capacity
     }
@@ -136,6 +132,12 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
     pub fn current(&self, id: FlowId) -> Option<u32> {
         let slot = self.slots.get(id.index as usize)?;
         (slot.generation == id.generation && slot.entry.is_some()).then_some(id.index)
+    }
+
+    /// The number the flow at `index` was given.
+    pub fn id(&self, index: u32) -> Option<FlowId> {
+        let slot = self.slots.get(index as usize)?;
+        slot.entry.is_some().then_some(FlowId { kind: self.kind, index, generation: slot.generation })
     }
 
     pub fn remove(&mut self, index: u32) -> Option<V> {

@@ -6,12 +6,14 @@ mod edge;
 mod engine;
 mod flow;
 mod gateway;
+mod icmp;
 pub mod network;
 pub mod policy;
 mod sys;
 pub mod tap;
 mod tcp;
 mod timer;
+mod udp;
 mod wire;
 pub mod worker;
 

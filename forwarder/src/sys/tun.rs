@@ -16,10 +16,12 @@ pub const TUN_F_USO4: c_uint = 0x20;
 pub const TUN_F_USO6: c_uint = 0x40;
 
 mod request {
-    nix::ioctl_write_ptr_bad!(set_iff, 0x4004_54ca, nix::libc::ifreq);
+    use nix::libc::{Ioctl, c_int, ifreq};
+
+    nix::ioctl_write_ptr_bad!(set_iff, 0x4004_54ca, ifreq);
     nix::ioctl_write_int_bad!(set_offload, 0x4004_54d0);
-    nix::ioctl_write_ptr_bad!(set_vnet_hdr_size, 0x4004_54d8, nix::libc::c_int);
-    nix::ioctl_read_bad!(get_iff, 0x8004_54d2u32 as libc::Ioctl, nix::libc::ifreq);
+    nix::ioctl_write_ptr_bad!(set_vnet_hdr_size, 0x4004_54d8, c_int);
+    nix::ioctl_read_bad!(get_iff, 0x8004_54d2u32 as Ioctl, ifreq);
 }
 
 /// Attaches `tun`, a fresh /dev/net/tun descriptor, to the interface `name` in the caller's network namespace,

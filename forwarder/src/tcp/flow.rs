@@ -13,9 +13,9 @@ use super::{Seq, limits};
 use crate::flow::{FlowId, FlowKey};
 use crate::sys;
 use crate::timer::{Time, TimerId};
-use crate::wire::ip::{Ipv4Header, Ipv6Header};
+use crate::wire::ip::header_for_quote;
 use crate::wire::transport::TcpHeader;
-use crate::wire::{PROTOCOL_TCP, TcpFlags};
+use crate::wire::{PROTOCOL_TCP, TCP_LEN, TcpFlags};
 
 /// Where the connection stands. Closing is told by the halves: each has its own end of stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,35 +271,9 @@ impl Flow {
     pub fn quoted_syn(&self) -> Vec<u8> {
         let mut tcp = header(&self.key, self.irs, Seq(0), TcpFlags::SYN, 0);
         (tcp.src_port, tcp.dst_port) = (self.key.guest_port.into(), self.key.remote_port.into());
-        match (self.key.guest, self.key.remote) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                let ip = Ipv4Header {
-                    version_ihl: 0x45,
-                    tos: 0,
-                    total_len: 40.into(),
-                    id: 0.into(),
-                    flags_offset: 0.into(),
-                    ttl: 64,
-                    protocol: PROTOCOL_TCP,
-                    checksum: 0.into(),
-                    src: src.octets(),
-                    dst: dst.octets(),
-                };
-                [ip.as_bytes(), tcp.as_bytes()].concat()
-            }
-            (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                let ip = Ipv6Header {
-                    version_class_flow: [0x60, 0, 0, 0],
-                    payload_len: 20.into(),
-                    next_header: PROTOCOL_TCP,
-                    hop_limit: 64,
-                    src: src.octets(),
-                    dst: dst.octets(),
-                };
-                [ip.as_bytes(), tcp.as_bytes()].concat()
-            }
-            _ => Vec::new(),
-        }
+        let mut bytes = header_for_quote(self.key.guest, self.key.remote, PROTOCOL_TCP, TCP_LEN);
+        bytes.extend_from_slice(tcp.as_bytes());
+        bytes
     }
 }
 

@@ -12,12 +12,11 @@ use super::send::Send;
 use super::{Gather, Tcp, limits, to_tap};
 use crate::edge::Edge;
 use crate::flow::FlowKey;
+use crate::gateway::dns;
 use crate::gateway::unreachable::Reason;
 use crate::policy::Egress;
 use crate::wire::transport::TcpSegment;
 use crate::wire::{IPV4_LEN, IPV6_LEN, IpPacket, TCP_LEN, TcpFlags};
-
-const DNS_PORT: u16 = 53;
 
 impl Tcp {
     /// Takes in one segment. Its payload may stay in `gather` until [`Self::flush`].
@@ -53,8 +52,8 @@ impl Tcp {
     fn open(&mut self, edge: &mut Edge, ip: &IpPacket<'_>, key: &FlowKey, segment: &TcpSegment<'_>) {
         let (destination, resolver) = match edge.config.policy.egress(&edge.config.network, key.remote_addr()) {
             Egress::Host(address) => (address, None),
-            Egress::Resolver if key.remote_port == DNS_PORT => match edge.config.resolvers.first() {
-                Some(&address) => (SocketAddr::new(address, DNS_PORT), Some(0)),
+            Egress::Resolver if key.remote_port == dns::PORT => match edge.config.resolvers.first() {
+                Some(&address) => (SocketAddr::new(address, dns::PORT), Some(0)),
                 None => return to_tap::refuse(edge, key, segment),
             },
             Egress::Resolver => return to_tap::refuse(edge, key, segment),

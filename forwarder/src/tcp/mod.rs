@@ -74,10 +74,6 @@ impl Tcp {
         }
     }
 
-    pub fn len(&self) -> usize {
-        self.flows.len()
-    }
-
     /// Connections wait for their turn to send.
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()

@@ -86,10 +86,6 @@ impl Send {
         self.una != self.max
     }
 
-    pub fn window(&self) -> u32 {
-        self.window
-    }
-
     pub fn has_fin(&self) -> bool {
         self.fin.is_some()
     }

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use zerocopy::IntoBytes;
 
@@ -11,8 +12,8 @@ use super::checksum::Sum;
 use super::ip::{Ipv4Header, Ipv6Header};
 use super::transport::{IcmpHeader, TcpHeader, UdpHeader};
 use super::{
-    ETHERNET_LEN, EthernetHeader, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
-    TCP_LEN, UDP_LEN, VNET_LEN, VnetHeader,
+    ETHERNET_LEN, EthernetHeader, FRAGMENT_LEN, Fragment, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
+    PROTOCOL_TCP, PROTOCOL_UDP, TCP_LEN, UDP_LEN, VNET_LEN, VnetHeader,
 };
 use crate::network::MacAddr;
 
@@ -27,6 +28,9 @@ const HOP_LIMIT: u8 = 64;
 /// Neighbour discovery messages must come with it (RFC 4861).
 pub const NDP_HOP_LIMIT: u8 = 255;
 const DONT_FRAGMENT: u16 = 0x4000;
+const MORE_FRAGMENTS: u16 = 0x2000;
+/// Next-header number of the IPv6 fragment header.
+const PROTOCOL_FRAGMENT: u8 = 44;
 
 /// Both ends of the workspace's Ethernet.
 #[derive(Clone, Copy, Debug)]
@@ -43,10 +47,22 @@ pub struct FrameBuffer {
 
 /// The offload fields of a frame about to be finished.
 struct Offload {
-    /// Where the transport header is, when its checksum is to be finished.
+    /// Where in the transport header its checksum is, when the device is to finish it.
     checksum_at: Option<u16>,
     gso_type: u8,
     gso_size: u16,
+}
+
+impl Offload {
+    const NONE: Self = Self { checksum_at: None, gso_type: 0, gso_size: 0 };
+}
+
+/// What differs between the IP headers of one pair of ends.
+struct IpFields {
+    protocol: u8,
+    hop_limit: u8,
+    /// IPv4 only: IPv6 has a header of its own for it.
+    fragment: Option<Fragment>,
 }
 
 impl Default for FrameBuffer {
@@ -94,7 +110,8 @@ impl FrameBuffer {
             (true, false) => VnetHeader::GSO_TCPV6,
         };
         let offload = Offload { checksum_at: Some(16), gso_type, gso_size: if gso_type == 0 { 0 } else { mss } };
-        self.ip(macs, (src, dst), PROTOCOL_TCP, HOP_LIMIT, at, payload_len, &offload)
+        let ip = IpFields { protocol: PROTOCOL_TCP, hop_limit: HOP_LIMIT, fragment: None };
+        self.ip(macs, (src, dst), ip, at..HEADROOM + payload_len, HEADROOM, &offload)
     }
 
     /// A UDP datagram whose payload is in place.
@@ -115,7 +132,8 @@ impl FrameBuffer {
         let at = HEADROOM - UDP_LEN;
         self.bytes[at..HEADROOM].copy_from_slice(header.as_bytes());
         let offload = Offload { checksum_at: Some(6), gso_type: 0, gso_size: 0 };
-        self.ip(macs, (src, dst), PROTOCOL_UDP, HOP_LIMIT, at, payload_len, &offload)
+        let ip = IpFields { protocol: PROTOCOL_UDP, hop_limit: HOP_LIMIT, fragment: None };
+        self.ip(macs, (src, dst), ip, at..HEADROOM + payload_len, HEADROOM, &offload)
     }
 
     /// An ICMP or ICMPv6 message: its first eight bytes from `header`, the rest already in place as the payload. The
@@ -138,90 +156,117 @@ impl FrameBuffer {
         header.checksum = sum.finish().into();
         let at = HEADROOM - size_of::<IcmpHeader>();
         self.bytes[at..HEADROOM].copy_from_slice(header.as_bytes());
-        let offload = Offload { checksum_at: None, gso_type: 0, gso_size: 0 };
-        self.ip(macs, (src, dst), protocol, hop_limit, at, payload_len, &offload)
+        let ip = IpFields { protocol, hop_limit, fragment: None };
+        self.ip(macs, (src, dst), ip, at..HEADROOM + payload_len, HEADROOM, &Offload::NONE)
     }
 
     /// A frame of another ethertype whose body is in place as the payload.
     pub fn ethernet(&mut self, macs: Macs, ethertype: u16, payload_len: usize) -> &[u8] {
-        let offload = Offload { checksum_at: None, gso_type: 0, gso_size: 0 };
-        self.link(macs, ethertype, HEADROOM, payload_len, VnetHeader::default(), &offload)
+        self.link(macs, ethertype, HEADROOM..HEADROOM + payload_len, VnetHeader::default())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call a packet, each argument a header field of its own")]
+    /// A UDP datagram whose payload is in place, to be sent in fragments: its header with a finished checksum, which
+    /// no device can do for fragments. Returns the length of both.
+    pub fn udp_whole(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> usize {
+        let len = UDP_LEN + payload_len;
+        let mut header = UdpHeader {
+            src_port: src.1.into(),
+            dst_port: dst.1.into(),
+            len: u16::try_from(len).unwrap_or(u16::MAX).into(),
+            checksum: 0.into(),
+        };
+        let sum = Sum::pseudo(src.0, dst.0, PROTOCOL_UDP, len).bytes(header.as_bytes());
+        let sum = sum.bytes(&self.bytes[HEADROOM..HEADROOM + payload_len]).finish();
+        // A sum of zero is sent as its other form: zero means that there is none (RFC 768).
+        header.checksum = if sum == 0 { u16::MAX } else { sum }.into();
+        self.bytes[HEADROOM - UDP_LEN..HEADROOM].copy_from_slice(header.as_bytes());
+        len
+    }
+
+    /// One piece of what [`Self::udp_whole`] prepared. To be called in the order of the pieces: the headers of each
+    /// overwrite the end of the one before.
+    pub fn udp_fragment(&mut self, macs: Macs, ends: (IpAddr, IpAddr), fragment: Fragment, len: usize) -> &[u8] {
+        let start = HEADROOM - UDP_LEN + usize::from(fragment.offset);
+        let (ip, at) = if ends.1.is_ipv4() {
+            (IpFields { protocol: PROTOCOL_UDP, hop_limit: HOP_LIMIT, fragment: Some(fragment) }, start)
+        } else {
+            let [i3, i2, i1, i0] = fragment.id.to_be_bytes();
+            let [o1, o0] = (fragment.offset | u16::from(fragment.more)).to_be_bytes();
+            let at = start - FRAGMENT_LEN;
+            self.bytes[at..start].copy_from_slice(&[PROTOCOL_UDP, 0, o1, o0, i3, i2, i1, i0]);
+            (IpFields { protocol: PROTOCOL_FRAGMENT, hop_limit: HOP_LIMIT, fragment: None }, at)
+        };
+        self.ip(macs, ends, ip, at..start + len, start, &Offload::NONE)
+    }
+
+    /// The IP header in front of `transport`, and the frame around both. `headers_end`: where the payload starts.
     fn ip(
         &mut self,
         macs: Macs,
         (src, dst): (IpAddr, IpAddr),
-        protocol: u8,
-        hop_limit: u8,
-        transport_at: usize,
-        payload_len: usize,
+        fields: IpFields,
+        transport: Range<usize>,
+        headers_end: usize,
         offload: &Offload,
     ) -> &[u8] {
-        let len = HEADROOM - transport_at + payload_len;
+        let len = transport.len();
         let (ethertype, at) = match (src, dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                let (id, flags_offset) = match fields.fragment {
+                    // Fragments of one datagram share 16 bits of the identification.
+                    Some(f) => (f.id.to_be_bytes(), (f.offset >> 3) | if f.more { MORE_FRAGMENTS } else { 0 }),
+                    None => ([0; 4], DONT_FRAGMENT),
+                };
                 let mut header = Ipv4Header {
                     version_ihl: 0x45,
                     tos: 0,
                     total_len: u16::try_from(IPV4_LEN + len).unwrap_or(u16::MAX).into(),
-                    id: 0.into(),
-                    flags_offset: DONT_FRAGMENT.into(),
-                    ttl: hop_limit,
-                    protocol,
+                    id: u16::from_be_bytes([id[2], id[3]]).into(),
+                    flags_offset: flags_offset.into(),
+                    ttl: fields.hop_limit,
+                    protocol: fields.protocol,
                     checksum: 0.into(),
                     src: src.octets(),
                     dst: dst.octets(),
                 };
                 header.checksum = Sum::default().bytes(header.as_bytes()).finish().into();
-                let at = transport_at - IPV4_LEN;
-                self.bytes[at..transport_at].copy_from_slice(header.as_bytes());
+                let at = transport.start - IPV4_LEN;
+                self.bytes[at..transport.start].copy_from_slice(header.as_bytes());
                 (EthernetHeader::IPV4, at)
             }
             (src, dst) => {
                 let header = Ipv6Header {
                     version_class_flow: [0x60, 0, 0, 0],
                     payload_len: u16::try_from(len).unwrap_or(u16::MAX).into(),
-                    next_header: protocol,
-                    hop_limit,
+                    next_header: fields.protocol,
+                    hop_limit: fields.hop_limit,
                     src: octets_v6(src),
                     dst: octets_v6(dst),
                 };
-                let at = transport_at - IPV6_LEN;
-                self.bytes[at..transport_at].copy_from_slice(header.as_bytes());
+                let at = transport.start - IPV6_LEN;
+                self.bytes[at..transport.start].copy_from_slice(header.as_bytes());
                 (EthernetHeader::IPV6, at)
             }
         };
         let mut vnet = VnetHeader::default();
         let frame_start = at - ETHERNET_LEN;
-        vnet.csum_start = u16::try_from(transport_at - frame_start).unwrap_or(0).into();
-        vnet.hdr_len = u16::try_from(HEADROOM - frame_start).unwrap_or(0).into();
-        self.link(macs, ethertype, at, payload_len, vnet, offload)
-    }
-
-    fn link(
-        &mut self,
-        macs: Macs,
-        ethertype: u16,
-        body_at: usize,
-        payload_len: usize,
-        mut vnet: VnetHeader,
-        offload: &Offload,
-    ) -> &[u8] {
         if let Some(offset) = offload.checksum_at {
             vnet.flags = VnetHeader::NEEDS_CSUM;
+            vnet.csum_start = u16::try_from(transport.start - frame_start).unwrap_or(0).into();
             vnet.csum_offset = offset.into();
+            vnet.hdr_len = u16::try_from(headers_end - frame_start).unwrap_or(0).into();
             vnet.gso_type = offload.gso_type;
             vnet.gso_size = offload.gso_size.into();
-        } else {
-            vnet = VnetHeader::default();
         }
+        self.link(macs, ethertype, at..transport.end, vnet)
+    }
+
+    fn link(&mut self, macs: Macs, ethertype: u16, body: Range<usize>, vnet: VnetHeader) -> &[u8] {
         let ethernet = EthernetHeader { dst: macs.guest, src: macs.gateway, ethertype: ethertype.into() };
-        let at = body_at - ETHERNET_LEN;
-        self.bytes[at..body_at].copy_from_slice(ethernet.as_bytes());
+        let at = body.start - ETHERNET_LEN;
+        self.bytes[at..body.start].copy_from_slice(ethernet.as_bytes());
         self.bytes[at - VNET..at].copy_from_slice(vnet.as_bytes());
-        &self.bytes[at - VNET..HEADROOM + payload_len]
+        &self.bytes[at - VNET..body.end]
     }
 }
 

@@ -59,6 +59,39 @@ pub struct IpPacket<'a> {
     pub bytes: &'a [u8],
 }
 
+/// An IP header as the workspace would have sent it, for an ICMP error to quote; checksums are left out, and nothing
+/// reads them there.
+pub fn header_for_quote(src: IpAddr, dst: IpAddr, protocol: u8, payload_len: usize) -> Vec<u8> {
+    let len = |headers: usize| u16::try_from(headers + payload_len).unwrap_or(u16::MAX);
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => Ipv4Header {
+            version_ihl: 0x45,
+            tos: 0,
+            total_len: len(IPV4_LEN).into(),
+            id: 0.into(),
+            flags_offset: 0.into(),
+            ttl: 64,
+            protocol,
+            checksum: 0.into(),
+            src: src.octets(),
+            dst: dst.octets(),
+        }
+        .as_bytes()
+        .to_vec(),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => Ipv6Header {
+            version_class_flow: [0x60, 0, 0, 0],
+            payload_len: len(0).into(),
+            next_header: protocol,
+            hop_limit: 64,
+            src: src.octets(),
+            dst: dst.octets(),
+        }
+        .as_bytes()
+        .to_vec(),
+        _ => Vec::new(),
+    }
+}
+
 /// More extension headers than any sender has reason for.
 const MAX_EXTENSION_HEADERS: usize = 8;
 

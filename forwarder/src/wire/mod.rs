@@ -11,7 +11,7 @@ pub mod transport;
 use zerocopy::byteorder::{native_endian, network_endian};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-pub use build::{FrameBuffer, HEADROOM};
+pub use build::FrameBuffer;
 pub use ip::{Fragment, IpPacket};
 pub use transport::{IcmpEcho, TcpFlags, TcpSegment, UdpDatagram};
 
@@ -22,6 +22,8 @@ pub const VNET_LEN: u8 = 12;
 pub const ETHERNET_LEN: usize = 14;
 pub const IPV4_LEN: usize = 20;
 pub const IPV6_LEN: usize = 40;
+/// The IPv6 fragment header.
+pub const FRAGMENT_LEN: usize = 8;
 pub const TCP_LEN: usize = 20;
 pub const UDP_LEN: usize = 8;
 
