@@ -38,7 +38,7 @@ pub struct Drops {
     pub malformed: u64,
     /// Ethertypes and IP protocols that are not forwarded.
     pub unsupported: u64,
-    /// Pieces of larger packets that were not put together.
+    /// Fragmented packets of protocols that are not put together again.
     pub fragments: u64,
     /// Source addresses that could not be answered, such as multicast.
     pub source: u64,

@@ -6,6 +6,7 @@ use crate::edge::Edge;
 use crate::flow::{FlowId, Kind};
 use crate::gateway::{arp, ndp};
 use crate::icmp::Icmp;
+use crate::reassembly::Reassembly;
 use crate::tcp::{Gather, Tcp};
 use crate::udp::Udp;
 use crate::wire::{
@@ -19,11 +20,12 @@ pub struct Engine {
     tcp: Tcp,
     udp: Udp,
     icmp: Icmp,
+    reassembly: Reassembly,
 }
 
 impl Engine {
     pub fn new() -> Self {
-        Self { tcp: Tcp::new(), udp: Udp::new(), icmp: Icmp::new() }
+        Self { tcp: Tcp::new(), udp: Udp::new(), icmp: Icmp::new(), reassembly: Reassembly::default() }
     }
 
     /// Takes in the frames of one wake.
@@ -69,8 +71,13 @@ impl Engine {
             edge.counters.drops.source += 1;
             return Ok(());
         }
-        if ip.fragment.is_some() {
-            edge.counters.drops.fragments += 1;
+        if let Some(fragment) = ip.fragment {
+            edge.counters.drops.fragments += u64::from(ip.protocol != PROTOCOL_UDP && fragment.offset == 0);
+            let Some(whole) = self.reassembly.fragment_from_tap(edge.now, ip, fragment) else { return Ok(()) };
+            let ip = whole.packet();
+            if ip.protocol == PROTOCOL_UDP {
+                self.udp.datagram_from_tap(edge, &ip, &UdpDatagram::parse(&ip, false)?, None);
+            }
             return Ok(());
         }
         let partial = frame.vnet.is_partial();

@@ -9,6 +9,7 @@ mod gateway;
 mod icmp;
 pub mod network;
 pub mod policy;
+mod reassembly;
 mod sys;
 pub mod tap;
 mod tcp;

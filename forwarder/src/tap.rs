@@ -70,7 +70,12 @@ impl Tap {
         }
         let status = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, status | OFlags::NONBLOCK)?;
-        Ok(Self { fd })
+        Ok(Self::ready(fd))
+    }
+
+    /// A descriptor that is set up already, whose reads and writes are frames.
+    pub(crate) fn ready(fd: OwnedFd) -> Self {
+        Self { fd }
     }
 
     /// Reads one frame with its virtio-net header; None when there is none.

@@ -134,7 +134,7 @@ impl Udp {
             Egress::Denied(_) if is_broadcast => edge.counters.drops.multicast += 1,
             Egress::Denied(_) => {
                 edge.counters.udp.flows.denied += 1;
-                edge.unreachable_to_tap(ip.bytes, Reason::Network);
+                edge.unreachable_to_tap(ip.bytes, Reason::Prohibited);
             }
         }
         None

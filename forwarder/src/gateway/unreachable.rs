@@ -21,6 +21,8 @@ pub enum Reason {
     Host,
     /// ECONNREFUSED, for datagrams.
     Port,
+    /// ENETUNREACH (EACCES over IPv6), for datagrams: sockets ignore [`Self::Network`], as routes come and go.
+    Prohibited,
     /// EMSGSIZE, with the MTU that fits.
     TooBig(u16),
 }
@@ -52,6 +54,7 @@ impl Reason {
             Self::Network => (3, 0, 0),
             Self::Host => (3, 1, 0),
             Self::Port => (3, 3, 0),
+            Self::Prohibited => (3, 9, 0),
             Self::TooBig(mtu) => (3, 4, mtu),
         }
     }
@@ -61,6 +64,7 @@ impl Reason {
             Self::Network => (1, 0, 0),
             Self::Host => (1, 3, 0),
             Self::Port => (1, 4, 0),
+            Self::Prohibited => (1, 1, 0),
             Self::TooBig(mtu) => (2, 0, mtu),
         }
     }
