@@ -12,6 +12,7 @@ use super::confine::Confined;
 use super::workspace::{Order, Report};
 use super::{Active, Plan};
 use crate::channel::{Channel, Received};
+use crate::logging::LogFormat;
 use crate::sys::disposition;
 
 /// What a user that is not root has inside: the network is its own. SYS_ADMIN is not among them: it would open the
@@ -52,7 +53,8 @@ fn arguments(plan: &Plan) -> Vec<CString> {
     let head = [c"sidestep".to_owned(), c"init".to_owned()];
     // A number in hexadecimal has no zero byte.
     let mask = CString::new(format!("--sigmask={:x}", plan.sigmask)).unwrap_or_default();
-    head.into_iter().chain([mask, c"--".to_owned()]).chain(plan.command.iter().cloned()).collect()
+    let json = (plan.log_format == LogFormat::Json).then(|| c"--json".to_owned());
+    head.into_iter().chain(json).chain([mask, c"--".to_owned()]).chain(plan.command.iter().cloned()).collect()
 }
 
 fn environment(plan: &Plan, active: Active) -> anyhow::Result<Vec<CString>> {

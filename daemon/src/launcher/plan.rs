@@ -14,6 +14,7 @@ use super::confine::Confinement;
 use super::id_map::IdMaps;
 use super::resolv_conf::{self, ResolvConf};
 use super::{Choice, Mtu, Settings, host};
+use crate::logging::LogFormat;
 
 pub struct Plan {
     pub network: VirtualNetwork,
@@ -28,6 +29,7 @@ pub struct Plan {
     pub(super) resolv_conf: String,
     pub(super) command: Vec<CString>,
     pub(super) state_dir: CString,
+    pub(super) log_format: LogFormat,
     /// Signal mask the command starts with, as the caller of sidestep had it.
     pub(super) sigmask: u64,
 }
@@ -62,6 +64,7 @@ impl Plan {
             id_maps: IdMaps::plan(settings.keep_id)?,
             command: command.collect::<Result<_, _>>().context("an argument has a zero byte in it")?,
             state_dir: c_string(state_dir.as_os_str())?,
+            log_format: settings.log.format,
             sigmask,
         })
     }
