@@ -45,14 +45,15 @@ pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     handled.thread_block()?;
     let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC)?;
 
-    let state_dir = StateDir::create(settings.state_dir.as_deref())?;
-    let plan = Plan::new(&settings, state_dir.path(), mask_to_bits(&caller_mask))?;
+    let plan = Plan::new(&settings, mask_to_bits(&caller_mask))?;
     let (workspace, made) = launcher::launch(&plan)?;
+    // Only now, just before the supervisor exists, which removes it where a monitor is killed.
+    let state_dir = StateDir::create(settings.state_dir.as_deref())?;
     let workers = Workers::start(&plan, made, settings.log, state_dir.path())?;
     let mut monitor = Monitor { plan, workspace, workers, state_dir };
     monitor.write_state()?;
     tracing::info!("{}", start_line(&monitor.plan, monitor.workers.made()));
-    monitor.workspace.exec()?;
+    monitor.workspace.exec(monitor.state_dir.path())?;
     if let Some(mut ready) = ready {
         // A reader that is gone does not want to know.
         drop(ready.write_all(b"1"));

@@ -171,9 +171,10 @@ fn start<T: Serialize>(kind: Kind, log: LogSettings, config: &T, fds: &[Borrowed
     let (channel, theirs) = Channel::pair().context("cannot make a socket pair")?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("sidestep").arg(kind.name()).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).current_dir("/");
+    // Sent first, so that a supervisor learns what to clear up even where the monitor is killed during the fork.
+    channel.send(&Start { log, config }, fds)?;
     let spawned = spawn::worker(&mut command, kind == Kind::Forwarder).spawn();
     let child = spawned.with_context(|| format!("cannot start the {}", kind.name()))?;
-    channel.send(&Start { log, config }, fds)?;
     Ok(Worker { kind, pid: Pid::from_raw(child.id().cast_signed()), channel })
 }
 
@@ -230,5 +231,9 @@ pub fn receive_start<T: DeserializeOwned>(name: &CStr) -> anyhow::Result<(Starte
 /// In a worker: what to call once it works.
 pub fn ready(channel: &Channel) -> anyhow::Result<impl FnOnce() -> anyhow::Result<()> + use<>> {
     let channel = channel.try_clone()?;
-    Ok(move || channel.send(&READY, &[]))
+    Ok(move || match channel.send(&READY, &[]) {
+        // Without a monitor nobody waits for it, and the worker is about to see its channel's end.
+        Err(_) if channel.is_closed()? => Ok(()),
+        sent => sent,
+    })
 }
