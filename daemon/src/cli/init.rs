@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::init;
+use crate::logging::{self, LogFormat, LogSettings};
 
 /// Started by `sidestep run`.
 #[derive(Debug, Args)]
@@ -14,12 +15,18 @@ pub struct Init {
     #[arg(long, value_name = "HEX", default_value = "0", value_parser = parse_mask)]
     sigmask: u64,
 
+    /// Log lines in JSON
+    #[arg(long)]
+    json: bool,
+
     #[arg(required = true, trailing_var_arg = true)]
     command: Vec<OsString>,
 }
 
 impl Init {
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        let format = if self.json { LogFormat::Json } else { LogFormat::Text };
+        logging::init(LogSettings { format, ..LogSettings::default() });
         init::run(&self.command, init::mask_from_bits(self.sigmask))
     }
 }

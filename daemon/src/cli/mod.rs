@@ -9,8 +9,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::logging::{self, LogSettings};
-
 /// Exit code of a failure of sidestep itself, as env(1) and docker have it.
 pub const FAILURE: u8 = 125;
 
@@ -50,9 +48,6 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Run(run) => run.run(),
         Command::Supervisor => supervisor::run(),
         Command::Forwarder => forwarder::run(),
-        Command::Init(init) => {
-            logging::init(LogSettings::default());
-            init.run()
-        }
+        Command::Init(init) => init.run(),
     }
 }

@@ -1,11 +1,13 @@
 //! `sidestep run`: the entrypoint ahead of a workspace's command.
 
+use std::env;
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use anyhow::bail;
+use clap::{Args, ValueEnum};
 use sidestep_forwarder::network::{Ipv4Subnet, MAX_MTU, MIN_MTU};
 
 use crate::launcher::{Bypass, Choice, Mtu, Settings};
@@ -34,10 +36,10 @@ pub struct Run {
     /// off: everything goes through the TAP. auto (also a bare --bypass): strict mode where the kernel has Landlock's
     /// network rules (ABI 4, Linux 6.7), otherwise the TAP with one warning. require: strict mode or exit code 125.
     /// unconfined: bypass without Landlock's rules, an optimisation and not a boundary: a hostile workspace can reach
-    /// what the policy denies.
-    #[arg(long, value_enum, value_name = "MODE", env = "SIDESTEP_BYPASS", default_value = "off",
-          default_missing_value = "auto", num_args = 0..=1, require_equals = true)]
-    bypass: Bypass,
+    /// what the policy denies. Default: $SIDESTEP_BYPASS, or off where that is unset or empty.
+    #[arg(long, value_enum, value_name = "MODE", default_missing_value = "auto", num_args = 0..=1,
+          require_equals = true)]
+    bypass: Option<Bypass>,
 
     /// MTU of the TAP, 1280 to 65520; auto: that of the device of the host's default route
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_mtu)]
@@ -92,7 +94,10 @@ impl Run {
         let log = LogSettings { level: self.log_level, format: self.log_format };
         logging::init(log);
         monitor::run(Settings {
-            bypass: self.bypass,
+            bypass: match self.bypass {
+                Some(bypass) => bypass,
+                None => bypass_from(&env::var("SIDESTEP_BYPASS").unwrap_or_default())?,
+            },
             mtu: self.mtu,
             cidr: self.cidr,
             ifname: self.ifname,
@@ -105,6 +110,17 @@ impl Run {
             log,
             command: self.command,
         })
+    }
+}
+
+/// SIDESTEP_BYPASS: clap's own handling takes a variable that is set but empty for an error.
+fn bypass_from(value: &str) -> anyhow::Result<Bypass> {
+    if value.is_empty() {
+        return Ok(Bypass::Off);
+    }
+    match Bypass::from_str(value, false) {
+        Ok(bypass) => Ok(bypass),
+        Err(_) => bail!("SIDESTEP_BYPASS={value} is none of off, auto, require, unconfined"),
     }
 }
 
@@ -146,16 +162,23 @@ mod tests {
     #[test]
     fn bypass_modes() {
         let cases = [
-            (&["--", "sh"][..], Bypass::Off),
-            (&["--bypass", "--", "sh"], Bypass::Auto),
-            (&["--bypass", "sh"], Bypass::Auto),
-            (&["--bypass=off", "sh"], Bypass::Off),
-            (&["--bypass=require", "sh"], Bypass::Require),
-            (&["--bypass=unconfined", "sh"], Bypass::Unconfined),
+            (&["--", "sh"][..], None),
+            (&["--bypass", "--", "sh"], Some(Bypass::Auto)),
+            (&["--bypass", "sh"], Some(Bypass::Auto)),
+            (&["--bypass=off", "sh"], Some(Bypass::Off)),
+            (&["--bypass=require", "sh"], Some(Bypass::Require)),
+            (&["--bypass=unconfined", "sh"], Some(Bypass::Unconfined)),
         ];
         for (args, want) in cases {
             let run = parse(args).unwrap();
             assert_eq!((run.bypass, run.command), (want, vec!["sh".into()]), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn bypass_from_the_environment() {
+        for (value, want) in [("", Some(Bypass::Off)), ("require", Some(Bypass::Require)), ("yes", None)] {
+            assert_eq!(bypass_from(value).ok(), want, "{value}");
         }
     }
 

@@ -9,7 +9,7 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use nix::unistd::{Gid, Pid, Uid, User};
 use rustix::thread::CapabilitySet;
 
@@ -146,7 +146,14 @@ fn identity(map: &str) -> Vec<Extent> {
 fn write_map(child: Pid, kind: Kind, extents: &[Extent]) -> anyhow::Result<()> {
     let lines: String = extents.iter().map(|e| format!("{} {} {}\n", e.inside, e.outside, e.count)).collect();
     let path = format!("/proc/{child}/{}_map", kind.word());
-    fs::write(&path, lines).with_context(|| format!("cannot map the workspace's {}s ({path})", kind.word()))
+    let own = Uid::effective().as_raw();
+    fs::write(&path, lines).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM) if own == 0 => anyhow!(
+            "cannot give the workspace its {}s: root needs CAP_SETFCAP for that (docker run --cap-add SETFCAP)",
+            kind.word()
+        ),
+        _ => anyhow!(error).context(format!("cannot give the workspace its {}s ({path})", kind.word())),
+    })
 }
 
 fn run_helper(child: Pid, kind: Kind, extents: &[Extent]) -> anyhow::Result<()> {

@@ -1,12 +1,12 @@
 //! Everything decided on the host before anything is made: checks first, so that a refusal leaves nothing behind.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::CString;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet, MacAddr, VirtualNetwork};
 use sidestep_forwarder::policy::Policy;
 
@@ -14,6 +14,7 @@ use super::confine::Confinement;
 use super::id_map::IdMaps;
 use super::resolv_conf::{self, ResolvConf};
 use super::{Choice, Mtu, Settings, host};
+use crate::logging::LogFormat;
 
 pub struct Plan {
     pub network: VirtualNetwork,
@@ -27,7 +28,7 @@ pub struct Plan {
     /// Text of the workspace's resolv.conf.
     pub(super) resolv_conf: String,
     pub(super) command: Vec<CString>,
-    pub(super) state_dir: CString,
+    pub(super) log_format: LogFormat,
     /// Signal mask the command starts with, as the caller of sidestep had it.
     pub(super) sigmask: u64,
 }
@@ -38,7 +39,7 @@ impl Plan {
         self.pidns != Choice::Off
     }
 
-    pub fn new(settings: &Settings, state_dir: &Path, sigmask: u64) -> anyhow::Result<Self> {
+    pub fn new(settings: &Settings, sigmask: u64) -> anyhow::Result<Self> {
         let network = VirtualNetwork {
             v4: settings.cidr,
             v6: wants_ipv6(settings.ipv6)?.then_some(Ipv6Subnet::DEFAULT),
@@ -61,7 +62,7 @@ impl Plan {
             pidns: settings.pidns,
             id_maps: IdMaps::plan(settings.keep_id)?,
             command: command.collect::<Result<_, _>>().context("an argument has a zero byte in it")?,
-            state_dir: c_string(state_dir.as_os_str())?,
+            log_format: settings.log.format,
             sigmask,
         })
     }
@@ -83,11 +84,4 @@ fn wants_ipv6(choice: Choice) -> anyhow::Result<bool> {
 fn mac(cidr: Ipv4Subnet, role: fn(Ipv4Subnet) -> std::net::Ipv4Addr) -> MacAddr {
     let [a, b, c, d] = role(cidr).octets();
     [0x52, 0x55, a, b, c, d]
-}
-
-fn c_string(text: &OsStr) -> anyhow::Result<CString> {
-    match CString::new(text.as_bytes()) {
-        Ok(text) => Ok(text),
-        Err(_) => bail!("a path has a zero byte in it"),
-    }
 }

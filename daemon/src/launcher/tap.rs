@@ -13,7 +13,6 @@ use sidestep_forwarder::network::{Ipv6Subnet, VirtualNetwork};
 
 use super::namespaces::Namespaces;
 use super::needs;
-use crate::sys;
 
 /// The loopback device has this index in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -30,7 +29,7 @@ pub struct Networked {
 pub struct TapRefused(pub io::Error);
 
 pub fn bring_up(namespaces: Namespaces, network: &VirtualNetwork, ifname: &str) -> anyhow::Result<Networked> {
-    let tap = sys::tap::open(ifname).map_err(TapRefused)?;
+    let tap = sidestep_forwarder::tap::open(ifname).map_err(TapRefused)?.into_fd();
     let ifindex = nix::net::if_::if_nametoindex(ifname).context("the TAP has no index")?;
     set_sysctls(network, ifname);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;

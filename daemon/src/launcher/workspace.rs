@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -26,7 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
     MapsWritten,
-    Exec,
+    /// With the value of SIDESTEP_STATE_DIR.
+    Exec {
+        state_dir: PathBuf,
+    },
 }
 
 /// Child → monitor.
@@ -145,8 +149,8 @@ impl Workspace {
     }
 
     /// Lets the child execute `sidestep init` and returns once it has: its end of the channel closes with the exec.
-    pub fn exec(&self) -> anyhow::Result<()> {
-        self.channel.send(&Order::Exec, &[])?;
+    pub fn exec(&self, state_dir: &Path) -> anyhow::Result<()> {
+        self.channel.send(&Order::Exec { state_dir: state_dir.to_owned() }, &[])?;
         match self.channel.receive::<Report>(Some(PATIENCE))? {
             Received::Closed => Ok(()),
             Received::Message(Report::Failed(reason), _) => bail!(reason),

@@ -27,6 +27,14 @@ use state_dir::{State, StateDir};
 use terminal::Terminal;
 use worker::Workers;
 
+/// A running workspace, seen from outside.
+struct Monitor {
+    plan: Plan,
+    workspace: Workspace,
+    workers: Workers,
+    state_dir: StateDir,
+}
+
 /// Makes the workspace, runs the command in it and gives the command's exit code.
 pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let ready = settings.ready_fd.map(ready_fd::take).transpose()?;
@@ -37,88 +45,97 @@ pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     handled.thread_block()?;
     let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC)?;
 
+    let plan = Plan::new(&settings, mask_to_bits(&caller_mask))?;
+    let (workspace, made) = launcher::launch(&plan)?;
+    // Only now, just before the supervisor exists, which removes it where a monitor is killed.
     let state_dir = StateDir::create(settings.state_dir.as_deref())?;
-    let plan = Plan::new(&settings, state_dir.path(), mask_to_bits(&caller_mask))?;
-    let (mut workspace, made) = launcher::launch(&plan)?;
-    let mut workers = Workers::start(&plan, made, settings.log, state_dir.path())?;
-    state_dir.write(&state(&plan, &workspace, &workers))?;
-    tracing::info!("{}", start_line(&plan, workers.made()));
-    workspace.exec()?;
+    let workers = Workers::start(&plan, made, settings.log, state_dir.path())?;
+    let mut monitor = Monitor { plan, workspace, workers, state_dir };
+    monitor.write_state()?;
+    tracing::info!("{}", start_line(&monitor.plan, monitor.workers.made()));
+    monitor.workspace.exec(monitor.state_dir.path())?;
     if let Some(mut ready) = ready {
         // A reader that is gone does not want to know.
         drop(ready.write_all(b"1"));
     }
-
     descriptors::release_standard()?;
 
-    let code = supervise(&signals, &mut workspace, &mut workers);
-    workers.stop();
+    let code = monitor.supervise(&signals);
+    // In this order: nobody waits for an answer when the supervisor goes, and the shell in it is gone when its terminal
+    // is taken back.
+    drop(monitor.workspace);
+    monitor.workers.stop();
     terminal.take_back();
     Ok(ExitCode::from(code?))
 }
 
-/// Until the workspace's init ends; gives its code.
-fn supervise(signals: &SignalFd, workspace: &mut Workspace, workers: &mut Workers) -> anyhow::Result<u8> {
-    let session_leader = getsid(None)? == getpid();
-    loop {
-        let received = match signals.read_signal() {
-            Ok(Some(received)) => received,
-            Ok(None) | Err(Errno::EINTR) => continue,
-            Err(error) => return Err(error).context("cannot read signals"),
-        };
-        match signals::decode(&received) {
-            Some((Signal::SIGCHLD, _)) => {
-                if let Some(code) = reap(workspace, workers)? {
-                    return Ok(code);
+impl Monitor {
+    /// Until the workspace's init ends; gives its code.
+    fn supervise(&mut self, signals: &SignalFd) -> anyhow::Result<u8> {
+        let session_leader = getsid(None)? == getpid();
+        loop {
+            let received = match signals.read_signal() {
+                Ok(Some(received)) => received,
+                Ok(None) | Err(Errno::EINTR) => continue,
+                Err(error) => return Err(error).context("cannot read signals"),
+            };
+            match signals::decode(&received) {
+                Some((Signal::SIGCHLD, _)) => {
+                    if let Some(code) = self.reap()? {
+                        return Ok(code);
+                    }
                 }
+                // A terminal that hangs up tells its session's leader and the foreground group, which may be another.
+                Some((signal @ Signal::SIGHUP, _)) if session_leader => self.hand_on(signal),
+                Some((signal, Origin::Process)) => self.hand_on(signal),
+                Some((_, Origin::Kernel)) | None => {}
             }
-            // A terminal that hangs up tells its session's leader and the foreground group, which may be another.
-            Some((signal @ Signal::SIGHUP, _)) if session_leader => hand_on(workspace, signal),
-            Some((signal, Origin::Process)) => hand_on(workspace, signal),
-            Some((_, Origin::Kernel)) | None => {}
         }
     }
-}
 
-/// An init that has just ended needs no signal.
-fn hand_on(workspace: &Workspace, signal: Signal) {
-    let _ = kill(workspace.pid(), signal);
-}
-
-fn reap(workspace: &mut Workspace, workers: &mut Workers) -> anyhow::Result<Option<u8>> {
-    loop {
-        let status = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(None),
-            Err(Errno::EINTR) => continue,
-            other => other.context("cannot wait for the workspace")?,
-        };
-        let Some(pid) = status.pid() else { continue };
-        if pid == workspace.pid() {
-            workspace.waited_for();
-            if let WaitStatus::Signaled(_, signal, _) = status {
-                // Init gives the command's end as a code: this is its own.
-                tracing::error!("the workspace's init was ended by {signal}, and the workspace with it");
-            }
-            return exit_code(status).context("the workspace ended without a code").map(Some);
-        }
-        workers.ended(pid, status)?;
+    /// An init that has just ended needs no signal.
+    fn hand_on(&self, signal: Signal) {
+        let _ = kill(self.workspace.pid(), signal);
     }
-}
 
-fn state<'a>(plan: &'a Plan, workspace: &Workspace, workers: &Workers) -> State<'a> {
-    let made = workers.made();
-    State {
-        version: env!("CARGO_PKG_VERSION"),
-        monitor: getpid().as_raw(),
-        init: workspace.pid().as_raw(),
-        supervisor: workers.supervisor().as_raw(),
-        forwarder: workers.forwarder().as_raw(),
-        bypass: made.active,
-        landlock_abi: plan.confinement.landlock_abi,
-        pid_namespace: made.pid_namespace,
-        ifname: &plan.ifname,
-        network: &plan.network,
-        policy: &plan.policy,
+    /// Reaps what has ended, and starts workers again; Some(code) when the workspace is among it.
+    fn reap(&mut self) -> anyhow::Result<Option<u8>> {
+        loop {
+            let status = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(None),
+                Err(Errno::EINTR) => continue,
+                other => other.context("cannot wait for the workspace")?,
+            };
+            let Some(pid) = status.pid() else { continue };
+            if pid == self.workspace.pid() {
+                self.workspace.waited_for();
+                if let WaitStatus::Signaled(_, signal, _) = status {
+                    // Init gives the command's end as a code: this is its own.
+                    tracing::error!("the workspace's init was ended by {signal}, and the workspace with it");
+                }
+                return exit_code(status).context("the workspace ended without a code").map(Some);
+            }
+            if self.workers.ended(pid, status)? {
+                self.write_state()?;
+            }
+        }
+    }
+
+    fn write_state(&self) -> anyhow::Result<()> {
+        let made = self.workers.made();
+        self.state_dir.write(&State {
+            version: env!("CARGO_PKG_VERSION"),
+            monitor: getpid().as_raw(),
+            init: self.workspace.pid().as_raw(),
+            supervisor: self.workers.supervisor().as_raw(),
+            forwarder: self.workers.forwarder().as_raw(),
+            bypass: made.active,
+            landlock_abi: self.plan.confinement.landlock_abi,
+            pid_namespace: made.pid_namespace,
+            ifname: &self.plan.ifname,
+            network: &self.plan.network,
+            policy: &self.plan.policy,
+        })
     }
 }
 

@@ -33,9 +33,12 @@ pub fn handled() -> SigSet {
 
 pub fn decode(received: &libc::signalfd_siginfo) -> Option<(Signal, Origin)> {
     let signal = Signal::try_from(received.ssi_signo.cast_signed()).ok()?;
-    // si_code is positive for what the kernel sends and 0 or negative for what a process sends (sigaction(2)).
-    let origin = if received.ssi_code > 0 { Origin::Kernel } else { Origin::Process };
-    Some((signal, origin))
+    Some((signal, origin(received.ssi_code)))
+}
+
+/// si_code is positive for what the kernel sends and 0 or negative for what a process sends (sigaction(2)).
+fn origin(code: libc::c_int) -> Origin {
+    if code > 0 { Origin::Kernel } else { Origin::Process }
 }
 
 #[cfg(test)]
@@ -52,11 +55,7 @@ mod tests {
             (libc::CLD_EXITED, Origin::Kernel),
         ];
         for (code, origin) in cases {
-            // SAFETY: made of integers only, so that all zero is a value of it.
-            let mut received: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
-            received.ssi_signo = libc::SIGTERM.cast_unsigned();
-            received.ssi_code = code;
-            assert_eq!(decode(&received), Some((Signal::SIGTERM, origin)), "{code}");
+            assert_eq!(super::origin(code), origin, "{code}");
         }
     }
 }

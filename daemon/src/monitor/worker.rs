@@ -9,14 +9,14 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::signals;
 use crate::channel::{Channel, Received};
 use crate::launcher::{Active, Made, Plan};
 use crate::logging::{self, LogSettings};
@@ -118,10 +118,10 @@ impl Workers {
         self.forwarder.pid
     }
 
-    /// A child of ours has been reaped: a worker is started again, with the same descriptors.
-    pub fn ended(&mut self, pid: Pid, status: WaitStatus) -> anyhow::Result<()> {
+    /// A child of ours has been reaped. A worker is started again, with the same descriptors: then true.
+    pub fn ended(&mut self, pid: Pid, status: WaitStatus) -> anyhow::Result<bool> {
         let kind = [&self.supervisor, &self.forwarder].into_iter().find(|worker| worker.pid == pid).map(|w| w.kind);
-        let Some(kind) = kind else { return Ok(()) };
+        let Some(kind) = kind else { return Ok(false) };
         let how = match status {
             WaitStatus::Signaled(_, signal, _) => signal.to_string(),
             WaitStatus::Exited(_, code) => format!("exit code {code}"),
@@ -140,7 +140,7 @@ impl Workers {
                 self.forwarder = start(kind, self.log, &self.forwarder_config, &[self.made.tap.as_fd()])?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Closes their channels, and everything we hold for them, and waits for their end.
@@ -171,9 +171,10 @@ fn start<T: Serialize>(kind: Kind, log: LogSettings, config: &T, fds: &[Borrowed
     let (channel, theirs) = Channel::pair().context("cannot make a socket pair")?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("sidestep").arg(kind.name()).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).current_dir("/");
+    // Sent first, so that a supervisor learns what to clear up even where the monitor is killed during the fork.
+    channel.send(&Start { log, config }, fds)?;
     let spawned = spawn::worker(&mut command, kind == Kind::Forwarder).spawn();
     let child = spawned.with_context(|| format!("cannot start the {}", kind.name()))?;
-    channel.send(&Start { log, config }, fds)?;
     Ok(Worker { kind, pid: Pid::from_raw(child.id().cast_signed()), channel })
 }
 
@@ -208,7 +209,8 @@ impl Worker {
     }
 }
 
-/// In a worker, first of all: takes its name and signals, receives its start from standard input, sets up logging.
+/// In a worker, first of all: takes its name, signals and as many descriptors as it may have, receives its start from
+/// standard input, sets up logging.
 pub fn receive_start<T: DeserializeOwned>(name: &CStr) -> anyhow::Result<(Started<T>, Vec<OwnedFd>)> {
     rustix::thread::set_name(name)?;
     let channel = Channel::from(std::io::stdin().as_fd().try_clone_to_owned()?);
@@ -216,12 +218,22 @@ pub fn receive_start<T: DeserializeOwned>(name: &CStr) -> anyhow::Result<(Starte
         bail!("started by hand: `sidestep run` starts this command");
     };
     logging::init(start.log);
-    signals::handled().thread_unblock()?;
+    // The other signals stay blocked: a worker's life is the channel's. Who stops a whole group (systemd does) ends the
+    // command by it, and the workers go with the workspace.
+    let mut children = SigSet::empty();
+    children.add(Signal::SIGCHLD);
+    children.thread_unblock()?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     Ok((Started { config: start.config, channel }, fds))
 }
 
 /// In a worker: what to call once it works.
 pub fn ready(channel: &Channel) -> anyhow::Result<impl FnOnce() -> anyhow::Result<()> + use<>> {
     let channel = channel.try_clone()?;
-    Ok(move || channel.send(&READY, &[]))
+    Ok(move || match channel.send(&READY, &[]) {
+        // Without a monitor nobody waits for it, and the worker is about to see its channel's end.
+        Err(_) if channel.is_closed()? => Ok(()),
+        sent => sent,
+    })
 }

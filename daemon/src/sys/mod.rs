@@ -14,5 +14,4 @@ pub mod ready_fd;
 pub mod shared_memory;
 pub mod socket;
 pub mod spawn;
-pub mod tap;
 pub mod thread;

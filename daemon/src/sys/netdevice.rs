@@ -19,7 +19,7 @@ pub fn mtu(name: &str) -> io::Result<u32> {
 }
 
 /// An ifreq naming a device: at most 15 bytes and a terminating zero.
-pub(super) fn request(name: &str) -> io::Result<libc::ifreq> {
+fn request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: ifreq is made of integers and arrays of them: all zero is a value of it.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.is_empty() || name.len() >= request.ifr_name.len() {

@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getppid, setsid};
 
 use super::{descriptors, disposition};
+use crate::cli::FAILURE;
 
 /// A worker runs in a session of its own (^C and ^Z go to the terminal's group) and takes no descriptor along but its
 /// standard ones. With `die_with_parent` it does not outlive the monitor.
@@ -19,7 +20,8 @@ pub fn worker(command: &mut Command, die_with_parent: bool) -> &mut Command {
         if die_with_parent {
             set_pdeathsig(Signal::SIGKILL)?;
             if getppid() != parent {
-                return Err(io::ErrorKind::BrokenPipe.into());
+                // SAFETY: _exit ends the process without running anything of it. There is no parent to report to.
+                unsafe { libc::_exit(FAILURE.into()) };
             }
         }
         descriptors::close_on_exec_from_3()
