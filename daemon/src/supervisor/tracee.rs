@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use dashmap::DashMap;
+use rustix::fs::{Mode, OFlags};
 
 use crate::sys::pidfd;
 
@@ -98,10 +99,17 @@ pub fn read_address(tid: u32, pointer: u64, length: i32) -> Result<RawAddress, T
 }
 
 /// Whether the tracee's descriptor is close-on-exec: a property of the number, which a copy does not show.
+///
+/// On the way of every bypassed connect: one read, of which the second line (proc_pid_fdinfo(5)) is all that matters.
 pub fn is_close_on_exec(tid: u32, number: TraceeFd) -> io::Result<bool> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{}", number.0))?;
+    let path = format!("/proc/{tid}/fdinfo/{}", number.0);
+    let fdinfo = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut start = [0; 64];
+    let length = rustix::io::read(&fdinfo, &mut start)?;
+    let text = start.get(..length).and_then(|bytes| std::str::from_utf8(bytes).ok());
     let flags = text
-        .lines()
+        .into_iter()
+        .flat_map(str::lines)
         .find_map(|line| line.strip_prefix("flags:"))
         .and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok())
         .ok_or_else(|| io::Error::other("fdinfo without flags"))?;
