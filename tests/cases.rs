@@ -24,11 +24,20 @@ pub const EVERY_WAY: &[Way] = &[
     way(Path::Tap, Caller::Root),
     way(Path::Bypass, Caller::Root),
 ];
+/// Every way, and on the host without sidestep: such a case describes Linux, and shows that the lab is sound.
+pub const EVERYWHERE: &[Way] = &[
+    way(Path::Host, Caller::User),
+    way(Path::Tap, Caller::User),
+    way(Path::Bypass, Caller::User),
+    way(Path::Tap, Caller::Root),
+    way(Path::Bypass, Caller::Root),
+];
 pub const BOTH_PATHS: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Bypass, Caller::User)];
+/// Where the lab has to be changed under sidestep in ways that only its root may.
+pub const BOTH_PATHS_AS_ROOT: &[Way] = &[way(Path::Tap, Caller::Root), way(Path::Bypass, Caller::Root)];
 pub const BYPASS: &[Way] = &[way(Path::Bypass, Caller::User), way(Path::Bypass, Caller::Root)];
-pub const TAP: &[Way] = &[way(Path::Tap, Caller::User)];
-/// On the host, without sidestep: the lab tests itself.
 pub const HOST: &[Way] = &[way(Path::Host, Caller::User), way(Path::Host, Caller::Root)];
+pub const USER: &[Way] = &[way(Path::Tap, Caller::User)];
 
 /// A table of cases; a test's name is its module's and its function's.
 ///

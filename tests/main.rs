@@ -12,9 +12,19 @@
 // A test fails by panicking, or by returning the error.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod attacks;
 mod cases;
+mod crash;
+mod datagrams;
+mod harness;
+mod isolation;
 mod lab;
-mod plain;
+mod names;
+mod programs;
+mod routes;
+mod run;
+mod signals;
+mod tcp;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +39,19 @@ fn main() -> anyhow::Result<ExitCode> {
         return Ok(code);
     }
     let arguments = Arguments::from_args();
-    let trials = [plain::CASES].into_iter().flatten().flat_map(cases::Case::trials).collect();
+    let modules = [
+        harness::CASES,
+        run::CASES,
+        tcp::CASES,
+        names::CASES,
+        datagrams::CASES,
+        programs::CASES,
+        isolation::CASES,
+        routes::CASES,
+        signals::CASES,
+        crash::CASES,
+        attacks::CASES,
+    ];
+    let trials = modules.into_iter().flatten().flat_map(cases::Case::trials).collect();
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }

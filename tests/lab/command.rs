@@ -71,7 +71,11 @@ impl Program {
     pub fn new<A: AsRef<OsStr>>(argv: impl IntoIterator<Item = A>) -> Self {
         Self {
             argv: argv.into_iter().map(|arg| arg.as_ref().to_owned()).collect(),
-            env: vec![("PATH".into(), PATH.into()), ("LC_ALL".into(), "C.UTF-8".into()), ("HOME".into(), "/tmp".into())],
+            env: vec![
+                ("PATH".into(), PATH.into()),
+                ("LC_ALL".into(), "C.UTF-8".into()),
+                ("HOME".into(), "/tmp".into()),
+            ],
             uid: None,
             stdin: String::new(),
             deadline: DEADLINE,
@@ -121,7 +125,8 @@ impl Program {
         let mut command = self.command();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = netns.spawn(&mut command).with_context(|| format!("cannot start `{}`", self.line()))?;
-        let output = Arc::new(Output { text: Mutex::new(Streams { open: 2, ..Streams::default() }), grown: Condvar::new() });
+        let output =
+            Arc::new(Output { text: Mutex::new(Streams { open: 2, ..Streams::default() }), grown: Condvar::new() });
         if let Some(out) = child.stdout.take() {
             collect(out, output.clone(), |streams| &mut streams.out);
         }
@@ -205,14 +210,6 @@ impl Running {
         }
     }
 
-    /// Waits until its standard error contains `text`.
-    pub fn says(&mut self, text: &str) -> Result<()> {
-        let deadline = self.deadline;
-        let found = self.wait_for(deadline, |streams| String::from_utf8_lossy(&streams.err).contains(text).then_some(()))?;
-        ensure!(found.is_some(), "no {text:?} on standard error of {}", self.so_far());
-        Ok(())
-    }
-
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.streams().err).into_owned()
     }
@@ -264,8 +261,7 @@ impl Running {
                 drop(streams);
                 return Ok(None);
             }
-            (streams, _) =
-                self.output.grown.wait_timeout(streams, left).unwrap_or_else(PoisonError::into_inner);
+            (streams, _) = self.output.grown.wait_timeout(streams, left).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

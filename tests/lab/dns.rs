@@ -26,7 +26,8 @@ const UDP_LIMIT: usize = 512;
 
 /// Serves port 53 of `addr` until the process ends.
 pub fn serve(netns: &Netns, addr: IpAddr) -> Result<()> {
-    let sockets = netns.within(|| Ok::<_, std::io::Error>((UdpSocket::bind((addr, 53))?, TcpListener::bind((addr, 53))?)));
+    let sockets =
+        netns.within(|| Ok::<_, std::io::Error>((UdpSocket::bind((addr, 53))?, TcpListener::bind((addr, 53))?)));
     let (udp, tcp) = sockets.with_context(|| format!("serve DNS at {addr}"))?;
     thread::spawn(move || {
         let mut query = [0; 4096];

@@ -34,10 +34,8 @@ pub const UNREACHABLE: [(IpAddr, &str); 2] = [
     (IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 9)), "ENETUNREACH"),
 ];
 /// Nothing ever comes back from these.
-pub const BLACK_HOLE: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 9)),
-];
+pub const BLACK_HOLE: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 9))];
 /// The remote in both families.
 pub const REMOTE: [IpAddr; 2] = [IpAddr::V4(REMOTE_V4), IpAddr::V6(REMOTE_V6)];
 

@@ -28,9 +28,7 @@ impl Netns {
 
     /// Runs `work` on a thread inside: sockets it makes and processes it starts belong to this namespace for good.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let entered = || {
-            setns(&self.file, CloneFlags::CLONE_NEWNET).map(|()| work())
-        };
+        let entered = || setns(&self.file, CloneFlags::CLONE_NEWNET).map(|()| work());
         match thread::scope(|scope| join(scope.spawn(entered).join())) {
             Ok(value) => value,
             Err(errno) => panic!("cannot enter a network namespace of the lab: {errno}"),

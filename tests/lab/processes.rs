@@ -42,12 +42,16 @@ impl Tree {
         }
         let own = namespaces_of("self");
         Ok(Self {
-            namespaces: pids.iter().flat_map(|pid| namespaces_of(&pid.to_string())).filter(|ns| !own.contains(ns)).collect(),
+            namespaces: pids
+                .iter()
+                .flat_map(|pid| namespaces_of(&pid.to_string()))
+                .filter(|ns| !own.contains(ns))
+                .collect(),
             processes: pids.iter().filter_map(|&pid| process(pid)).collect(),
         })
     }
 
-    /// The one process whose command line contains `word` as its own second word (`sidestep supervisor`).
+    /// The one process whose command line has `word` second (`sidestep supervisor`).
     pub fn worker(&self, word: &str) -> Result<&Process> {
         let mut found = self.processes.iter().filter(|process| process.command.split(' ').nth(1) == Some(word));
         match (found.next(), found.next()) {
@@ -57,17 +61,15 @@ impl Tree {
         }
     }
 
-    /// Waits until none of these processes and none of their namespaces exists.
-    ///
-    /// `kept` are namespaces that outlive the tree by the test's own doing, such as the lab's.
-    pub fn is_gone(&self, within: Duration, kept: &[String]) -> Result<()> {
+    /// Waits until none of these processes runs and nothing else is in their namespaces.
+    pub fn is_gone(&self, within: Duration) -> Result<()> {
         let gone = poll("everything is gone", within, || {
             let processes = self.alive();
-            let spaces = self.namespaces_in_use(kept)?;
+            let spaces = self.namespaces_in_use()?;
             Ok((processes.is_empty() && spaces.is_empty()).then_some(()))
         });
         gone.with_context(|| {
-            format!("left behind: {:#?}, namespaces {:?}", self.alive(), self.namespaces_in_use(kept).unwrap_or_default())
+            format!("left behind: {:#?}, namespaces {:?}", self.alive(), self.namespaces_in_use().unwrap_or_default())
         })
     }
 
@@ -75,12 +77,12 @@ impl Tree {
         self.processes.iter().filter(|&known| process(known.pid).as_ref() == Some(known)).collect()
     }
 
-    fn namespaces_in_use(&self, kept: &[String]) -> Result<Vec<String>> {
+    fn namespaces_in_use(&self) -> Result<Vec<String>> {
         let pids = pids_of_the_world()?;
         // A zombie that nobody waited for yet still shows its user namespace; it is the waiter's, not left behind.
         let running = pids.into_iter().filter_map(process);
         let used: BTreeSet<String> = running.flat_map(|process| namespaces_of(&process.pid.to_string())).collect();
-        Ok(self.namespaces.intersection(&used).filter(|ns| !kept.contains(ns)).cloned().collect())
+        Ok(self.namespaces.intersection(&used).cloned().collect())
     }
 }
 

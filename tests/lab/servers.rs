@@ -23,16 +23,21 @@ pub struct TcpServer {
 
 impl TcpServer {
     /// Serves each connection with `serve`, on a thread of its own; port 0 for any.
-    pub fn start(netns: &Netns, addr: (IpAddr, u16), serve: fn(TcpStream) -> std::io::Result<()>) -> Result<Self> {
+    pub fn start<S>(netns: &Netns, addr: (IpAddr, u16), serve: S) -> Result<Self>
+    where
+        S: Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+    {
         let listener =
             netns.within(|| TcpListener::bind(addr)).with_context(|| format!("listen at {}:{}", addr.0, addr.1))?;
         let addr = listener.local_addr()?;
         let accepted = Arc::new(AtomicUsize::new(0));
         let count = accepted.clone();
+        let serve = Arc::new(serve);
         thread::spawn(move || {
             for stream in listener.incoming() {
                 count.fetch_add(1, Ordering::SeqCst);
                 let Ok(stream) = stream else { continue };
+                let serve = serve.clone();
                 // A client that goes away ends its connection and nothing else.
                 thread::spawn(move || drop(serve(stream)));
             }
@@ -141,9 +146,8 @@ pub fn closed_port(netns: &Netns, addr: IpAddr) -> Result<SocketAddr> {
 /// An iperf3 server on the given port, ready.
 pub fn iperf3(netns: &Netns, port: u16) -> Result<Running> {
     let port = port.to_string();
-    let mut server = Program::new(["iperf3", "--server", "--forceflush", "--port", &port])
-        .deadline(DEADLINE * 100)
-        .start(netns)?;
+    let mut server =
+        Program::new(["iperf3", "--server", "--forceflush", "--port", &port]).deadline(DEADLINE * 100).start(netns)?;
     server.line_with("Server listening")?;
     Ok(server)
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
+use nix::unistd::Pid;
 
 use super::command::Program;
 use super::netns::Netns;
@@ -31,7 +33,10 @@ impl Terminal {
         let pty = openpty(None, None).context("make a terminal")?;
         let mut command = program.behind(["setsid", "--ctty"]).env("TERM", "dumb").command();
         let slave = File::from(pty.slave);
-        command.stdin(Stdio::from(slave.try_clone()?)).stdout(Stdio::from(slave.try_clone()?)).stderr(Stdio::from(slave));
+        command
+            .stdin(Stdio::from(slave.try_clone()?))
+            .stdout(Stdio::from(slave.try_clone()?))
+            .stderr(Stdio::from(slave));
         let child = netns.spawn(&mut command).context("cannot start setsid")?;
         drop(command);
         Ok(Self { master: File::from(pty.master), child, screen: String::new(), passed: 0 })
@@ -54,6 +59,43 @@ impl Terminal {
                 bail!("{text:?} did not appear; the screen since then:\n{}", &self.screen[self.passed..]);
             }
         }
+    }
+
+    /// Types `keys` over and over until `text` appears.
+    pub fn type_until(&mut self, keys: &str, text: &str) -> Result<()> {
+        super::poll("the keys have an effect", Duration::from_secs(20), || {
+            self.type_keys(keys)?;
+            self.read(Duration::from_millis(50))?;
+            Ok(self.screen[self.passed..].contains(text).then_some(()))
+        })
+        .with_context(|| format!("{text:?} did not appear; the screen:\n{}", self.screen))
+    }
+
+    pub fn screen(&self) -> &str {
+        &self.screen
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Takes the terminal away.
+    pub fn hang_up(mut self) -> Result<()> {
+        let other = File::open("/dev/null")?;
+        drop(std::mem::replace(&mut self.master, other));
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Exit code of the program, as a shell tells it.
+    pub fn exit_code(&mut self) -> Result<i32> {
+        let status = super::poll("the program on the terminal ends", Duration::from_secs(20), || {
+            // Emptied meanwhile: a full terminal would stop the program.
+            self.read(Duration::ZERO)?;
+            Ok(self.child.try_wait()?)
+        });
+        let status = status.with_context(|| format!("the screen:\n{}", self.screen))?;
+        Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
     }
 
     /// Reads what is there within `timeout`; false if there was nothing, or the terminal hung up.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::Lab;
 use super::command::{DEADLINE, Finished, Program, Running};
@@ -67,21 +67,9 @@ impl Workspace {
         self.way.path == Path::Bypass
     }
 
-    /// `sidestep run ... -- argv`, or argv itself on the host.
+    /// `sidestep run ... -- argv` as the caller, or argv itself on the host.
     pub fn program<A: AsRef<OsStr>>(&self, argv: impl IntoIterator<Item = A>) -> Program {
-        let mut line = Vec::new();
-        if self.way.path != Path::Host {
-            line.extend([SIDESTEP.to_owned(), "run".to_owned()]);
-            line.extend(self.flags.iter().cloned());
-            if self.bypasses() && !self.flags.iter().any(|flag| flag.starts_with("--bypass")) {
-                line.push("--bypass=require".to_owned());
-            }
-            if let Ok(level) = std::env::var("LAB_LOG") {
-                line.push(format!("--log-level={level}"));
-            }
-            line.push("--".to_owned());
-        }
-        let mut program = self.way.caller.program(line);
+        let mut program = self.way.caller.program(self.prefix());
         for arg in argv {
             program = program.arg(arg);
         }
@@ -89,6 +77,34 @@ impl Workspace {
             program = program.env(name, value);
         }
         program.deadline(self.deadline)
+    }
+
+    /// The words that put a command into a workspace: nothing on the host.
+    pub fn prefix(&self) -> Vec<String> {
+        if self.way.path == Path::Host {
+            return Vec::new();
+        }
+        let mut words = vec![SIDESTEP.to_owned(), "run".to_owned()];
+        words.extend(self.flags.iter().cloned());
+        let chosen = self.flags.iter().any(|flag| flag.starts_with("--bypass"));
+        if self.bypasses() && !chosen && !self.env.iter().any(|(name, _)| name == "SIDESTEP_BYPASS") {
+            words.push("--bypass=require".to_owned());
+        }
+        if let Ok(level) = std::env::var("LAB_LOG") {
+            words.push(format!("--log-level={level}"));
+        }
+        words.push("--".to_owned());
+        words
+    }
+
+    /// A shell of the caller's, on the host.
+    pub fn shell(&self, script: &str) -> Program {
+        self.outside(["bash", "--norc", "-c"]).arg(script)
+    }
+
+    /// A program of the caller's, on the host.
+    pub fn outside(&self, argv: impl IntoIterator<Item = &'static str>) -> Program {
+        self.way.caller.program(argv.into_iter().map(str::to_owned).collect()).deadline(self.deadline)
     }
 
     pub fn run<A: AsRef<OsStr>>(&self, argv: impl IntoIterator<Item = A>) -> Result<Finished> {
@@ -111,6 +127,24 @@ impl Workspace {
 
     pub fn start_python(&self, code: &str) -> Result<Running> {
         self.start(["/usr/bin/python3", "-c", &format!("{IMPORT}\n{code}")])
+    }
+
+    /// Runs a shell script inside that moves at least `bytes` over TCP; fails unless they took this workspace's path.
+    pub fn carries(&self, bytes: u64, script: &str) -> Result<Finished> {
+        let counted = format!(
+            "{script}\nstatus=$?\nawk '/tap0:/ {{ print \"tap0 carried\", $2 + $10 }}' /proc/net/dev\nexit $status"
+        );
+        let done = self.sh(&counted)?.succeeded()?;
+        let carried =
+            done.stdout.lines().rev().find_map(|line| line.strip_prefix("tap0 carried ")?.parse::<u64>().ok());
+        match (self.way.path, carried) {
+            (Path::Host, _) => {}
+            (Path::Tap, Some(carried)) => ensure!(carried >= bytes, "not through the TAP: {done}"),
+            // DNS, neighbours and router solicitations go over the TAP in any case.
+            (Path::Bypass, Some(carried)) => ensure!(carried < bytes / 2, "through the TAP: {done}"),
+            (_, None) => bail!("no tap0 in /proc/net/dev: {done}"),
+        }
+        Ok(done)
     }
 
     /// Fails unless a connection to `server` takes this workspace's path: past the TAP with the bypass, and only then.

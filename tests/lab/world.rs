@@ -57,11 +57,7 @@ pub fn enter(sidestep: &Path) -> Result<Option<ExitCode>> {
 
 /// First process: the namespaces.
 fn make(sidestep: &Path) -> Result<ExitCode> {
-    ensure!(
-        sidestep.is_file(),
-        "no sidestep binary at {}: build it, or name one in SIDESTEP_BIN",
-        sidestep.display()
-    );
+    ensure!(sidestep.is_file(), "no sidestep binary at {}: build it, or name one in SIDESTEP_BIN", sidestep.display());
     let (uid, gid) = (geteuid(), getegid());
     let mut flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
