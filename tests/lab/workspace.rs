@@ -132,7 +132,7 @@ impl Workspace {
     /// Runs a shell script inside that moves at least `bytes` over TCP; fails unless they took this workspace's path.
     pub fn carries(&self, bytes: u64, script: &str) -> Result<Finished> {
         let counted = format!(
-            "{script}\nstatus=$?\nawk '/tap0:/ {{ print \"tap0 carried\", $2 + $10 }}' /proc/net/dev\nexit $status"
+            "{script}\nstatus=$?\nawk '/tap0:/ {{ printf \"tap0 carried %d\\n\", $2 + $10 }}' /proc/net/dev\nexit $status"
         );
         let done = self.sh(&counted)?.succeeded()?;
         let carried =
