@@ -1,0 +1,148 @@
+//! The parent of a workspace, outside its namespaces: one thread and little memory.
+//!
+//! It holds the TAP, the listener and the ledger, so that no worker's death loses them; starts the workers and starts
+//! them again; hands signals on to the workspace's init; gives the exit code. When it is killed, the kernel kills init
+//! and the forwarder, and the supervisor clears up behind it.
+
+pub mod signals;
+pub mod state_dir;
+mod terminal;
+pub mod worker;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{getpid, getsid};
+
+use crate::init::{exit_code, mask_to_bits};
+use crate::launcher::{self, Active, Made, Plan, Settings, Workspace};
+use crate::sys::{descriptors, disposition, ready_fd};
+use signals::Origin;
+use state_dir::{State, StateDir};
+use terminal::Terminal;
+use worker::Workers;
+
+/// Makes the workspace, runs the command in it and gives the command's exit code.
+pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
+    let ready = settings.ready_fd.map(ready_fd::take).transpose()?;
+    let terminal = Terminal::of_caller();
+    let caller_mask = SigSet::thread_get_mask()?;
+    disposition::default_sigchld()?;
+    let handled = signals::handled();
+    handled.thread_block()?;
+    let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC)?;
+
+    let state_dir = StateDir::create(settings.state_dir.as_deref())?;
+    let plan = Plan::new(&settings, state_dir.path(), mask_to_bits(&caller_mask))?;
+    let (mut workspace, made) = launcher::launch(&plan)?;
+    let mut workers = Workers::start(&plan, made, settings.log, state_dir.path())?;
+    state_dir.write(&state(&plan, &workspace, &workers))?;
+    tracing::info!("{}", start_line(&plan, workers.made()));
+    workspace.exec()?;
+    if let Some(mut ready) = ready {
+        // A reader that is gone does not want to know.
+        drop(ready.write_all(b"1"));
+    }
+
+    descriptors::release_standard()?;
+
+    let code = supervise(&signals, &mut workspace, &mut workers);
+    workers.stop();
+    terminal.take_back();
+    Ok(ExitCode::from(code?))
+}
+
+/// Until the workspace's init ends; gives its code.
+fn supervise(signals: &SignalFd, workspace: &mut Workspace, workers: &mut Workers) -> anyhow::Result<u8> {
+    let session_leader = getsid(None)? == getpid();
+    loop {
+        let received = match signals.read_signal() {
+            Ok(Some(received)) => received,
+            Ok(None) | Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error).context("cannot read signals"),
+        };
+        match signals::decode(&received) {
+            Some((Signal::SIGCHLD, _)) => {
+                if let Some(code) = reap(workspace, workers)? {
+                    return Ok(code);
+                }
+            }
+            // A terminal that hangs up tells its session's leader and the foreground group, which may be another.
+            Some((Signal::SIGHUP, _)) if session_leader => {
+                let _ = kill(workspace.pid(), Signal::SIGHUP);
+            }
+            Some((signal, Origin::Process)) => {
+                let _ = kill(workspace.pid(), signal);
+            }
+            Some((_, Origin::Kernel)) | None => {}
+        }
+    }
+}
+
+/// An init that has just ended needs no signal.
+fn hand_on(workspace: &Workspace, signal: Signal) {
+    let _ = kill(workspace.pid(), signal);
+}
+
+fn reap(workspace: &mut Workspace, workers: &mut Workers) -> anyhow::Result<Option<u8>> {
+    loop {
+        let status = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(None),
+            Err(Errno::EINTR) => continue,
+            other => other.context("cannot wait for the workspace")?,
+        };
+        let Some(pid) = status.pid() else { continue };
+        if pid == workspace.pid() {
+            workspace.waited_for();
+            return exit_code(status).context("the workspace ended without a code").map(Some);
+        }
+        workers.ended(pid, status)?;
+    }
+}
+
+fn state<'a>(plan: &'a Plan, workspace: &Workspace, workers: &Workers) -> State<'a> {
+    let made = workers.made();
+    State {
+        version: env!("CARGO_PKG_VERSION"),
+        monitor: getpid().as_raw(),
+        init: workspace.pid().as_raw(),
+        supervisor: workers.supervisor().as_raw(),
+        forwarder: workers.forwarder().as_raw(),
+        bypass: made.active,
+        landlock_abi: plan.confinement.landlock_abi,
+        pid_namespace: made.pid_namespace,
+        ifname: &plan.ifname,
+        network: &plan.network,
+        policy: &plan.policy,
+    }
+}
+
+/// `tap0 10.0.2.100/24 mtu=1500 bypass=strict (landlock abi 7) pidns=on`
+fn start_line(plan: &Plan, made: &Made) -> String {
+    let network = &plan.network;
+    let v6 = network.v6.map(|v6| format!(" {}/64", v6.guest())).unwrap_or_default();
+    let why = match made.active {
+        Active::Strict => format!(" (landlock abi {})", plan.confinement.landlock_abi),
+        Active::Unconfined => " (an optimisation, not a boundary)".to_owned(),
+        Active::Off => String::new(),
+    };
+    let pidns = match (made.pid_namespace, plan.wants_pid_namespace()) {
+        (true, _) => "on",
+        (false, true) => "off (/proc cannot be mounted here)",
+        (false, false) => "off",
+    };
+    let loopback = if plan.policy.host_loopback { " host-loopback" } else { "" };
+    format!(
+        "{} {}/{}{v6} mtu={} bypass={}{why} pidns={pidns}{loopback}",
+        plan.ifname,
+        network.v4.guest(),
+        network.v4.prefix_len(),
+        network.mtu,
+        made.active.name(),
+    )
+}
