@@ -97,7 +97,10 @@ fn shell_has_job_control(ws: Workspace) -> Result<()> {
     // The terminal's line discipline turns the key into a signal for whoever is in the foreground by then: the
     // shell ignores it, so it is typed until the sleep has it.
     terminal.type_until(CTRL_Z, "Stopped")?;
-    terminal.type_keys("kill %1; wait; exit 4\n")?;
+    terminal.type_keys("fg\n")?;
+    terminal.expect("inside$ fg\r\nsleep 100")?;
+    terminal.type_until(CTRL_C, "inside$ ")?;
+    terminal.type_keys("exit 4\n")?;
     let code = terminal.exit_code()?;
     ensure!(code == 4, "exit code {code}");
     Ok(())
