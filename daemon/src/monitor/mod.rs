@@ -73,12 +73,8 @@ fn supervise(signals: &SignalFd, workspace: &mut Workspace, workers: &mut Worker
                 }
             }
             // A terminal that hangs up tells its session's leader and the foreground group, which may be another.
-            Some((Signal::SIGHUP, _)) if session_leader => {
-                let _ = kill(workspace.pid(), Signal::SIGHUP);
-            }
-            Some((signal, Origin::Process)) => {
-                let _ = kill(workspace.pid(), signal);
-            }
+            Some((signal @ Signal::SIGHUP, _)) if session_leader => hand_on(workspace, signal),
+            Some((signal, Origin::Process)) => hand_on(workspace, signal),
             Some((_, Origin::Kernel)) | None => {}
         }
     }
@@ -99,6 +95,10 @@ fn reap(workspace: &mut Workspace, workers: &mut Workers) -> anyhow::Result<Opti
         let Some(pid) = status.pid() else { continue };
         if pid == workspace.pid() {
             workspace.waited_for();
+            if let WaitStatus::Signaled(_, signal, _) = status {
+                // Init gives the command's end as a code: this is its own.
+                tracing::error!("the workspace's init was ended by {signal}, and the workspace with it");
+            }
             return exit_code(status).context("the workspace ended without a code").map(Some);
         }
         workers.ended(pid, status)?;

@@ -15,6 +15,8 @@ use sidestep_forwarder::policy::Policy;
 use crate::launcher::Active;
 
 const STATE_FILE: &str = "state.json";
+/// Directories named after one pid; more than a few are litter.
+const NAMES_MAX: usize = 1000;
 
 /// What `state.json` says. Pids are those of the host's side.
 #[derive(Debug, Serialize)]
@@ -41,15 +43,18 @@ impl StateDir {
     /// `--state-dir`, or a directory named after our pid where such things go.
     pub fn create(asked: Option<&Path>) -> anyhow::Result<Self> {
         let path = match asked {
-            Some(path) => std::path::absolute(path)?,
+            Some(path) => {
+                let path = std::path::absolute(path)?;
+                make_private(&path)?;
+                refuse_running(&path)?;
+                path
+            }
             None => {
                 let parent = parent(env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Uid::effective());
                 make_private(&parent)?;
-                parent.join(getpid().to_string())
+                make_new(&parent, &getpid().to_string())?
             }
         };
-        make_private(&path)?;
-        refuse_running(&path)?;
         Ok(Self { path })
     }
 
@@ -93,6 +98,21 @@ fn parent(runtime_dir: Option<PathBuf>, uid: Uid) -> PathBuf {
         Some(dir) if dir.is_absolute() && dir.is_dir() => dir.join("sidestep"),
         _ => PathBuf::from(format!("/tmp/sidestep-{uid}")),
     }
+}
+
+/// Makes a directory called `name`, or `name-2` and so on: sidesteps in several pid namespaces may share the parent.
+fn make_new(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let names = (1..=NAMES_MAX).map(|n| if n == 1 { name.to_owned() } else { format!("{name}-{n}") });
+    for path in names.map(|name| parent.join(name)) {
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => {
+                other.with_context(|| format!("cannot make the directory {}", path.display()))?;
+                return Ok(path);
+            }
+        }
+    }
+    bail!("too many state directories in {}: remove those of workspaces that are gone", parent.display())
 }
 
 /// Makes a directory that only we can enter, or makes sure that it is one: in /tmp somebody else may have been first.
