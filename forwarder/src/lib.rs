@@ -1,8 +1,21 @@
 //! The TAP forwarder: Ethernet frames of one workspace to host sockets and back, and the egress policy that both it
 //! and the bypass obey.
 
+pub mod counters;
+mod edge;
+mod engine;
+mod flow;
+mod gateway;
+mod icmp;
 pub mod network;
 pub mod policy;
+mod reassembly;
+mod sys;
+pub mod tap;
+mod tcp;
+mod timer;
+mod udp;
+mod wire;
 pub mod worker;
 
 pub use worker::{Config, run};

@@ -1,0 +1,92 @@
+//! What the forwarder has done and what it dropped, by reason. Plain numbers: one thread writes them.
+
+use serde::Serialize;
+
+/// Frames and bytes in one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    pub frames: u64,
+    pub bytes: u64,
+}
+
+impl Traffic {
+    pub fn count(&mut self, bytes: usize) {
+        self.frames += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+/// Flows of one protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Flows {
+    pub opened: u64,
+    pub closed: u64,
+    /// Refused by the egress policy.
+    pub denied: u64,
+    /// Refused for want of descriptors, ports or room in the table.
+    pub exhausted: u64,
+    /// Failed at the host: refused, unreachable, reset.
+    pub failed: u64,
+    /// Given up after a timeout.
+    pub timed_out: u64,
+}
+
+/// Why frames were dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Drops {
+    /// Too short, impossible fields, wrong checksums.
+    pub malformed: u64,
+    /// Ethertypes and IP protocols that are not forwarded.
+    pub unsupported: u64,
+    /// Fragmented packets of protocols that are not put together again.
+    pub fragments: u64,
+    /// Source addresses that could not be answered, such as multicast.
+    pub source: u64,
+    /// Multicast and broadcast.
+    pub multicast: u64,
+    /// More stretches ahead of gaps than are kept.
+    pub out_of_order: u64,
+    /// The host's socket took no more (datagrams only).
+    pub host_full: u64,
+    /// The TAP took no more; TCP sends these again.
+    pub tap_full: u64,
+    /// The TAP refused the frame: it is down.
+    pub tap_down: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tcp {
+    pub flows: Flows,
+    pub resets_from_tap: u64,
+    pub resets_to_tap: u64,
+    pub retransmits_to_tap: u64,
+    pub window_probes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Udp {
+    pub flows: Flows,
+    pub evicted: u64,
+    pub errors_relayed: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Dns {
+    pub queries: u64,
+    pub answers: u64,
+    /// Sent to another resolver after silence or an error.
+    pub failovers: u64,
+    pub unanswered: u64,
+}
+
+/// Everything counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    pub from_tap: Traffic,
+    pub to_tap: Traffic,
+    pub drops: Drops,
+    pub tcp: Tcp,
+    pub udp: Udp,
+    pub ping: Flows,
+    pub dns: Dns,
+}

@@ -1,0 +1,188 @@
+//! What every protocol engine works with: the TAP on one side, the host's sockets with their events and deadlines on
+//! the other, and the configuration between them.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::epoll;
+
+use crate::counters::Counters;
+use crate::flow::FlowId;
+use crate::gateway::unreachable::{self, Reason};
+use crate::network::MacAddr;
+use crate::tap::{Tap, Written};
+use crate::timer::{Time, Wheel};
+use crate::wire::build::Macs;
+use crate::wire::transport::{IcmpHeader, TcpHeader};
+use crate::wire::{FRAGMENT_LEN, Fragment, FrameBuffer, IPV4_LEN, IPV6_LEN, UDP_LEN};
+use crate::worker::Config;
+
+/// The forwarder between its two sides.
+#[derive(Debug)]
+pub struct Edge {
+    pub config: Config,
+    tap: Tap,
+    /// The frame being built; payloads are received straight into it.
+    pub frame: FrameBuffer,
+    macs: Macs,
+    epoll: OwnedFd,
+    pub timers: Wheel,
+    pub counters: Counters,
+    /// The time of the wake being handled.
+    pub now: Time,
+    /// The TAP was full: nothing is sent before it can be written again.
+    tap_full: bool,
+    /// Identifies the last datagram sent in fragments.
+    fragment_id: u32,
+}
+
+impl Edge {
+    pub fn new(config: Config, tap: Tap, epoll: OwnedFd, now: Time) -> Self {
+        let macs = Macs { gateway: config.network.gateway_mac, guest: config.network.guest_mac };
+        Self {
+            config,
+            tap,
+            frame: FrameBuffer::default(),
+            macs,
+            epoll,
+            timers: Wheel::new(now),
+            counters: Counters::default(),
+            now,
+            tap_full: false,
+            fragment_id: 0,
+        }
+    }
+
+    pub fn tap(&self) -> &Tap {
+        &self.tap
+    }
+
+    pub fn epoll(&self) -> &OwnedFd {
+        &self.epoll
+    }
+
+    /// Frames go to the hardware address the workspace uses; it may change its own.
+    pub fn learn_guest_mac(&mut self, mac: MacAddr) {
+        let is_unicast = mac[0] & 1 == 0;
+        if is_unicast && mac != self.macs.guest {
+            self.macs.guest = mac;
+        }
+    }
+
+    /// The address under which the workspace knows a host-side sender; None when it must not hear from it.
+    pub fn guest_view(&self, source: IpAddr) -> Option<IpAddr> {
+        if !source.is_loopback() {
+            return Some(source);
+        }
+        let network = &self.config.network;
+        match source {
+            _ if !self.config.policy.host_loopback => None,
+            IpAddr::V4(_) => Some(IpAddr::V4(network.v4.gateway())),
+            IpAddr::V6(_) => network.v6.map(|v6| IpAddr::V6(v6.gateway())),
+        }
+    }
+
+    pub fn is_tap_full(&self) -> bool {
+        self.tap_full
+    }
+
+    pub fn tap_writable(&mut self) {
+        self.tap_full = false;
+    }
+
+    /// Has epoll report on a flow's socket, edge-triggered, everything it can report.
+    pub fn watch(&self, socket: impl AsFd, id: FlowId) -> io::Result<()> {
+        let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, socket, epoll::EventData::new_u64(id.to_bits()), events)?;
+        Ok(())
+    }
+
+    /// Sends a TCP segment whose payload is in the frame buffer.
+    pub fn tcp_to_tap(
+        &mut self,
+        ends: (IpAddr, IpAddr),
+        header: TcpHeader,
+        options: &[u8],
+        payload_len: usize,
+        mss: u16,
+    ) -> Written {
+        let frame = self.frame.tcp(self.macs, ends, header, options, payload_len, mss);
+        let len = frame.len();
+        let written = self.tap.write(frame);
+        self.count_written(written, len)
+    }
+
+    /// Sends a UDP datagram whose payload is in the frame buffer, in fragments if it is longer than the MTU.
+    pub fn udp_to_tap(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> Written {
+        let ip_len = if dst.0.is_ipv4() { IPV4_LEN } else { IPV6_LEN };
+        if ip_len + UDP_LEN + payload_len > usize::from(self.config.network.mtu) {
+            return self.udp_fragments_to_tap(src, dst, payload_len);
+        }
+        let frame = self.frame.udp(self.macs, src, dst, payload_len);
+        let len = frame.len();
+        let written = self.tap.write(frame);
+        self.count_written(written, len)
+    }
+
+    fn udp_fragments_to_tap(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> Written {
+        let len = self.frame.udp_whole(src, dst, payload_len);
+        let overhead = if dst.0.is_ipv4() { IPV4_LEN } else { IPV6_LEN + FRAGMENT_LEN };
+        let piece = usize::from(self.config.network.mtu).saturating_sub(overhead).max(8) & !7;
+        self.fragment_id = self.fragment_id.wrapping_add(1);
+        let mut written = Written::Sent;
+        for offset in (0..len).step_by(piece) {
+            let piece_len = piece.min(len - offset);
+            let more = offset + piece_len < len;
+            let fragment = Fragment { id: self.fragment_id, offset: u16::try_from(offset).unwrap_or(0), more };
+            let frame = self.frame.udp_fragment(self.macs, (src.0, dst.0), fragment, piece_len);
+            let frame_len = frame.len();
+            let result = self.tap.write(frame);
+            written = self.count_written(result, frame_len);
+            if written != Written::Sent {
+                break;
+            }
+        }
+        written
+    }
+
+    /// Sends an ICMP or ICMPv6 message whose body after the first eight bytes is in the frame buffer.
+    pub fn icmp_to_tap(
+        &mut self,
+        ends: (IpAddr, IpAddr),
+        header: IcmpHeader,
+        payload_len: usize,
+        hop_limit: u8,
+    ) -> Written {
+        let frame = self.frame.icmp(self.macs, ends, header, payload_len, hop_limit);
+        let len = frame.len();
+        let written = self.tap.write(frame);
+        self.count_written(written, len)
+    }
+
+    /// Sends a frame of another ethertype whose body is in the frame buffer.
+    pub fn ethernet_to_tap(&mut self, ethertype: u16, payload_len: usize) -> Written {
+        let frame = self.frame.ethernet(self.macs, ethertype, payload_len);
+        let len = frame.len();
+        let written = self.tap.write(frame);
+        self.count_written(written, len)
+    }
+
+    /// Tells the workspace that the packet starting with `quoted` did not arrive.
+    pub fn unreachable_to_tap(&mut self, quoted: &[u8], reason: Reason) {
+        let Some(message) = unreachable::build(&mut self.frame, &self.config.network, quoted, reason) else { return };
+        self.icmp_to_tap(message.ends, message.header, message.payload_len, 64);
+    }
+
+    fn count_written(&mut self, written: Written, len: usize) -> Written {
+        match written {
+            Written::Sent => self.counters.to_tap.count(len),
+            Written::Full => {
+                self.counters.drops.tap_full += 1;
+                self.tap_full = true;
+            }
+            Written::Dropped => self.counters.drops.tap_down += 1,
+        }
+        written
+    }
+}

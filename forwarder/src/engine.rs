@@ -1,0 +1,136 @@
+//! The engine: one frame, one host event or one deadline in, to the protocol it belongs to.
+
+use rustix::event::epoll::EventFlags;
+
+use crate::edge::Edge;
+use crate::flow::{FlowId, Kind};
+use crate::gateway::{arp, ndp};
+use crate::icmp::Icmp;
+use crate::reassembly::Reassembly;
+use crate::tcp::{Gather, Tcp};
+use crate::udp::Udp;
+use crate::wire::{
+    EthernetHeader, Frame, IcmpEcho, IpPacket, Malformed, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+    TcpSegment, UdpDatagram, VnetHeader,
+};
+
+/// Every protocol's flows.
+#[derive(Debug)]
+pub struct Engine {
+    tcp: Tcp,
+    udp: Udp,
+    icmp: Icmp,
+    reassembly: Reassembly,
+}
+
+impl Engine {
+    pub fn new() -> Self {
+        Self { tcp: Tcp::new(), udp: Udp::new(), icmp: Icmp::new(), reassembly: Reassembly::default() }
+    }
+
+    /// Takes in the frames of one wake.
+    pub fn batch_from_tap<'b>(&mut self, edge: &mut Edge, frames: impl Iterator<Item = &'b [u8]>) {
+        let mut gather = Gather::new();
+        for bytes in frames {
+            edge.counters.from_tap.count(bytes.len());
+            match self.frame_from_tap(edge, &mut gather, bytes) {
+                Ok(()) => {}
+                Err(Malformed::Protocol) => edge.counters.drops.unsupported += 1,
+                Err(_) => edge.counters.drops.malformed += 1,
+            }
+        }
+        self.tcp.flush(edge, &mut gather);
+        self.tcp.settle_batch(edge);
+    }
+
+    fn frame_from_tap<'b>(
+        &mut self,
+        edge: &mut Edge,
+        gather: &mut Gather<'b>,
+        bytes: &'b [u8],
+    ) -> Result<(), Malformed> {
+        let frame = Frame::parse(bytes)?;
+        edge.learn_guest_mac(frame.ethernet.src);
+        match frame.ethernet.ethertype.get() {
+            EthernetHeader::ARP => arp::frame_from_tap(edge, frame.body),
+            ethertype => {
+                let ip = IpPacket::parse(ethertype, frame.body)?;
+                self.packet_from_tap(edge, gather, &frame, &ip)
+            }
+        }
+    }
+
+    fn packet_from_tap<'b>(
+        &mut self,
+        edge: &mut Edge,
+        gather: &mut Gather<'b>,
+        frame: &Frame<'b>,
+        ip: &IpPacket<'b>,
+    ) -> Result<(), Malformed> {
+        if ip.src.is_multicast() {
+            edge.counters.drops.source += 1;
+            return Ok(());
+        }
+        if let Some(fragment) = ip.fragment {
+            edge.counters.drops.fragments += u64::from(ip.protocol != PROTOCOL_UDP && fragment.offset == 0);
+            let Some(whole) = self.reassembly.fragment_from_tap(edge.now, ip, fragment) else { return Ok(()) };
+            let ip = whole.packet();
+            if ip.protocol == PROTOCOL_UDP {
+                self.udp.datagram_from_tap(edge, &ip, &UdpDatagram::parse(&ip, false)?, None);
+            }
+            return Ok(());
+        }
+        let partial = frame.vnet.is_partial();
+        match ip.protocol {
+            PROTOCOL_TCP => {
+                let segment = TcpSegment::parse(ip, partial)?;
+                self.tcp.segment_from_tap(edge, gather, ip, &segment);
+                Ok(())
+            }
+            PROTOCOL_UDP => {
+                let datagram = UdpDatagram::parse(ip, partial)?;
+                let is_uso = frame.vnet.gso_kind() == VnetHeader::GSO_UDP_L4;
+                let segment = is_uso.then(|| frame.vnet.gso_size.get()).filter(|&size| size > 0);
+                self.udp.datagram_from_tap(edge, ip, &datagram, segment);
+                Ok(())
+            }
+            PROTOCOL_ICMPV6 if ip.src.is_ipv6() && ndp::packet_from_tap(edge, ip)? => Ok(()),
+            PROTOCOL_ICMP | PROTOCOL_ICMPV6 if (ip.protocol == PROTOCOL_ICMP) == ip.src.is_ipv4() => {
+                match IcmpEcho::parse_request(ip)? {
+                    Some(echo) => self.icmp.echo_from_tap(edge, ip, &echo),
+                    None => edge.counters.drops.unsupported += 1,
+                }
+                Ok(())
+            }
+            _ => Err(Malformed::Protocol),
+        }
+    }
+
+    /// Takes in what epoll reported for one flow.
+    pub fn host_event(&mut self, edge: &mut Edge, id: FlowId, events: EventFlags) {
+        match id.kind {
+            Kind::Tcp => self.tcp.host_event(edge, id, events),
+            Kind::Udp | Kind::Dns => self.udp.host_event(edge, id, events),
+            Kind::Ping => self.icmp.host_event(edge, id),
+        }
+    }
+
+    /// A flow's deadline has come.
+    pub fn timer(&mut self, edge: &mut Edge, id: FlowId) {
+        match id.kind {
+            Kind::Tcp => self.tcp.timer(edge, id),
+            Kind::Udp | Kind::Dns => self.udp.timer(edge, id),
+            Kind::Ping => self.icmp.timer(edge, id),
+        }
+    }
+
+    /// Flows wait for their turn to send.
+    pub fn has_ready(&self) -> bool {
+        self.tcp.has_ready() || self.udp.has_ready()
+    }
+
+    pub fn run_ready(&mut self, edge: &mut Edge) {
+        self.tcp.run_ready(edge);
+        self.udp.run_ready(edge);
+    }
+}

@@ -1,0 +1,66 @@
+//! ARP (RFC 826) for the gateway and the resolver: both have the gateway's hardware address. Nobody else answers, so
+//! the workspace's duplicate address detection finds its own address free.
+#![forbid(unsafe_code)]
+
+use std::net::IpAddr;
+
+use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
+
+use crate::edge::Edge;
+use crate::network::{Role, VirtualNetwork};
+use crate::wire::{EthernetHeader, Malformed};
+
+/// Answers a request about one of ours; everything else is nothing to us.
+pub fn frame_from_tap(edge: &mut Edge, body: &[u8]) -> Result<(), Malformed> {
+    let Some(reply) = answer(&edge.config.network, body)? else { return Ok(()) };
+    let len = reply.buffer_len();
+    reply.emit(&mut ArpPacket::new_unchecked(edge.frame.payload_mut(len)));
+    edge.ethernet_to_tap(EthernetHeader::ARP, len);
+    Ok(())
+}
+
+fn answer(network: &VirtualNetwork, body: &[u8]) -> Result<Option<ArpRepr>, Malformed> {
+    let packet = ArpPacket::new_checked(body).map_err(|_| Malformed::Truncated)?;
+    let ArpRepr::EthernetIpv4 { operation, source_hardware_addr, source_protocol_addr, target_protocol_addr, .. } =
+        ArpRepr::parse(&packet).map_err(|_| Malformed::Header)?
+    else {
+        return Ok(None);
+    };
+    let role = network.role(IpAddr::V4(target_protocol_addr));
+    let ours = matches!(role, Some(Role::Gateway | Role::Resolver));
+    if operation != ArpOperation::Request || !ours {
+        return Ok(None);
+    }
+    Ok(Some(ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Reply,
+        source_hardware_addr: EthernetAddress(network.gateway_mac),
+        source_protocol_addr: target_protocol_addr,
+        target_hardware_addr: source_hardware_addr,
+        target_protocol_addr: source_protocol_addr,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::Ipv4Subnet;
+
+    #[test]
+    fn gateway_and_resolver_only() {
+        let network =
+            VirtualNetwork { v4: Ipv4Subnet::DEFAULT, v6: None, mtu: 1500, guest_mac: [2; 6], gateway_mac: [4; 6] };
+        for (last, want) in [(2, true), (3, true), (100, false), (9, false)] {
+            let request = ArpRepr::EthernetIpv4 {
+                operation: ArpOperation::Request,
+                source_hardware_addr: EthernetAddress([2; 6]),
+                source_protocol_addr: [10, 0, 2, 100].into(),
+                target_hardware_addr: EthernetAddress([0; 6]),
+                target_protocol_addr: [10, 0, 2, last].into(),
+            };
+            let mut bytes = vec![0; request.buffer_len()];
+            request.emit(&mut ArpPacket::new_unchecked(&mut bytes));
+            assert_eq!(answer(&network, &bytes).unwrap().is_some(), want, "{last}");
+            assert!(answer(&network, &bytes[..20]).is_err());
+        }
+    }
+}

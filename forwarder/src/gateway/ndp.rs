@@ -1,0 +1,195 @@
+//! Neighbour discovery (RFC 4861) for the gateway and the resolver, and the router advertisement that gives the
+//! workspace its prefix, route, MTU and resolver (RFC 8106) when it configures itself.
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::edge::Edge;
+use crate::network::{Ipv6Subnet, Role, VirtualNetwork};
+use crate::wire::build::NDP_HOP_LIMIT;
+use crate::wire::checksum::Sum;
+use crate::wire::transport::IcmpHeader;
+use crate::wire::{IpPacket, Malformed, PROTOCOL_ICMPV6};
+
+/// The gateway's link-local address: router advertisements must come from one.
+pub const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+const ROUTER_SOLICITATION: u8 = 133;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOUR_SOLICITATION: u8 = 135;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+/// Router, solicited, override: the upper bits of a neighbour advertisement.
+const FLAG_ROUTER: u16 = 0x8000;
+const FLAG_SOLICITED: u16 = 0x4000;
+const FLAG_OVERRIDE: u16 = 0x2000;
+/// How long what a router advertisement says holds; long, since the gateway does not repeat it unasked.
+const LIFETIME_S: u32 = 86_400;
+const ROUTER_LIFETIME_S: u16 = 9_000;
+const HOP_LIMIT: u8 = 64;
+
+/// An answer: its ends, its first eight bytes, and the rest.
+struct Answer {
+    ends: (Ipv6Addr, Ipv6Addr),
+    header: IcmpHeader,
+    body: Vec<u8>,
+}
+
+/// Answers an ICMPv6 message if it is a solicitation for us. False: it was no neighbour discovery at all.
+pub fn packet_from_tap(edge: &mut Edge, ip: &IpPacket<'_>) -> Result<bool, Malformed> {
+    let kind = *ip.payload.first().ok_or(Malformed::Truncated)?;
+    if !(ROUTER_SOLICITATION..=NEIGHBOUR_ADVERTISEMENT).contains(&kind) {
+        return Ok(false);
+    }
+    let sum = Sum::pseudo(ip.src, ip.dst, PROTOCOL_ICMPV6, ip.payload.len());
+    if !sum.bytes(ip.payload).is_valid() {
+        return Err(Malformed::Checksum);
+    }
+    // Anything else came from beyond the link (RFC 4861 6.1.1, 7.1.1).
+    if ip.hop_limit != NDP_HOP_LIMIT {
+        return Err(Malformed::Header);
+    }
+    let answer = match kind {
+        ROUTER_SOLICITATION => router_advertisement(&edge.config.network, ip.src),
+        NEIGHBOUR_SOLICITATION => neighbour_advertisement(&edge.config.network, ip)?,
+        _ => None,
+    };
+    if let Some(answer) = answer {
+        let len = edge.frame.put_payload(&answer.body);
+        let ends = (IpAddr::V6(answer.ends.0), IpAddr::V6(answer.ends.1));
+        edge.icmp_to_tap(ends, answer.header, len, NDP_HOP_LIMIT);
+    }
+    Ok(true)
+}
+
+fn neighbour_advertisement(network: &VirtualNetwork, ip: &IpPacket<'_>) -> Result<Option<Answer>, Malformed> {
+    let target =
+        ip.payload.get(8..24).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).ok_or(Malformed::Truncated)?;
+    let target = Ipv6Addr::from(target);
+    let role = network.role(IpAddr::V6(target));
+    let is_router = target == ROUTER || role == Some(Role::Gateway);
+    if network.v6.is_none() || !(is_router || role == Some(Role::Resolver)) {
+        return Ok(None);
+    }
+    // A sender without an address asks whether the target is taken (RFC 4862 5.4): everyone is told.
+    let (to, solicited) = match ip.src {
+        IpAddr::V6(src) if !src.is_unspecified() => (src, FLAG_SOLICITED),
+        _ => (ALL_NODES, 0),
+    };
+    let flags = FLAG_OVERRIDE | solicited | if is_router { FLAG_ROUTER } else { 0 };
+    let header = message(NEIGHBOUR_ADVERTISEMENT, flags, 0);
+    let mut body = target.octets().to_vec();
+    body.extend_from_slice(&[2, 1]);
+    body.extend_from_slice(&network.gateway_mac);
+    Ok(Some(Answer { ends: (target, to), header, body }))
+}
+
+fn router_advertisement(network: &VirtualNetwork, src: IpAddr) -> Option<Answer> {
+    let v6 = network.v6?;
+    let to = match src {
+        IpAddr::V6(src) if !src.is_unspecified() => src,
+        _ => ALL_NODES,
+    };
+    let header = message(ROUTER_ADVERTISEMENT, u16::from_be_bytes([HOP_LIMIT, 0]), ROUTER_LIFETIME_S);
+    let lifetime = LIFETIME_S.to_be_bytes();
+    // Reachable time and retransmission timer: unspecified.
+    let mut body = vec![0; 8];
+    // Source link-layer address.
+    body.extend_from_slice(&[1, 1]);
+    body.extend_from_slice(&network.gateway_mac);
+    // MTU.
+    body.extend_from_slice(&[5, 1, 0, 0]);
+    body.extend_from_slice(&u32::from(network.mtu).to_be_bytes());
+    // Prefix: on-link, usable for autoconfiguration; valid and preferred lifetimes.
+    body.extend_from_slice(&[3, 4, Ipv6Subnet::PREFIX_LEN, 0xc0]);
+    body.extend_from_slice(&lifetime);
+    body.extend_from_slice(&lifetime);
+    body.extend_from_slice(&[0; 4]);
+    body.extend_from_slice(&v6.network().octets());
+    // Recursive DNS server.
+    body.extend_from_slice(&[25, 3, 0, 0]);
+    body.extend_from_slice(&lifetime);
+    body.extend_from_slice(&v6.resolver().octets());
+    Some(Answer { ends: (ROUTER, to), header, body })
+}
+
+fn message(kind: u8, high: u16, low: u16) -> IcmpHeader {
+    IcmpHeader { kind, code: 0, checksum: 0.into(), id: high.into(), sequence: low.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use smoltcp::wire::{Icmpv6Packet, NdiscNeighborFlags, NdiscRepr};
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::network::Ipv4Subnet;
+
+    fn network() -> VirtualNetwork {
+        VirtualNetwork {
+            v4: Ipv4Subnet::DEFAULT,
+            v6: Some(Ipv6Subnet::DEFAULT),
+            mtu: 1500,
+            guest_mac: [2; 6],
+            gateway_mac: [4; 6],
+        }
+    }
+
+    fn solicitation<'a>(payload: &'a [u8], src: &str) -> IpPacket<'a> {
+        IpPacket {
+            src: src.parse().unwrap(),
+            dst: "ff02::1:ff00:2".parse().unwrap(),
+            protocol: PROTOCOL_ICMPV6,
+            hop_limit: 255,
+            fragment: None,
+            payload,
+            bytes: payload,
+        }
+    }
+
+    #[test]
+    fn neighbours() {
+        // (target, source, answered to)
+        let cases = [
+            ("fd00::2", "fd00::64", Some("fd00::64")),
+            ("fd00::3", "fd00::64", Some("fd00::64")),
+            ("fe80::2", "fe80::64", Some("fe80::64")),
+            ("fd00::2", "::", Some("ff02::1")),
+            ("fd00::64", "::", None),
+            ("fd00::9", "fd00::64", None),
+        ];
+        for (target, src, want) in cases {
+            let target: Ipv6Addr = target.parse().unwrap();
+            let payload = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target.octets()].concat();
+            let answer = neighbour_advertisement(&network(), &solicitation(&payload, src)).unwrap();
+            assert_eq!(answer.as_ref().map(|a| a.ends.1), want.map(|w| w.parse().unwrap()), "{target} {src}");
+            let Some(answer) = answer else { continue };
+            let bytes = [answer.header.as_bytes(), &answer.body].concat();
+            let NdiscRepr::NeighborAdvert { flags, target_addr, lladdr } =
+                NdiscRepr::parse(&Icmpv6Packet::new_checked(&bytes[..]).unwrap()).unwrap()
+            else {
+                panic!("no advertisement")
+            };
+            assert_eq!(target_addr, target);
+            assert_eq!(lladdr.unwrap().as_bytes(), [4; 6]);
+            assert_eq!(flags.contains(NdiscNeighborFlags::SOLICITED), src != "::");
+        }
+        let short = solicitation(&[135; 20], "fd00::64");
+        assert!(neighbour_advertisement(&network(), &short).is_err());
+    }
+
+    #[test]
+    fn router_advertisement_is_what_smoltcp_reads() {
+        let answer = router_advertisement(&network(), "fe80::64".parse().unwrap()).unwrap();
+        let bytes = [answer.header.as_bytes(), &answer.body].concat();
+        let NdiscRepr::RouterAdvert { mtu, prefix_info, router_lifetime, .. } =
+            NdiscRepr::parse(&Icmpv6Packet::new_checked(&bytes[..]).unwrap()).unwrap()
+        else {
+            panic!("no advertisement")
+        };
+        assert_eq!(mtu, Some(1500));
+        assert_eq!(router_lifetime.secs(), 9000);
+        let prefix = prefix_info.unwrap();
+        assert_eq!((prefix.prefix, prefix.prefix_len), ("fd00::".parse().unwrap(), 64));
+    }
+}

@@ -1,0 +1,161 @@
+//! Ping: echo requests of the workspace through the host's ping sockets (icmp(7), SOCK_DGRAM), which need no
+//! privilege where net.ipv4.ping_group_range admits the user. The gateway and the resolver answer by themselves.
+//!
+//! One socket for each (workspace address, destination, identifier). The kernel puts an identifier of its own on the
+//! wire; the workspace's comes back with the reply. Other ICMP messages of the workspace are dropped.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::edge::Edge;
+use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::gateway::unreachable::Reason;
+use crate::network::Role;
+use crate::policy::Egress;
+use crate::timer::{Time, TimerId};
+use crate::wire::transport::{ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, ICMPV6_ECHO_REPLY, ICMPV6_ECHO_REQUEST, IcmpHeader};
+use crate::wire::{IcmpEcho, IpPacket};
+
+/// Pings at once; each holds a descriptor.
+const MAX_FLOWS: usize = 256;
+/// After the last request: replies later than this are nobody's.
+const IDLE_MS: u64 = 30_000;
+/// Replies read for one socket before others have their turn; further ones come with the next event.
+const REPLIES_A_TURN: usize = 64;
+const HOP_LIMIT: u8 = 64;
+
+/// One series of pings.
+#[derive(Debug)]
+struct Ping {
+    socket: OwnedFd,
+    key: FlowKey,
+    timer: TimerId,
+    last_used: Time,
+}
+
+/// All pings.
+#[derive(Debug)]
+pub struct Icmp {
+    flows: Table<FlowKey, Ping>,
+    message: Vec<u8>,
+}
+
+impl Icmp {
+    pub fn new() -> Self {
+        Self { flows: Table::new(Kind::Ping, MAX_FLOWS), message: Vec::new() }
+    }
+
+    /// Takes in an echo request.
+    pub fn echo_from_tap(&mut self, edge: &mut Edge, ip: &IpPacket<'_>, echo: &IcmpEcho<'_>) {
+        let network = &edge.config.network;
+        if matches!(network.role(ip.dst), Some(Role::Gateway | Role::Resolver)) {
+            let len = edge.frame.put_payload(echo.payload);
+            reply_to_tap(edge, (ip.dst, ip.src), echo.id, echo.sequence, len);
+            return;
+        }
+        // Ping has no ports; any will do for the policy's question.
+        let destination = match edge.config.policy.egress(network, SocketAddr::new(ip.dst, 0)) {
+            Egress::Host(address) => address,
+            Egress::Resolver => return,
+            Egress::Denied(_) => {
+                edge.counters.ping.denied += 1;
+                if !ip.dst.is_multicast() {
+                    edge.unreachable_to_tap(ip.bytes, Reason::Network);
+                }
+                return;
+            }
+        };
+        let key = FlowKey { guest: ip.src, guest_port: echo.id, remote: ip.dst, remote_port: 0 };
+        let index = match self.flows.find(&key) {
+            Some(index) => index,
+            None => match self.open(edge, key, destination) {
+                Ok(index) => index,
+                Err(errno) => {
+                    if let Some(reason) = Reason::of(errno) {
+                        edge.unreachable_to_tap(ip.bytes, reason);
+                    }
+                    return;
+                }
+            },
+        };
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        flow.last_used = edge.now;
+        let kind = if ip.dst.is_ipv4() { ICMP_ECHO_REQUEST } else { ICMPV6_ECHO_REQUEST };
+        let header = IcmpHeader { kind, code: 0, checksum: 0.into(), id: 0.into(), sequence: echo.sequence.into() };
+        self.message.clear();
+        self.message.extend_from_slice(header.as_bytes());
+        self.message.extend_from_slice(echo.payload);
+        if let Err(errno) = rustix::net::send(&flow.socket, &self.message, SendFlags::NOSIGNAL) {
+            edge.counters.ping.failed += 1;
+            if let Some(reason) = Reason::of(errno) {
+                edge.unreachable_to_tap(ip.bytes, reason);
+            }
+        }
+    }
+
+    fn open(&mut self, edge: &mut Edge, key: FlowKey, destination: SocketAddr) -> Result<u32, Errno> {
+        let (family, protocol) = match destination.ip() {
+            IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
+            IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
+        };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, Some(protocol)).inspect_err(|_| {
+            edge.counters.ping.exhausted += 1;
+        })?;
+        rustix::net::connect(&socket, &destination)?;
+        let inserted = self.flows.insert(key, |id| {
+            edge.watch(&socket, id).ok()?;
+            let timer = edge.timers.insert(id);
+            edge.timers.set(timer, edge.now.after(IDLE_MS));
+            Some(Ping { socket, key, timer, last_used: edge.now })
+        });
+        match inserted {
+            Some(_) => edge.counters.ping.opened += 1,
+            None => edge.counters.ping.exhausted += 1,
+        }
+        inserted.ok_or(Errno::AGAIN)
+    }
+
+    /// Replies have come.
+    pub fn host_event(&mut self, edge: &mut Edge, id: FlowId) {
+        let Some(flow) = self.flows.current(id).and_then(|index| self.flows.get(index)) else { return };
+        let (ends, id) = ((flow.key.remote, flow.key.guest), flow.key.guest_port);
+        let reply = if flow.key.remote.is_ipv4() { ICMP_ECHO_REPLY } else { ICMPV6_ECHO_REPLY };
+        self.message.resize(usize::from(u16::MAX), 0);
+        for _ in 0..REPLIES_A_TURN {
+            // An error is the destination's silence, as far as ping can tell.
+            let Ok((count, _)) = rustix::net::recv(&flow.socket, &mut self.message[..], RecvFlags::DONTWAIT) else {
+                return;
+            };
+            let message = self.message.get(..count).unwrap_or_default();
+            let Ok((header, payload)) = IcmpHeader::ref_from_prefix(message) else { continue };
+            if header.kind == reply {
+                let len = edge.frame.put_payload(payload);
+                reply_to_tap(edge, ends, id, header.sequence.get(), len);
+            }
+        }
+    }
+
+    /// A series has been silent, or was used meanwhile.
+    pub fn timer(&mut self, edge: &mut Edge, id: FlowId) {
+        let Some(index) = self.flows.current(id) else { return };
+        let Some(flow) = self.flows.get(index) else { return };
+        let expiry = flow.last_used.after(IDLE_MS);
+        if edge.now < expiry {
+            return edge.timers.set(flow.timer, expiry);
+        }
+        edge.timers.remove(flow.timer);
+        edge.counters.ping.closed += 1;
+        self.flows.remove(index);
+    }
+}
+
+fn reply_to_tap(edge: &mut Edge, ends: (IpAddr, IpAddr), id: u16, sequence: u16, len: usize) {
+    let kind = if ends.1.is_ipv4() { ICMP_ECHO_REPLY } else { ICMPV6_ECHO_REPLY };
+    let header = IcmpHeader { kind, code: 0, checksum: 0.into(), id: id.into(), sequence: sequence.into() };
+    edge.icmp_to_tap(ends, header, len, HOP_LIMIT);
+}

@@ -1,0 +1,293 @@
+//! One TCP connection: its two halves, its host socket, and which of its deadlines runs.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
+use zerocopy::IntoBytes;
+
+use super::receive::Receive;
+use super::send::Send;
+use super::{Seq, limits};
+use crate::flow::{FlowId, FlowKey};
+use crate::sys;
+use crate::timer::{Time, TimerId};
+use crate::wire::ip::header_for_quote;
+use crate::wire::transport::TcpHeader;
+use crate::wire::{PROTOCOL_TCP, TCP_LEN, TcpFlags};
+
+/// Where the connection stands. Closing is told by the halves: each has its own end of stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The workspace's SYN is here, the host's connect is under way.
+    Dialing,
+    /// The host is connected; our SYN-ACK waits for its acknowledgement.
+    SynReceived,
+    /// Both are connected; data flows.
+    Established,
+}
+
+/// The one deadline that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deadline {
+    /// The host's connect has taken too long.
+    Dial,
+    /// The SYN-ACK, or data, was not acknowledged in time.
+    Retransmit,
+    /// The workspace's window is closed and nothing will open it but a probe.
+    Persist,
+    /// Nothing has happened for long: is the workspace's end still there?
+    Keepalive,
+}
+
+/// Where the host socket's next MSG_PEEK starts (SO_PEEK_OFF).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PeekOffset {
+    /// Never set: every peek starts at the first unread byte.
+    Unset,
+    At(u32),
+    /// The kernel has no SO_PEEK_OFF for this socket: earlier bytes are peeked again, into a buffer nobody reads.
+    Missing,
+}
+
+/// What a peek found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peeked {
+    Data(usize),
+    /// Nothing more for now.
+    Empty,
+    EndOfStream,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Flow {
+    pub id: FlowId,
+    pub key: FlowKey,
+    pub state: State,
+    pub receive: Receive,
+    pub send: Send,
+    pub socket: OwnedFd,
+    /// The workspace's SYN's sequence number.
+    pub irs: Seq,
+    pub options: SynAckOptions,
+    pub timer: TimerId,
+    pub deadline: (Deadline, Time),
+    /// Deadlines of this kind that have passed in a row.
+    pub tries: u8,
+    pub last_heard: Time,
+    /// Which of the configured resolvers was dialled, for TCP to the virtual resolver.
+    pub resolver: Option<usize>,
+    /// An acknowledgement is owed.
+    pub ack_due: bool,
+    /// In the list of flows to settle at the end of the batch.
+    pub is_dirty: bool,
+    /// In the queue of flows with more to send.
+    pub is_ready: bool,
+    /// The host socket may have more to read.
+    pub readable: bool,
+    /// The host has sent its FIN; it may still be behind data.
+    pub host_closing: bool,
+    /// The host's socket takes data.
+    pub writable: bool,
+    pub host_shut: bool,
+    no_delay: bool,
+    has_sent: bool,
+    peek: PeekOffset,
+}
+
+/// What our SYN-ACK says.
+#[derive(Clone, Copy, Debug)]
+pub struct SynAckOptions {
+    pub mss: u16,
+    pub window_scale: bool,
+    pub sack: bool,
+}
+
+impl Flow {
+    #[expect(clippy::too_many_arguments, reason = "each argument is a different part of the connection")]
+    pub fn new(
+        id: FlowId,
+        key: FlowKey,
+        socket: OwnedFd,
+        receive: Receive,
+        send: Send,
+        irs: Seq,
+        options: SynAckOptions,
+        timer: TimerId,
+        now: Time,
+    ) -> Self {
+        Self {
+            id,
+            key,
+            state: State::Dialing,
+            receive,
+            send,
+            socket,
+            irs,
+            options,
+            timer,
+            deadline: (Deadline::Dial, now.after(limits::DIAL_MS)),
+            tries: 0,
+            last_heard: now,
+            resolver: None,
+            ack_due: false,
+            is_dirty: false,
+            is_ready: false,
+            readable: false,
+            host_closing: false,
+            writable: true,
+            host_shut: false,
+            no_delay: false,
+            has_sent: false,
+            peek: PeekOffset::Unset,
+        }
+    }
+
+    /// Sender and receiver of a segment to the workspace.
+    pub fn ends(&self) -> (IpAddr, IpAddr) {
+        (self.key.remote, self.key.guest)
+    }
+
+    pub fn header(&mut self, seq: Seq, flags: TcpFlags) -> TcpHeader {
+        let window = self.receive.advertise(flags.has(TcpFlags::SYN));
+        header(&self.key, seq, self.receive.ack(), flags, window)
+    }
+
+    /// Both streams have ended and everyone knows.
+    pub fn is_finished(&self) -> bool {
+        self.send.is_finished() && self.receive.is_drained()
+    }
+
+    /// Looks at the host's stream from `offset` of the unread bytes on, without taking any.
+    pub fn peek(&mut self, offset: u32, buffer: &mut [u8], discard: &mut [u8]) -> rustix::io::Result<Peeked> {
+        let start = match self.peek {
+            PeekOffset::Unset if offset == 0 => 0,
+            PeekOffset::At(at) if at == offset => at,
+            PeekOffset::Missing => return self.peek_again(offset, buffer, discard),
+            _ => match sys::socket::set_peek_offset(self.socket.as_fd(), i32::try_from(offset).unwrap_or(i32::MAX)) {
+                Ok(()) => {
+                    self.peek = PeekOffset::At(offset);
+                    offset
+                }
+                Err(_) => {
+                    self.peek = PeekOffset::Missing;
+                    return self.peek_again(offset, buffer, discard);
+                }
+            },
+        };
+        match rustix::net::recv(&self.socket, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((0, _)) => Ok(Peeked::EndOfStream),
+            Ok((count, _)) => {
+                if self.peek != PeekOffset::Unset {
+                    self.peek = PeekOffset::At(start + u32::try_from(count).unwrap_or(0));
+                }
+                Ok(Peeked::Data(count))
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(Peeked::Empty),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Linux before 6.9: peeks from the start, over what was seen before.
+    fn peek_again(&self, offset: u32, buffer: &mut [u8], discard: &mut [u8]) -> rustix::io::Result<Peeked> {
+        let Some(seen) = discard.get_mut(..offset as usize) else { return Ok(Peeked::Empty) };
+        let seen_len = seen.len();
+        let mut parts = [std::io::IoSliceMut::new(seen), std::io::IoSliceMut::new(buffer)];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let mut control = rustix::net::RecvAncillaryBuffer::default();
+        match rustix::net::recvmsg(&self.socket, &mut parts, &mut control, flags) {
+            Ok(message) if message.bytes > seen_len => Ok(Peeked::Data(message.bytes - seen_len)),
+            Ok(_) if self.host_closing => Ok(Peeked::EndOfStream),
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(Peeked::Empty),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Drops what the workspace has acknowledged from the host socket's queue. `scratch` bounds one call, not the sum.
+    pub fn discard_acknowledged(&mut self, scratch: &mut [u8]) {
+        while self.send.unread() > 0 {
+            let len = (self.send.unread() as usize).min(scratch.len());
+            let flags = RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+            let Ok((_, count @ 1..)) = rustix::net::recv(&self.socket, &mut scratch[..len], flags) else { return };
+            self.send.discarded(count);
+            if let PeekOffset::At(at) = self.peek {
+                self.peek = PeekOffset::At(at.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX)));
+            }
+        }
+    }
+
+    /// Gives bytes to the host's socket; how many it took.
+    pub fn write_host(&mut self, slices: &[std::io::IoSlice<'_>]) -> rustix::io::Result<usize> {
+        if !self.writable {
+            return Ok(0);
+        }
+        // The workspace's kernel has decided what to hold back; only a second write could be held back here.
+        if self.has_sent && !self.no_delay {
+            self.no_delay = sockopt::set_tcp_nodelay(&self.socket, true).is_ok();
+        }
+        self.has_sent = true;
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match rustix::net::sendmsg(&self.socket, slices, &mut SendAncillaryBuffer::default(), flags) {
+            Ok(count) => {
+                self.writable = count == slices.iter().map(|slice| slice.len()).sum::<usize>();
+                Ok(count)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {
+                self.writable = false;
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what is pending to the host's socket, and its end of stream after the last byte.
+    pub fn write_pending(&mut self) -> rustix::io::Result<()> {
+        while self.receive.pending() > 0 && self.writable {
+            let (first, second) = self.receive.pending_slices();
+            let slices = [std::io::IoSlice::new(first), std::io::IoSlice::new(second)];
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match rustix::net::sendmsg(&self.socket, &slices, &mut SendAncillaryBuffer::default(), flags) {
+                Ok(count) => self.receive.took(count),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.writable = false,
+                Err(error) => return Err(error),
+            }
+        }
+        if self.receive.is_drained() && !self.host_shut {
+            self.host_shut = true;
+            if !self.send.is_finished() {
+                match rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write) {
+                    Ok(()) | Err(Errno::NOTCONN) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The start of the workspace's SYN, rebuilt for an ICMP error to quote.
+    pub fn quoted_syn(&self) -> Vec<u8> {
+        let mut tcp = header(&self.key, self.irs, Seq(0), TcpFlags::SYN, 0);
+        (tcp.src_port, tcp.dst_port) = (self.key.guest_port.into(), self.key.remote_port.into());
+        let mut bytes = header_for_quote(self.key.guest, self.key.remote, PROTOCOL_TCP, TCP_LEN);
+        bytes.extend_from_slice(tcp.as_bytes());
+        bytes
+    }
+}
+
+/// The header of a segment to the workspace.
+pub fn header(key: &FlowKey, seq: Seq, ack: Seq, flags: TcpFlags, window: u16) -> TcpHeader {
+    TcpHeader {
+        src_port: key.remote_port.into(),
+        dst_port: key.guest_port.into(),
+        seq: seq.0.into(),
+        ack: ack.0.into(),
+        data_offset: 0,
+        flags: flags.0,
+        window: window.into(),
+        checksum: 0.into(),
+        urgent: 0.into(),
+    }
+}

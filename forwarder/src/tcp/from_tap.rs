@@ -1,0 +1,284 @@
+//! Segments from the workspace (RFC 9293 3.10.7): new connections, payload, acknowledgements, ends.
+
+use std::io::IoSlice;
+use std::net::SocketAddr;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use super::flow::{Flow, State, SynAckOptions};
+use super::receive::{Placement, Receive};
+use super::send::Send;
+use super::{Gather, Tcp, limits, to_tap};
+use crate::edge::Edge;
+use crate::flow::FlowKey;
+use crate::gateway::dns;
+use crate::gateway::unreachable::Reason;
+use crate::policy::Egress;
+use crate::wire::transport::TcpSegment;
+use crate::wire::{IPV4_LEN, IPV6_LEN, IpPacket, TCP_LEN, TcpFlags};
+
+impl Tcp {
+    /// Takes in one segment. Its payload may stay in `gather` until [`Self::flush`].
+    pub fn segment_from_tap<'b>(
+        &mut self,
+        edge: &mut Edge,
+        gather: &mut Gather<'b>,
+        ip: &IpPacket<'b>,
+        segment: &TcpSegment<'b>,
+    ) {
+        let key =
+            FlowKey { guest: ip.src, guest_port: segment.src_port, remote: ip.dst, remote_port: segment.dst_port };
+        let Some(index) = self.flows.find(&key) else {
+            let flags = segment.flags;
+            let opens = flags.has(TcpFlags::SYN) && !flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST);
+            if opens {
+                self.open(edge, ip, &key, segment);
+            } else {
+                to_tap::refuse(edge, &key, segment);
+            }
+            return;
+        };
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        flow.last_heard = edge.now;
+        match flow.state {
+            State::Dialing => self.while_dialing(edge, index, segment),
+            State::SynReceived => self.while_syn_received(edge, gather, index, segment),
+            State::Established => self.while_established(edge, gather, index, segment),
+        }
+    }
+
+    /// A SYN for a new connection: ask the policy, then dial.
+    fn open(&mut self, edge: &mut Edge, ip: &IpPacket<'_>, key: &FlowKey, segment: &TcpSegment<'_>) {
+        let (destination, resolver) = match edge.config.policy.egress(&edge.config.network, key.remote_addr()) {
+            Egress::Host(address) => (address, None),
+            Egress::Resolver if key.remote_port == dns::PORT => match edge.config.resolvers.first() {
+                Some(&address) => (SocketAddr::new(address, dns::PORT), Some(0)),
+                None => return to_tap::refuse(edge, key, segment),
+            },
+            Egress::Resolver => return to_tap::refuse(edge, key, segment),
+            Egress::Denied(_) => {
+                edge.counters.tcp.flows.denied += 1;
+                return edge.unreachable_to_tap(ip.bytes, Reason::Network);
+            }
+        };
+        let options = segment.syn_options();
+        let overhead = if key.remote.is_ipv4() { IPV4_LEN + TCP_LEN } else { IPV6_LEN + TCP_LEN };
+        let link_mss = edge.config.network.mtu.saturating_sub(u16::try_from(overhead).unwrap_or(0));
+        let default_mss = if key.remote.is_ipv4() { limits::DEFAULT_MSS_V4 } else { limits::DEFAULT_MSS_V6 };
+        let mss = options.mss.unwrap_or(default_mss).min(link_mss).max(limits::MIN_MSS);
+        let iss = self.initial_seq(key, edge);
+        let send = Send::new(iss, segment.window, options.window_scale.unwrap_or(0), mss);
+        let receive = Receive::new(segment.seq + 1, options.window_scale.is_some());
+        let ours =
+            SynAckOptions { mss: link_mss, window_scale: options.window_scale.is_some(), sack: options.sack_permitted };
+
+        let dialled = dial(destination);
+        let socket = match dialled {
+            Ok(socket) => socket,
+            Err(errno) => {
+                edge.counters.tcp.flows.exhausted += u64::from(is_exhaustion(errno));
+                return match Reason::of(errno) {
+                    Some(reason) => edge.unreachable_to_tap(ip.bytes, reason),
+                    None => to_tap::refuse(edge, key, segment),
+                };
+            }
+        };
+        let inserted = self.flows.insert(*key, |id| {
+            edge.watch(&socket, id).ok()?;
+            let timer = edge.timers.insert(id);
+            let mut flow = Flow::new(id, *key, socket, receive, send, segment.seq, ours, timer, edge.now);
+            flow.resolver = resolver;
+            edge.timers.set(timer, flow.deadline.1);
+            Some(flow)
+        });
+        if inserted.is_some() {
+            edge.counters.tcp.flows.opened += 1;
+        } else {
+            edge.counters.tcp.flows.exhausted += 1;
+            to_tap::refuse(edge, key, segment);
+        }
+    }
+
+    /// Before the host has answered, only a reset means anything; the SYN repeated is being worked on.
+    fn while_dialing(&mut self, edge: &mut Edge, index: u32, segment: &TcpSegment<'_>) {
+        if segment.flags.has(TcpFlags::RST) {
+            edge.counters.tcp.resets_from_tap += 1;
+            self.reset_host(edge, index);
+        }
+    }
+
+    fn while_syn_received<'b>(
+        &mut self,
+        edge: &mut Edge,
+        gather: &mut Gather<'b>,
+        index: u32,
+        segment: &TcpSegment<'b>,
+    ) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        let flags = segment.flags;
+        if flags.has(TcpFlags::SYN) && segment.seq == flow.irs {
+            return to_tap::send_syn_ack(flow, edge);
+        }
+        if flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) {
+            if !flow.send.acks_syn(segment.ack) {
+                return to_tap::refuse(edge, &flow.key.clone(), segment);
+            }
+            flow.state = State::Established;
+            flow.tries = 0;
+            flow.send.established();
+        }
+        self.while_established(edge, gather, index, segment);
+    }
+
+    fn while_established<'b>(
+        &mut self,
+        edge: &mut Edge,
+        gather: &mut Gather<'b>,
+        index: u32,
+        segment: &TcpSegment<'b>,
+    ) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        let flags = segment.flags;
+        if flags.has(TcpFlags::RST) {
+            if flow.receive.is_in_window(segment.seq, 0) {
+                edge.counters.tcp.resets_from_tap += 1;
+                self.flush(edge, gather);
+                self.reset_host(edge, index);
+            }
+            return;
+        }
+        if flags.has(TcpFlags::SYN) || !flags.has(TcpFlags::ACK) {
+            // A challenge (RFC 5961 4.2): an end that has forgotten this connection answers with a reset.
+            flow.ack_due = true;
+            return self.mark_dirty(index);
+        }
+        self.acknowledgement(edge, index, segment);
+        self.payload(edge, gather, index, segment);
+        self.mark_dirty(index);
+    }
+
+    fn acknowledgement(&mut self, edge: &mut Edge, index: u32, segment: &TcpSegment<'_>) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        // An old segment's window is old, too.
+        let is_old = segment.seq_len() == 0 && segment.seq.before(flow.receive.ack());
+        if is_old && segment.ack == flow.send.una() {
+            flow.ack_due = true;
+            return;
+        }
+        let acked = flow.send.acknowledge(segment.ack, segment.window, segment.seq_len() == 0);
+        if acked.progress {
+            flow.tries = 0;
+        }
+        flow.ack_due |= acked.unsent;
+        if acked.retransmit {
+            flow.discard_acknowledged(&mut self.scratch);
+            self.retransmit(edge, index);
+        }
+    }
+
+    fn payload<'b>(&mut self, edge: &mut Edge, gather: &mut Gather<'b>, index: u32, segment: &TcpSegment<'b>) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        let is_fin = segment.flags.has(TcpFlags::FIN);
+        if segment.payload.is_empty() && !is_fin {
+            return;
+        }
+        flow.ack_due = true;
+        let placement = flow.receive.place(segment.seq, segment.payload.len());
+        match placement {
+            Placement::Unacceptable => {}
+            Placement::InOrder { skip, take } => {
+                let data = segment.payload.get(skip..skip + take).unwrap_or_default();
+                let is_gathered = gather.flow == Some(index);
+                let direct = flow.receive.is_direct() && (is_gathered || flow.receive.pending() == 0);
+                if direct {
+                    if !is_gathered || gather.count == limits::GATHERED {
+                        self.flush(edge, gather);
+                    }
+                    self.gather(gather, index, data);
+                } else {
+                    self.flush(edge, gather);
+                    self.store(index, segment, skip, data);
+                }
+            }
+            Placement::Ahead { skip, take } => {
+                let data = segment.payload.get(skip..skip + take).unwrap_or_default();
+                let at = segment.seq + u32::try_from(skip).unwrap_or(0);
+                if !flow.receive.store_ahead(at, data) {
+                    edge.counters.drops.out_of_order += 1;
+                }
+            }
+        }
+        if is_fin && let Some(flow) = self.flows.get_mut(index) {
+            flow.receive.note_fin(segment.seq + u32::try_from(segment.payload.len()).unwrap_or(0));
+            if gather.flow != Some(index) {
+                self.write_pending(edge, index);
+            }
+        }
+    }
+
+    fn gather<'b>(&mut self, gather: &mut Gather<'b>, index: u32, data: &'b [u8]) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        // A flush may have left bytes pending: these queue up behind them.
+        if gather.flow != Some(index) && flow.receive.pending() > 0 {
+            let seq = flow.receive.ack();
+            flow.receive.store(seq, data);
+            flow.receive.advance(data.len());
+            return;
+        }
+        let Some(slot) = gather.slices.get_mut(gather.count) else { return };
+        *slot = IoSlice::new(data);
+        gather.count += 1;
+        gather.flow = Some(index);
+        flow.receive.advance(data.len());
+    }
+
+    /// In-order payload that cannot go to the socket at once: into the ring, and the socket is tried from there.
+    fn store(&mut self, index: u32, segment: &TcpSegment<'_>, skip: usize, data: &[u8]) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        flow.receive.store(segment.seq + u32::try_from(skip).unwrap_or(0), data);
+        flow.receive.advance(data.len());
+    }
+
+    /// Gives what was gathered to its host socket and keeps what that does not take.
+    pub fn flush(&mut self, edge: &mut Edge, gather: &mut Gather<'_>) {
+        let Some(index) = gather.flow.take() else { return };
+        let count = std::mem::take(&mut gather.count);
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        let slices = gather.slices.get(..count).unwrap_or_default();
+        let Ok(mut taken) = flow.write_host(slices) else { return self.abort(edge, index) };
+        flow.receive.took(taken);
+        let mut left = flow.receive.pending() as usize;
+        for slice in slices {
+            let skipped = taken.min(slice.len());
+            taken -= skipped;
+            let rest = slice.get(skipped..).unwrap_or_default();
+            flow.receive.store_pending_at(left, rest);
+            left -= rest.len();
+        }
+        self.write_pending(edge, index);
+    }
+
+    /// Moves pending bytes, and the end of the stream after them, to the host's socket.
+    pub(super) fn write_pending(&mut self, edge: &mut Edge, index: u32) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        if flow.write_pending().is_err() {
+            self.abort(edge, index);
+        }
+    }
+}
+
+/// A nonblocking socket on its way to `destination`.
+pub(super) fn dial(destination: SocketAddr) -> Result<std::os::fd::OwnedFd, Errno> {
+    let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &destination) {
+        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_exhaustion(errno: Errno) -> bool {
+    matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL | Errno::AGAIN)
+}

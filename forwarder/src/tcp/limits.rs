@@ -1,0 +1,34 @@
+//! Bounds and times of the TCP translation, with their reasons.
+
+/// Connections at once: each costs a host descriptor, and the usual hard limit of those is 2^19 or more.
+pub const MAX_FLOWS: usize = 32_768;
+/// A host connect gives up by itself after about 130 s (tcp_syn_retries 6); this is for the kernel that does not.
+pub const DIAL_MS: u64 = 150_000;
+/// First retransmission of a SYN-ACK (RFC 6298 2.1).
+pub const SYN_ACK_RTO_MS: u64 = 1_000;
+/// SYN-ACKs sent again before giving up: Linux's tcp_synack_retries.
+pub const SYN_ACK_TRIES: u8 = 5;
+/// First retransmission of data: above Linux's longest delayed acknowledgement, 200 ms, or idle ends would be resent.
+pub const RTO_MS: u64 = 300;
+/// Retransmissions of data before giving up: with doubling, about 5 minutes.
+pub const DATA_TRIES: u8 = 12;
+/// First window probe, doubling like a retransmission.
+pub const PERSIST_MS: u64 = 300;
+/// The longest wait between two retransmissions or window probes.
+pub const MAX_BACKOFF_MS: u64 = 60_000;
+/// Silence after which the workspace's end is probed: Linux's tcp_keepalive_time.
+pub const KEEPALIVE_IDLE_MS: u64 = 7_200_000;
+/// The same once one direction is closed: the workspace's socket may be an orphan that its kernel dropped after 60 s.
+pub const HALF_CLOSED_IDLE_MS: u64 = 90_000;
+/// Between two keepalive probes, and their number: Linux's defaults.
+pub const KEEPALIVE_INTERVAL_MS: u64 = 75_000;
+pub const KEEPALIVE_TRIES: u8 = 9;
+/// Frames sent for one connection before others have their turn.
+pub const FRAMES_A_TURN: usize = 16;
+/// Payload slices given to the host's socket in one call: a whole batch of frames.
+pub const GATHERED: usize = 16;
+/// No MSS below this one is believed: Linux's TCP_MIN_MSS.
+pub const MIN_MSS: u16 = 88;
+/// The MSS of a SYN that names none (RFC 9293 3.7.1).
+pub const DEFAULT_MSS_V4: u16 = 536;
+pub const DEFAULT_MSS_V6: u16 = 1220;

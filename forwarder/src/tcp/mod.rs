@@ -1,0 +1,136 @@
+//! TCP between the workspace and the host's sockets: a translation, not a proxy of bytes through buffers of our own.
+//!
+//! Every connection of the workspace is one nonblocking host socket. The workspace's SYN dials; the SYN-ACK goes out
+//! when the host is connected, a reset or an ICMP error when it is not. From then on:
+//!
+//! - **workspace to host** ([`receive`]): payloads of one batch of frames are gathered and given to the socket in one
+//!   call, straight from the frames. What the socket does not take is kept within the advertised window. One
+//!   acknowledgement a connection a batch.
+//! - **host to workspace** ([`send`]): the socket's receive queue is the retransmission buffer. Bytes are peeked into
+//!   the frame being built, up to 64 KB for the workspace's kernel to cut, and taken from the queue when acknowledged.
+//!
+//! Files: [`seq`] numbers; [`receive`] and [`send`], the pure halves; [`flow`], one connection with its socket;
+//! [`from_tap`], [`host`] and [`timers`], what the three kinds of events do; [`to_tap`], the segments sent.
+
+mod flow;
+mod from_tap;
+mod host;
+mod limits;
+mod receive;
+mod send;
+mod seq;
+mod timers;
+mod to_tap;
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::io::IoSlice;
+
+pub use seq::Seq;
+
+use crate::edge::Edge;
+use crate::flow::{FlowId, FlowKey, Kind, Table};
+use flow::Flow;
+
+/// Bytes dropped from a host socket's queue in one call, and peeked over where SO_PEEK_OFF is missing. The kernel
+/// writes nothing there when it drops, so the pages are never touched.
+const SCRATCH: usize = 1 << 22;
+
+/// All connections.
+#[derive(Debug)]
+pub struct Tcp {
+    flows: Table<FlowKey, Flow>,
+    /// Flows touched by this batch: acknowledgements and freed queue space are settled at its end.
+    dirty: Vec<u32>,
+    /// Flows with more to send than their turn allowed.
+    ready: VecDeque<FlowId>,
+    scratch: Vec<u8>,
+    /// Keys the initial sequence numbers (RFC 6528).
+    iss_key: RandomState,
+}
+
+/// Payloads of consecutive segments of one connection, on their way to the host in one call.
+#[derive(Debug)]
+pub struct Gather<'b> {
+    flow: Option<u32>,
+    slices: [IoSlice<'b>; limits::GATHERED],
+    count: usize,
+}
+
+impl Gather<'_> {
+    pub fn new() -> Self {
+        Self { flow: None, slices: [IoSlice::new(&[]); limits::GATHERED], count: 0 }
+    }
+}
+
+impl Tcp {
+    pub fn new() -> Self {
+        Self {
+            flows: Table::new(Kind::Tcp, limits::MAX_FLOWS),
+            dirty: Vec::new(),
+            ready: VecDeque::new(),
+            scratch: vec![0; SCRATCH],
+            iss_key: RandomState::new(),
+        }
+    }
+
+    /// Connections wait for their turn to send.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Gives every waiting connection one turn.
+    pub fn run_ready(&mut self, edge: &mut Edge) {
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { return };
+            let Some(index) = self.flows.current(id) else { continue };
+            if let Some(flow) = self.flows.get_mut(index) {
+                flow.is_ready = false;
+            }
+            self.settle(edge, index);
+        }
+    }
+
+    /// Ends a batch: every connection it touched sends what it may, or the acknowledgement it owes.
+    pub fn settle_batch(&mut self, edge: &mut Edge) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for index in dirty.drain(..) {
+            if let Some(flow) = self.flows.get_mut(index) {
+                flow.is_dirty = false;
+                self.settle(edge, index);
+            }
+        }
+        self.dirty = dirty;
+    }
+
+    fn mark_dirty(&mut self, index: u32) {
+        if let Some(flow) = self.flows.get_mut(index)
+            && !flow.is_dirty
+        {
+            flow.is_dirty = true;
+            self.dirty.push(index);
+        }
+    }
+
+    fn remove(&mut self, edge: &mut Edge, index: u32) {
+        if let Some(flow) = self.flows.remove(index) {
+            edge.timers.remove(flow.timer);
+            edge.counters.tcp.flows.closed += 1;
+        }
+    }
+
+    /// Closes the host's socket with a reset instead of an orderly end.
+    fn reset_host(&mut self, edge: &mut Edge, index: u32) {
+        if let Some(flow) = self.flows.get(index) {
+            // Failing to ask for the reset leaves an orderly close, which is the next best.
+            let _ = rustix::net::sockopt::set_socket_linger(&flow.socket, Some(std::time::Duration::ZERO));
+        }
+        self.remove(edge, index);
+    }
+
+    fn initial_seq(&self, key: &FlowKey, edge: &Edge) -> Seq {
+        // 4 µs steps as in RFC 9293 3.4.1, from a millisecond clock.
+        let [.., a, b, c, d] = (self.iss_key.hash_one(key).wrapping_add(edge.now.0 * 250)).to_be_bytes();
+        Seq(u32::from_be_bytes([a, b, c, d]))
+    }
+}

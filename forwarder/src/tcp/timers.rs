@@ -1,0 +1,139 @@
+//! Deadlines of connections. Each has one, of the kind its state calls for; putting it off is free, because the wheel
+//! is only told of earlier ones and a timer that fires early sets itself again.
+
+use super::flow::{Deadline, Flow, State};
+use super::{Tcp, limits, to_tap};
+use crate::edge::Edge;
+use crate::flow::FlowId;
+use crate::timer::Time;
+
+impl Tcp {
+    /// A connection's timer fired.
+    pub fn timer(&mut self, edge: &mut Edge, id: FlowId) {
+        let Some(index) = self.flows.current(id) else { return };
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        let (kind, at) = flow.deadline;
+        if edge.now < at {
+            return edge.timers.set(flow.timer, at);
+        }
+        match (kind, flow.state) {
+            (Deadline::Dial, _) | (_, State::Dialing) => {
+                edge.counters.tcp.flows.timed_out += 1;
+                self.remove(edge, index);
+            }
+            (_, State::SynReceived) => self.syn_ack_unanswered(edge, index),
+            (Deadline::Retransmit, State::Established) => self.retransmission_timeout(edge, index),
+            (Deadline::Persist, State::Established) => {
+                flow.tries = flow.tries.saturating_add(1);
+                edge.counters.tcp.window_probes += 1;
+                to_tap::send_probe(flow, edge);
+                self.restart_deadline(edge, index);
+            }
+            (Deadline::Keepalive, State::Established) => self.keepalive(edge, index),
+        }
+    }
+
+    fn syn_ack_unanswered(&mut self, edge: &mut Edge, index: u32) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        flow.tries += 1;
+        if flow.tries > limits::SYN_ACK_TRIES {
+            edge.counters.tcp.flows.timed_out += 1;
+            return self.reset_host(edge, index);
+        }
+        to_tap::send_syn_ack(flow, edge);
+        flow.deadline.1 = edge.now.after(backoff(limits::SYN_ACK_RTO_MS, flow.tries));
+        edge.timers.set(flow.timer, flow.deadline.1);
+    }
+
+    fn retransmission_timeout(&mut self, edge: &mut Edge, index: u32) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        flow.tries += 1;
+        if flow.tries > limits::DATA_TRIES {
+            edge.counters.tcp.flows.timed_out += 1;
+            return self.abort(edge, index);
+        }
+        edge.counters.tcp.retransmits_to_tap += 1;
+        flow.send.timed_out();
+        self.restart_deadline(edge, index);
+        self.settle(edge, index);
+    }
+
+    /// Nothing for a long time: ask both ends whether they are there, and give back memory meanwhile.
+    fn keepalive(&mut self, edge: &mut Edge, index: u32) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        let heard_since = edge.now.since(flow.last_heard) < idle_limit(flow);
+        if heard_since {
+            flow.tries = 0;
+            return self.restart_deadline(edge, index);
+        }
+        flow.tries += 1;
+        if flow.tries > limits::KEEPALIVE_TRIES {
+            edge.counters.tcp.flows.timed_out += 1;
+            return self.abort(edge, index);
+        }
+        if flow.tries == 1 {
+            flow.receive.release_idle_memory();
+            // Should this fail, a host that has gone is noticed later or never, as without keepalive.
+            let _ = rustix::net::sockopt::set_socket_keepalive(&flow.socket, true);
+        }
+        to_tap::send_probe(flow, edge);
+        flow.deadline = (Deadline::Keepalive, edge.now.after(limits::KEEPALIVE_INTERVAL_MS));
+        edge.timers.set(flow.timer, flow.deadline.1);
+    }
+
+    /// Sets the deadline the connection's state calls for, after every event.
+    pub(super) fn set_deadline(&mut self, edge: &mut Edge, index: u32) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        if flow.state != State::Established {
+            return;
+        }
+        let kind = wanted(flow);
+        let is_progress = kind == Deadline::Retransmit && flow.tries == 0;
+        if kind != flow.deadline.0 || is_progress {
+            if kind != flow.deadline.0 {
+                flow.tries = 0;
+            }
+            flow.deadline = (kind, due(flow, kind, edge.now));
+            edge.timers.set_at_latest(flow.timer, flow.deadline.1);
+        }
+    }
+
+    fn restart_deadline(&mut self, edge: &mut Edge, index: u32) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        let kind = wanted(flow);
+        flow.deadline = (kind, due(flow, kind, edge.now));
+        edge.timers.set(flow.timer, flow.deadline.1);
+    }
+}
+
+fn wanted(flow: &Flow) -> Deadline {
+    if flow.send.in_flight() {
+        Deadline::Retransmit
+    } else if flow.readable && flow.send.is_window_closed() {
+        Deadline::Persist
+    } else {
+        Deadline::Keepalive
+    }
+}
+
+fn due(flow: &Flow, kind: Deadline, now: Time) -> Time {
+    match kind {
+        Deadline::Dial => now.after(limits::DIAL_MS),
+        Deadline::Retransmit => now.after(backoff(limits::RTO_MS, flow.tries)),
+        Deadline::Persist => now.after(backoff(limits::PERSIST_MS, flow.tries)),
+        Deadline::Keepalive => now.after(idle_limit(flow)),
+    }
+}
+
+/// Half-closed or half-finished connections are asked earlier: their socket in the workspace may have no owner.
+fn idle_limit(flow: &Flow) -> u64 {
+    if flow.receive.is_finished() || flow.send.has_fin() {
+        limits::HALF_CLOSED_IDLE_MS
+    } else {
+        limits::KEEPALIVE_IDLE_MS
+    }
+}
+
+fn backoff(first: u64, tries: u8) -> u64 {
+    (first << tries.min(16)).min(limits::MAX_BACKOFF_MS)
+}

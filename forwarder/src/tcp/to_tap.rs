@@ -1,0 +1,225 @@
+//! Segments to the workspace: data from the host's socket, acknowledgements, resets.
+
+use super::flow::{Flow, Peeked, State, header};
+use super::{Seq, Tcp, limits};
+use crate::edge::Edge;
+use crate::flow::FlowKey;
+use crate::tap::Written;
+use crate::wire::build::MAX_PAYLOAD;
+use crate::wire::transport::{
+    OPTION_MSS, OPTION_NOP, OPTION_SACK, OPTION_SACK_PERMITTED, OPTION_WINDOW_SCALE, TcpSegment,
+};
+use crate::wire::{IPV4_LEN, TCP_LEN, TcpFlags};
+
+/// The longest payload of one frame: an IPv4 packet's 65,535 bytes less both headers; IPv6 would admit 20 more.
+const MAX_SEGMENT: usize = MAX_PAYLOAD - IPV4_LEN - TCP_LEN;
+/// SACK blocks in one acknowledgement (RFC 2018: 4 without timestamps).
+const SACK_BLOCKS: usize = 4;
+
+/// Why a turn of sending ended.
+enum Turn {
+    /// Nothing more to send, or no window for it.
+    Done,
+    /// More might go: another turn, later.
+    More,
+    /// The host's socket failed: the connection is lost.
+    Failed,
+}
+
+impl Tcp {
+    /// Sends what the connection may send now, drops what was acknowledged, answers what is owed, sets its deadline
+    /// and removes it when it is finished.
+    pub(super) fn settle(&mut self, edge: &mut Edge, index: u32) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        if flow.state == State::Established {
+            flow.discard_acknowledged(&mut self.scratch);
+            match send_turn(flow, edge, &mut self.scratch) {
+                Turn::Done => {}
+                Turn::More => {
+                    if !flow.is_ready {
+                        flow.is_ready = true;
+                        self.ready.push_back(flow.id);
+                    }
+                }
+                Turn::Failed => return self.abort(edge, index),
+            }
+            if flow.ack_due || flow.receive.should_update() {
+                send_ack(flow, edge);
+            }
+            if flow.is_finished() {
+                return self.remove(edge, index);
+            }
+        }
+        self.set_deadline(edge, index);
+    }
+
+    /// Sends the first unacknowledged segments again.
+    pub(super) fn retransmit(&mut self, edge: &mut Edge, index: u32) {
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        edge.counters.tcp.retransmits_to_tap += 1;
+        let (offset, len) = flow.send.retransmission(frame_limit(flow));
+        let una = flow.send.una();
+        if len == 0 {
+            if flow.send.is_fin_due() || flow.send.has_fin() {
+                send_segment(flow, edge, una, TcpFlags::FIN.with(TcpFlags::ACK), 0);
+            }
+            return;
+        }
+        let peeked = flow.peek(offset, edge.frame.payload_mut(len), &mut self.scratch);
+        if let Ok(Peeked::Data(count)) = peeked {
+            send_segment(flow, edge, una, TcpFlags::ACK, count);
+        }
+    }
+
+    /// The connection is lost at the host: both ends get a reset.
+    pub(super) fn abort(&mut self, edge: &mut Edge, index: u32) {
+        if let Some(flow) = self.flows.get_mut(index) {
+            edge.counters.tcp.flows.failed += 1;
+            send_reset(flow, edge);
+        }
+        self.reset_host(edge, index);
+    }
+}
+
+/// Up to [`limits::FRAMES_A_TURN`] frames of the host's stream, then its end.
+fn send_turn(flow: &mut Flow, edge: &mut Edge, scratch: &mut [u8]) -> Turn {
+    let limit = frame_limit(flow);
+    for _ in 0..limits::FRAMES_A_TURN {
+        if flow.send.is_fin_due() {
+            if edge.is_tap_full() {
+                return Turn::More;
+            }
+            let seq = flow.send.nxt();
+            if send_segment(flow, edge, seq, TcpFlags::FIN.with(TcpFlags::ACK), 0) != Written::Full {
+                flow.send.sent(1);
+            }
+            return Turn::Done;
+        }
+        // Bytes seen before are in the queue whatever was said about it since.
+        let again = flow.send.nxt() != flow.send.max();
+        if !flow.readable && !again {
+            return Turn::Done;
+        }
+        let room = flow.send.sendable(limit);
+        if room == 0 {
+            return Turn::Done;
+        }
+        if edge.is_tap_full() {
+            return Turn::More;
+        }
+        let count = match flow.peek(flow.send.offset(), edge.frame.payload_mut(room), scratch) {
+            Ok(Peeked::Data(count)) => count,
+            Ok(Peeked::Empty) => {
+                flow.readable = false;
+                return Turn::Done;
+            }
+            Ok(Peeked::EndOfStream) => {
+                flow.send.end_of_stream();
+                continue;
+            }
+            Err(_) => return Turn::Failed,
+        };
+        // A short read emptied the queue, and more would be another edge; only its end may already be there.
+        if count < room && !flow.host_closing {
+            flow.readable = false;
+        }
+        let seq = flow.send.nxt();
+        match send_segment(flow, edge, seq, TcpFlags::ACK.with(TcpFlags::PSH), count) {
+            Written::Full => {
+                flow.readable = true;
+                return Turn::More;
+            }
+            Written::Sent | Written::Dropped => flow.send.sent(count),
+        }
+    }
+    Turn::More
+}
+
+/// Whole segments that fit in one frame.
+fn frame_limit(flow: &Flow) -> usize {
+    let mss = usize::from(flow.send.mss()).max(1);
+    (MAX_SEGMENT - MAX_SEGMENT % mss).max(mss.min(MAX_SEGMENT))
+}
+
+fn send_segment(flow: &mut Flow, edge: &mut Edge, seq: Seq, flags: TcpFlags, payload_len: usize) -> Written {
+    let ends = flow.ends();
+    let header = flow.header(seq, flags);
+    let written = edge.tcp_to_tap(ends, header, &[], payload_len, flow.send.mss());
+    if written == Written::Sent {
+        flow.ack_due = false;
+    }
+    written
+}
+
+/// A bare acknowledgement, with what is held ahead of gaps when the workspace wants to know.
+pub(super) fn send_ack(flow: &mut Flow, edge: &mut Edge) {
+    let ends = flow.ends();
+    let header = flow.header(flow.send.max(), TcpFlags::ACK);
+    let mut options = [OPTION_NOP; 4 + 8 * SACK_BLOCKS];
+    let mut len = 0;
+    if flow.options.sack && !flow.receive.ahead().is_empty() {
+        let blocks = flow.receive.ahead().iter().rev().take(SACK_BLOCKS);
+        len = 4;
+        for (from, to) in blocks {
+            options[len..len + 4].copy_from_slice(&from.0.to_be_bytes());
+            options[len + 4..len + 8].copy_from_slice(&to.0.to_be_bytes());
+            len += 8;
+        }
+        options[2] = OPTION_SACK;
+        options[3] = u8::try_from(len - 2).unwrap_or(2);
+    }
+    if edge.tcp_to_tap(ends, header, &options[..len], 0, flow.send.mss()) != Written::Full {
+        flow.ack_due = false;
+    }
+}
+
+/// Our SYN-ACK, for the first time or again.
+pub(super) fn send_syn_ack(flow: &mut Flow, edge: &mut Edge) {
+    let ends = flow.ends();
+    let header = flow.header(flow.send.una(), TcpFlags::SYN.with(TcpFlags::ACK));
+    let [high, low] = flow.options.mss.to_be_bytes();
+    let mut options = [OPTION_NOP; 12];
+    options[..4].copy_from_slice(&[OPTION_MSS, 4, high, low]);
+    let mut len = 4;
+    if flow.options.sack {
+        options[len + 2..len + 4].copy_from_slice(&[OPTION_SACK_PERMITTED, 2]);
+        len += 4;
+    }
+    if flow.options.window_scale {
+        options[len + 1..len + 4].copy_from_slice(&[OPTION_WINDOW_SCALE, 3, flow.receive.shift()]);
+        len += 4;
+    }
+    edge.tcp_to_tap(ends, header, &options[..len], 0, flow.send.mss());
+}
+
+/// An acknowledgement of the byte before the last: the workspace must answer with its window, or with a reset when it
+/// does not know the connection (RFC 1122 4.2.3.6, RFC 9293 3.8.6.1).
+pub(super) fn send_probe(flow: &mut Flow, edge: &mut Edge) {
+    let ends = flow.ends();
+    let seq = Seq(flow.send.una().0.wrapping_sub(1));
+    let header = flow.header(seq, TcpFlags::ACK);
+    edge.tcp_to_tap(ends, header, &[], 0, flow.send.mss());
+}
+
+pub(super) fn send_reset(flow: &mut Flow, edge: &mut Edge) {
+    let ends = flow.ends();
+    let seq = if flow.state == State::Dialing { Seq(0) } else { flow.send.max() };
+    let header = flow.header(seq, TcpFlags::RST.with(TcpFlags::ACK));
+    edge.counters.tcp.resets_to_tap += 1;
+    edge.tcp_to_tap(ends, header, &[], 0, flow.send.mss());
+}
+
+/// The answer to a segment that belongs to no connection (RFC 9293 3.10.7.1).
+pub(super) fn refuse(edge: &mut Edge, key: &FlowKey, segment: &TcpSegment<'_>) {
+    if segment.flags.has(TcpFlags::RST) {
+        return;
+    }
+    let header = if segment.flags.has(TcpFlags::ACK) {
+        header(key, segment.ack, Seq(0), TcpFlags::RST, 0)
+    } else {
+        let ack = segment.seq + segment.seq_len();
+        header(key, Seq(0), ack, TcpFlags::RST.with(TcpFlags::ACK), 0)
+    };
+    edge.counters.tcp.resets_to_tap += 1;
+    edge.tcp_to_tap((key.remote, key.guest), header, &[], 0, limits::MIN_MSS);
+}
