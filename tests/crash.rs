@@ -64,8 +64,10 @@ for line in sys.stdin: say(attempt('{}', {}, 5))",
     /// It goes on as if nothing had happened, with another `worker`.
     fn goes_on(mut self, worker: &str) -> Result<()> {
         self.connects()?;
-        let now = Tree::of(self.running.pid())?;
-        ensure!(now.worker(worker)?.is_alive(), "{now:#?}");
+        let now = poll("another worker is there", SOON, || {
+            let now = Tree::of(self.running.pid())?;
+            Ok(now.worker(worker).is_ok().then_some(now))
+        })?;
         let done = self.running.finish()?.succeeded()?;
         nothing_left(&self.tree, &self.state_dir)?;
         nothing_left(&now, &self.state_dir).context(done.to_string())

@@ -30,7 +30,7 @@ fn curl(ws: Workspace) -> Result<()> {
 fn ten_curls(ws: Workspace) -> Result<()> {
     let server = TcpServer::http(&ws.lab.remote, REMOTE[0])?;
     let url = format!("http://{}/big", server.addr);
-    let done = ws.sh(&format!("seq 10 | xargs -P10 -I. curl -sS {url} | wc -c"))?;
+    let done = ws.sh(&format!("seq 10 | xargs -P10 -I{{}} curl -sS {url} | wc -c"))?;
     done.printed(&(10 * BIG).to_string())
 }
 

@@ -20,7 +20,7 @@ fn before_and_after(ws: &Workspace, change: &str, want: &str) -> Result<()> {
         let change = change.replace("FAMILY", if addr.is_ipv4() { "-4" } else { "-6" });
         ws.python(&format!(
             "first = attempt('{addr}', {port})
-if os.system('''{change}''') == 0: print(first, attempt('{addr}', {port}, 5))"
+if os.system({change:?}) == 0: print(first, attempt('{addr}', {port}, 5))"
         ))?
         .printed(&format!("connected {want}"))?;
     }
@@ -92,10 +92,11 @@ fn second_device(ws: Workspace) -> Result<()> {
     let done = ws.python(&format!(
         "{NEIGHBOUR}
 def serve(say):
+    ip('route add 10.7.0.1 dev far')
     server = tcp('{addr}'); server.bind(('{addr}', {port})); server.listen(); say('ready')
     server.settimeout(10); server.accept()[0].sendall(b'neighbour')
 heard = neighbour('10.7.0.1/24', '{addr}/32', serve)
-ip('route add {addr} dev near'); ip('route show')
+ip('route add {addr} dev near')
 print(heard(), dial('{addr}', {port}).recv(99).decode())"
     ))?;
     ensure!(whoami.accepted() == 0, "the remote was reached past a route: {done}");

@@ -14,7 +14,8 @@ use crate::lab::{BLACK_HOLE, HOST_V4, HOST_V6, REMOTE, UNREACHABLE, poll};
 
 crate::cases! {
     EVERYWHERE: iperf3, errors_blocking, errors_nonblocking, timeouts, data_arrives_whole, half_close, resets, whoami;
-    EVERY_WAY: takes_its_path, many_pending_dials, descriptor_flags, options_survive, threads, interrupted;
+    EVERY_WAY: takes_its_path, many_pending_dials, descriptor_flags, options_survive, threads;
+    BYPASS: interrupted;
 }
 
 fn iperf3(ws: Workspace) -> Result<()> {
@@ -245,7 +246,8 @@ print(failed)",
     Ok(())
 }
 
-/// A signal gets a program out of a blocking connect, and what it had begun ends with its descriptor.
+/// A signal gets a program out of a blocking connect, and what it had begun ends with its descriptor. (On the TAP a
+/// dial that is given up is silence: Linux sends nothing for it, and the host's socket goes on until its own end.)
 fn interrupted(ws: Workspace) -> Result<()> {
     let addr = BLACK_HOLE[0];
     let mut running = ws.start_python(&format!(

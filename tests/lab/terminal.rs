@@ -61,16 +61,6 @@ impl Terminal {
         }
     }
 
-    /// Types `keys` over and over until `text` appears.
-    pub fn type_until(&mut self, keys: &str, text: &str) -> Result<()> {
-        super::poll("the keys have an effect", Duration::from_secs(20), || {
-            self.type_keys(keys)?;
-            self.read(Duration::from_millis(50))?;
-            Ok(self.screen[self.passed..].contains(text).then_some(()))
-        })
-        .with_context(|| format!("{text:?} did not appear; the screen:\n{}", self.screen))
-    }
-
     pub fn screen(&self) -> &str {
         &self.screen
     }
