@@ -3,8 +3,16 @@
 pub mod clone;
 pub mod descriptors;
 pub mod disposition;
+pub mod fork;
 pub mod landlock;
+pub mod listener;
+pub mod namespace;
 pub mod netdevice;
+pub mod pidfd;
+pub mod readiness;
 pub mod ready_fd;
+pub mod shared_memory;
+pub mod socket;
 pub mod spawn;
 pub mod tap;
+pub mod thread;
