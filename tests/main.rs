@@ -16,6 +16,7 @@ mod attacks;
 mod cases;
 mod crash;
 mod datagrams;
+mod epoll;
 mod harness;
 mod isolation;
 mod lab;
@@ -45,6 +46,7 @@ fn main() -> anyhow::Result<ExitCode> {
         tcp::CASES,
         names::CASES,
         datagrams::CASES,
+        epoll::CASES,
         programs::CASES,
         isolation::CASES,
         routes::CASES,

@@ -31,7 +31,7 @@ pub enum Error {
 pub fn build() -> Result<Program, Error> {
     let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
     context.set_act_badarch(ScmpAction::KillProcess)?;
-    for call in Stopped::ALL {
+    for &call in Stopped::ALL {
         context.add_rule(ScmpAction::Notify, syscall(call.number()))?;
     }
     for refused in REFUSED {

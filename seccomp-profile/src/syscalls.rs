@@ -11,30 +11,37 @@ pub enum Stopped {
     Bind,
     /// listen(2): binds an unbound socket on the way, which Landlock does not see.
     Listen,
+    /// epoll_create(2): goes on at once; the supervisor learns who may have registered a socket before its connect.
+    #[cfg(target_arch = "x86_64")]
+    EpollCreate,
+    /// epoll_create1(2): the same.
+    EpollCreate1,
 }
 
 impl Stopped {
-    pub const ALL: [Self; 3] = [Self::Connect, Self::Bind, Self::Listen];
+    pub const ALL: &[Self] = &[
+        Self::Connect,
+        Self::Bind,
+        Self::Listen,
+        #[cfg(target_arch = "x86_64")]
+        Self::EpollCreate,
+        Self::EpollCreate1,
+    ];
 
     pub const fn number(self) -> c_long {
         match self {
             Self::Connect => libc::SYS_connect,
             Self::Bind => libc::SYS_bind,
             Self::Listen => libc::SYS_listen,
+            #[cfg(target_arch = "x86_64")]
+            Self::EpollCreate => libc::SYS_epoll_create,
+            Self::EpollCreate1 => libc::SYS_epoll_create1,
         }
     }
 
     /// The call behind the number in a notification; None for one that this filter does not stop.
     pub fn from_number(number: i32) -> Option<Self> {
-        Self::ALL.into_iter().find(|call| call.number() == c_long::from(number))
-    }
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Bind => "bind",
-            Self::Listen => "listen",
-        }
+        Self::ALL.iter().copied().find(|call| call.number() == c_long::from(number))
     }
 }
 
@@ -74,7 +81,7 @@ mod tests {
 
     #[test]
     fn numbers_and_calls_agree() {
-        for call in Stopped::ALL {
+        for &call in Stopped::ALL {
             assert_eq!(i32::try_from(call.number()).ok().and_then(Stopped::from_number), Some(call));
         }
         assert_eq!(Stopped::from_number(-1), None);

@@ -21,7 +21,7 @@ impl Call {
             Some(Stopped::Connect) => Ok(Self::Connect(address()?)),
             Some(Stopped::Bind) => Ok(Self::Bind(address()?)),
             Some(Stopped::Listen) => Ok(Self::Listen { backlog: notification.int_argument(1) }),
-            None => Err(TraceeError::Errno(libc::ENOSYS)),
+            _ => Err(TraceeError::Errno(libc::ENOSYS)),
         }
     }
 
@@ -31,7 +31,7 @@ impl Call {
     }
 }
 
-/// Every call this filter stops names its socket first.
+/// Every call that is decoded names its socket first.
 pub fn socket_number(notification: &Notification) -> TraceeFd {
     TraceeFd(notification.int_argument(0))
 }

@@ -8,6 +8,7 @@
 mod active;
 mod decide;
 mod decode;
+mod epoll;
 mod factory;
 mod facts;
 mod host_socket;
@@ -40,6 +41,7 @@ use crate::sys::{readiness, shared_memory, socket, thread};
 
 use self::active::{Active, STUCK_REPLY};
 use self::decide::Ground;
+use self::epoll::Epolls;
 use self::factory::Factory;
 use self::host_socket::PristinePair;
 use self::ledger::Ledger;
@@ -141,6 +143,7 @@ fn serve(
         userns: handles.userns,
         netns: handles.netns,
         memory: swap::Memory::default(),
+        epolls: Epolls::default(),
     };
     let session = Arc::new(Session {
         listener: Listener::new(listener),

@@ -32,6 +32,16 @@ impl Notification {
         }
     }
 
+    /// An epoll is about to be made: of interest, but the kernel's to do.
+    pub fn creates_epoll(&self) -> bool {
+        match self.call {
+            #[cfg(target_arch = "x86_64")]
+            Some(Stopped::EpollCreate) => true,
+            Some(Stopped::EpollCreate1) => true,
+            Some(Stopped::Connect | Stopped::Bind | Stopped::Listen) | None => false,
+        }
+    }
+
     /// Landlock rules over TCP connect and bind, so whatever these become when left to the kernel, it is not TCP.
     pub fn is_seen_by_landlock(&self) -> bool {
         matches!(self.call, Some(Stopped::Connect | Stopped::Bind))

@@ -17,7 +17,7 @@ use super::ledger::{Ledger, MAX_ATTEMPTS, Phase, Slot};
 use super::notification::Notification;
 use super::route::{HostRoute, InsideRoute, Oracle};
 use super::swap::Swap;
-use super::tracee::{TraceeError, TraceeFd, Tracees};
+use super::tracee::{Tracee, TraceeError, TraceeFd, Tracees};
 use super::waits::{End, Waits};
 
 /// What every thread that answers shares.
@@ -41,6 +41,7 @@ pub struct Stopped<'a> {
     pub slot: &'a Slot,
     pub id: u64,
     pub tid: u32,
+    pub tracee: Arc<Tracee>,
     pub number: TraceeFd,
     /// The caller's open file.
     pub copy: OwnedFd,
@@ -88,8 +89,12 @@ impl Session {
 
     fn handle(&self, slot: &Slot, notification: &Notification, work: &Entry<'_>) -> Result<Outcome, TraceeError> {
         let &Notification { id, tid, .. } = notification;
+        if notification.creates_epoll() {
+            self.swap.epolls.created_by(tid);
+            return Ok(Outcome::Reply(Reply::Continue));
+        }
         let number = socket_number(notification);
-        let copy = self.tracees.copy_descriptor(tid, number)?;
+        let (tracee, copy) = self.tracees.copy_descriptor(tid, number)?;
         let call = Call::decode(notification)?;
         let facts = SocketFacts::of(copy.as_fd()).map_err(|e| TraceeError::Errno(errno(&e)))?;
         if !self.listener.is_waiting(id) {
@@ -97,7 +102,7 @@ impl Session {
         }
         let verdict = self.decide(&call, &facts);
         tracing::debug!(tid, fd = number.0, ?call, ?verdict, "stopped call");
-        Ok(self.act(Stopped { slot, id, tid, number, copy, facts }, &call, verdict, work))
+        Ok(self.act(Stopped { slot, id, tid, tracee, number, copy, facts }, &call, verdict, work))
     }
 
     fn decide(&self, call: &Call, facts: &SocketFacts) -> Verdict {

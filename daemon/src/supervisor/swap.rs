@@ -10,7 +10,8 @@
 //! `parked` holds a host socket that could not be put in place, by the cookie of the socket it was to replace;
 //! `results` holds an answer nobody took, by the cookie of the host socket in place.
 //!
-//! Limits: a copy of the old socket (dup, fork) stays the old, unconnected socket; registrations in an epoll too.
+//! Limits: a copy of the old socket (dup, fork) stays the old, unconnected socket, also in an epoll that watches it under
+//! the copy's number.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use dashmap::DashMap;
 use crate::sys::listener::{Caller, Listener, Reply};
 use crate::sys::socket;
 
+use super::epoll::{self, Epolls};
 use super::factory::Factory;
 use super::facts::{NetnsCookie, SocketCookie, SocketFacts, TcpState};
 use super::host_socket::{self, PristinePair, Progress};
@@ -43,6 +45,7 @@ pub struct Swap {
     pub userns: OwnedFd,
     pub netns: OwnedFd,
     pub memory: Memory,
+    pub epolls: Epolls,
 }
 
 /// What is kept for callers that left.
@@ -97,7 +100,7 @@ impl Swap {
         if let Progress::Failed(errno) = progress {
             return Outcome::errno(errno);
         }
-        match put(listener, stopped, host.as_fd()) {
+        match self.put(listener, stopped, host.as_fd()) {
             Err(error) => Outcome::of(Err(error)),
             Ok(Caller::Left) => {
                 self.memory.park(stopped.facts.cookie, Parked { host, to, since: Instant::now() });
@@ -170,13 +173,29 @@ impl Swap {
         if let Some(difference) = self.host.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) {
             difference.apply(fresh.as_fd());
         }
-        match put(listener, &stopped, fresh.as_fd()).map_err(failed)? {
+        match self.put(listener, &stopped, fresh.as_fd()).map_err(failed)? {
             Caller::Left => Err(Outcome::CallerLeft),
             Caller::Waiting => {
                 let facts = SocketFacts::of(fresh.as_fd()).map_err(failed)?;
                 Ok(Stopped { copy: fresh, facts, ..stopped })
             }
         }
+    }
+
+    /// Puts `new` in the caller's descriptor, with the flags of what was there, and in the epolls that watched it.
+    fn put(&self, listener: &Listener, stopped: &Stopped<'_>, new: BorrowedFd<'_>) -> io::Result<Caller> {
+        let close_on_exec = match tracee::is_close_on_exec(stopped.tid, stopped.number) {
+            Ok(close_on_exec) => close_on_exec,
+            Err(_) if !listener.is_waiting(stopped.id) => return Ok(Caller::Left),
+            Err(_) => return Err(io::Error::from_raw_os_error(libc::EBADF)),
+        };
+        host_socket::set_blocking_like(new, &stopped.facts)?;
+        let registrations = self.epolls.registrations(&stopped.tracee, stopped.number, stopped.copy.as_fd());
+        let caller = listener.replace(stopped.id, new, stopped.number.0, close_on_exec)?;
+        if caller == Caller::Waiting {
+            epoll::transfer(&registrations, stopped.number, stopped.copy.as_fd(), new);
+        }
+        Ok(caller)
     }
 
     pub fn keep_result(&self, cookie: SocketCookie, reply: Reply) {
@@ -212,17 +231,6 @@ impl Memory {
         self.parked.retain(|_, parked| fresh(parked.since));
         self.results.retain(|_, (_, since)| fresh(*since));
     }
-}
-
-/// Puts `new` in the caller's descriptor, with the flags of what was there.
-fn put(listener: &Listener, stopped: &Stopped<'_>, new: BorrowedFd<'_>) -> io::Result<Caller> {
-    let close_on_exec = match tracee::is_close_on_exec(stopped.tid, stopped.number) {
-        Ok(close_on_exec) => close_on_exec,
-        Err(_) if !listener.is_waiting(stopped.id) => return Ok(Caller::Left),
-        Err(_) => return Err(io::Error::from_raw_os_error(libc::EBADF)),
-    };
-    host_socket::set_blocking_like(new, &stopped.facts)?;
-    listener.replace(stopped.id, new, stopped.number.0, close_on_exec)
 }
 
 fn answered(host: &OwnedFd, reply: Reply) -> Outcome {

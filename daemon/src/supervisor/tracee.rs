@@ -5,13 +5,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
 use rustix::fs::{Mode, OFlags};
 
 use crate::sys::pidfd;
 
+use super::epoll::KnownEpolls;
 use super::sockaddr::{MAX_LENGTH, RawAddress};
 
 /// Pidfds kept; each is a descriptor of ours. Past it all are dropped and found anew.
@@ -32,28 +33,54 @@ pub enum TraceeError {
     Errno(i32),
 }
 
-/// Pidfds by thread number. A kept pidfd of a dead thread answers ESRCH, so keeping them is safe.
+/// One thread, for as long as its pidfd answers.
+pub struct Tracee {
+    pub tid: u32,
+    pidfd: OwnedFd,
+    process: OnceLock<Option<u32>>,
+    pub epolls: KnownEpolls,
+}
+
+impl Tracee {
+    fn open(tid: u32) -> Result<Self, TraceeError> {
+        let pidfd = pidfd::open_thread(tid).map_err(|e| TraceeError::from_open(&e))?;
+        Ok(Self { tid, pidfd, process: OnceLock::new(), epolls: KnownEpolls::default() })
+    }
+
+    /// A copy of a descriptor, whatever kind of file it is.
+    pub fn copy_descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
+        pidfd::copy_descriptor(self.pidfd.as_fd(), number)
+    }
+
+    /// The process it belongs to.
+    pub fn process(&self) -> Option<u32> {
+        *self.process.get_or_init(|| process_of(self.tid))
+    }
+}
+
+/// Tracees by thread number. A kept pidfd of a dead thread answers ESRCH, so keeping them is safe.
 #[derive(Default)]
 pub struct Tracees {
-    kept: DashMap<u32, Arc<OwnedFd>>,
+    kept: DashMap<u32, Arc<Tracee>>,
 }
 
 impl Tracees {
-    /// A copy of the tracee's descriptor, whatever kind of file it is.
-    pub fn copy_descriptor(&self, tid: u32, number: TraceeFd) -> Result<OwnedFd, TraceeError> {
+    /// The thread, and a copy of the descriptor it named.
+    pub fn copy_descriptor(&self, tid: u32, number: TraceeFd) -> Result<(Arc<Tracee>, OwnedFd), TraceeError> {
         let kept = self.kept.get(&tid).map(|entry| Arc::clone(&entry));
-        if let Some(pidfd) = kept {
-            match pidfd::copy_descriptor(pidfd.as_fd(), number.0) {
+        if let Some(tracee) = kept {
+            match tracee.copy_descriptor(number.0) {
                 Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-                other => return other.map_err(|e| TraceeError::from_copy(&e)),
+                other => return Ok((tracee, other.map_err(|e| TraceeError::from_copy(&e))?)),
             }
         }
-        let pidfd = Arc::new(pidfd::open_thread(tid).map_err(|e| TraceeError::from_open(&e))?);
+        let tracee = Arc::new(Tracee::open(tid)?);
         if self.kept.len() >= MAX_KEPT {
             self.kept.clear();
         }
-        self.kept.insert(tid, Arc::clone(&pidfd));
-        pidfd::copy_descriptor(pidfd.as_fd(), number.0).map_err(|e| TraceeError::from_copy(&e))
+        self.kept.insert(tid, Arc::clone(&tracee));
+        let copy = tracee.copy_descriptor(number.0).map_err(|e| TraceeError::from_copy(&e))?;
+        Ok((tracee, copy))
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod clone;
 pub mod descriptors;
 pub mod disposition;
+pub mod epoll;
 pub mod fork;
 pub mod landlock;
 pub mod listener;
