@@ -59,7 +59,6 @@ const CARRIED: [SocketOption; 45] = [
     general(libc::SO_RCVLOWAT),
     general(libc::SO_RCVTIMEO),
     general(libc::SO_SNDTIMEO),
-    general(libc::SO_PRIORITY),
     general(libc::SO_DONTROUTE),
     general(libc::SO_TIMESTAMP),
     general(libc::SO_TIMESTAMPNS),
@@ -96,6 +95,8 @@ const CARRIED: [SocketOption; 45] = [
     ipv6(IPV6_ADDR_PREFERENCES),
     ipv6(IPV6_MINHOPCOUNT),
     ipv6(IPV6_AUTOFLOWLABEL),
+    // After IP_TOS, which sets it too.
+    general(libc::SO_PRIORITY),
 ];
 
 /// These bend where or how packets go in the workspace's own network, or cannot be read back whole: a socket on which
