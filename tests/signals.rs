@@ -51,12 +51,13 @@ fn interrupt_key(ws: Workspace) -> Result<()> {
 
 fn network_survives_interrupt(ws: Workspace) -> Result<()> {
     let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
-    let script = format!(
-        "trap 'echo interrupted' INT; echo ready; sleep 100; exec 3<>/dev/tcp/{}/{} && echo connected",
+    let program = ws.python_program(&format!(
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]); say('ready')
+signal.sigwait([signal.SIGINT]); say('interrupted'); say(attempt('{}', {}))",
         REMOTE[0],
         echo.addr.port()
-    );
-    let mut terminal = Terminal::start(ws.program(["bash", "-c", &script]), &ws.lab.host)?;
+    ));
+    let mut terminal = Terminal::start(program, &ws.lab.host)?;
     terminal.expect("ready")?;
     terminal.type_keys(CTRL_C)?;
     terminal.expect("interrupted")?;

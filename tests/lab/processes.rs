@@ -14,6 +14,7 @@ use super::poll;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process {
     pub pid: i32,
+    parent: i32,
     started: u64,
     pub command: String,
 }
@@ -21,6 +22,7 @@ pub struct Process {
 /// A process, its descendants, and the namespaces they are in besides the harness's own.
 #[derive(Debug)]
 pub struct Tree {
+    root: i32,
     pub processes: BTreeSet<Process>,
     namespaces: BTreeSet<String>,
 }
@@ -42,6 +44,7 @@ impl Tree {
         }
         let own = namespaces_of("self");
         Ok(Self {
+            root: root.as_raw(),
             namespaces: pids
                 .iter()
                 .flat_map(|pid| namespaces_of(&pid.to_string()))
@@ -51,9 +54,10 @@ impl Tree {
         })
     }
 
-    /// The one process whose command line has `word` second (`sidestep supervisor`).
+    /// The root's one child whose command line has `word` second (`sidestep supervisor`).
     pub fn worker(&self, word: &str) -> Result<&Process> {
-        let mut found = self.processes.iter().filter(|process| process.command.split(' ').nth(1) == Some(word));
+        let children = self.processes.iter().filter(|process| process.parent == self.root);
+        let mut found = children.filter(|process| process.command.split(' ').nth(1) == Some(word));
         match (found.next(), found.next()) {
             (Some(process), None) => Ok(process),
             (None, _) => bail!("no `sidestep {word}` among {:#?}", self.processes),
@@ -74,7 +78,7 @@ impl Tree {
     }
 
     fn alive(&self) -> Vec<&Process> {
-        self.processes.iter().filter(|&known| process(known.pid).as_ref() == Some(known)).collect()
+        self.processes.iter().filter(|known| known.is_alive()).collect()
     }
 
     fn namespaces_in_use(&self) -> Result<Vec<String>> {
@@ -93,7 +97,8 @@ impl Process {
 
     /// Whether it runs: neither gone nor a zombie.
     pub fn is_alive(&self) -> bool {
-        process(self.pid).as_ref() == Some(self)
+        // Not compared whole: its parent may have died, and it may have executed something else.
+        process(self.pid).is_some_and(|now| now.started == self.started)
     }
 }
 
@@ -110,7 +115,7 @@ fn process(pid: i32) -> Option<Process> {
     }
     let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let command = String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " ");
-    Some(Process { pid, started: stat.started, command })
+    Some(Process { pid, parent: stat.parent, started: stat.started, command })
 }
 
 /// proc_pid_stat(5), fields 3, 4 and 22; the second is in parentheses and may hold anything.

@@ -120,13 +120,17 @@ impl Workspace {
         self.run(["sh", "-c", script])
     }
 
-    /// Runs a Python program inside, with the names of tests/lab/inside.py.
+    /// A Python program inside, with the names of tests/lab/inside.py.
+    pub fn python_program(&self, code: &str) -> Program {
+        self.program(["/usr/bin/python3", "-c", &format!("{IMPORT}\n{code}")])
+    }
+
     pub fn python(&self, code: &str) -> Result<Finished> {
-        self.run(["/usr/bin/python3", "-c", &format!("{IMPORT}\n{code}")])
+        self.python_program(code).run(&self.lab.host)
     }
 
     pub fn start_python(&self, code: &str) -> Result<Running> {
-        self.start(["/usr/bin/python3", "-c", &format!("{IMPORT}\n{code}")])
+        self.python_program(code).start(&self.lab.host)
     }
 
     /// Runs a shell script inside that moves at least `bytes` over TCP; fails unless they took this workspace's path.
