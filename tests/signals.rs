@@ -1,12 +1,15 @@
 //! Signals and the terminal: the workspace behaves as if the command had been started directly.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
-use crate::lab::REMOTE;
+use crate::lab::processes::Tree;
 use crate::lab::servers::TcpServer;
 use crate::lab::terminal::{CTRL_C, CTRL_Z, Terminal};
 use crate::lab::workspace::Workspace;
+use crate::lab::{REMOTE, poll};
 
 crate::cases! {
     EVERY_WAY: forwarded, fatal, interrupt_key, suspend_and_resume;
@@ -73,9 +76,15 @@ fn suspend_and_resume(ws: Workspace) -> Result<()> {
     terminal.expect("host$ ")?;
     terminal.type_keys(&format!("{} sh -c 'echo rea''dy; read word; echo got $word'\n", ws.prefix().join(" ")))?;
     terminal.expect("ready")?;
+    let tree = Tree::of(terminal.pid())?;
+    let reader = tree.processes.iter().find(|process| process.command.starts_with("sh -c echo rea"));
+    let reader = reader.with_context(|| format!("no reader among {:#?}", tree.processes))?;
     terminal.type_keys(CTRL_Z)?;
     terminal.expect("Stopped")?;
     terminal.expect("host$ ")?;
+    // The shell waits for the process it knows, the monitor; one that reads the terminal on another processor may take
+    // a key before it stops.
+    poll("the reader stops", Duration::from_secs(10), || Ok(reader.is_stopped().then_some(())))?;
     terminal.type_keys("echo $((40 + 2))\n")?;
     terminal.expect("42")?;
     terminal.type_keys("fg\n")?;

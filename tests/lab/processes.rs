@@ -95,6 +95,11 @@ impl Process {
         kill(Pid::from_raw(self.pid), signal).with_context(|| format!("{signal} to {self:?}"))
     }
 
+    /// Stopped by a signal, as ^Z leaves it.
+    pub fn is_stopped(&self) -> bool {
+        stat(self.pid).is_some_and(|now| now.started == self.started && now.state == 'T')
+    }
+
     /// Whether it runs: neither gone nor a zombie.
     pub fn is_alive(&self) -> bool {
         // Not compared whole: its parent may have died, and it may have executed something else.

@@ -185,8 +185,9 @@ fn etc(resolver: &Path) -> Result<()> {
     fs::set_permissions("/etc", fs::Permissions::from_mode(0o755))?;
     replace("/etc/passwd", "root:x:0:0:root:/root:/bin/bash\nworkspace:x:1000:1000::/tmp:/bin/bash\n")?;
     replace("/etc/group", "root:x:0:\nworkspace:x:1000:\n")?;
-    replace("/etc/subuid", "workspace:100000:65536\n")?;
-    replace("/etc/subgid", "workspace:100000:65536\n")?;
+    let subordinate = if is_single_id() { "" } else { "workspace:100000:65536\n" };
+    replace("/etc/subuid", subordinate)?;
+    replace("/etc/subgid", subordinate)?;
     replace("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
     replace("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")?;
     if let Some(dir) = resolver.parent() {

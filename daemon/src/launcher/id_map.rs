@@ -87,29 +87,40 @@ impl IdMaps {
                 write_map(child, Kind::Gid, gid)
             }
             Self::Subordinate { uid, gid } => {
-                uid.write(child, Kind::Uid)?;
-                gid.write(child, Kind::Gid)
+                let alone = uid.write(child, Kind::Uid, Single::IfNeeded)?;
+                gid.write(child, Kind::Gid, alone).map(drop)
             }
         }
     }
 }
 
 impl IdMap {
-    /// Through the helper where there are subordinate ids, else (or with a warning if that fails) the one id alone.
-    fn write(&self, child: Pid, kind: Kind) -> anyhow::Result<()> {
-        if !self.ranges.is_empty() {
+    /// Through the helper where there are subordinate ids, else (or with a warning if that fails) the one id alone. Says
+    /// whether a helper failed: the other would for the same reason.
+    fn write(&self, child: Pid, kind: Kind, single: Single) -> anyhow::Result<Single> {
+        let mut single = single;
+        if !self.ranges.is_empty() && single == Single::IfNeeded {
             let extents = if self.keep { keep(self.own, &self.ranges) } else { as_root(self.own, &self.ranges) };
             match run_helper(child, kind, &extents) {
-                Ok(()) => return Ok(()),
-                Err(reason) => tracing::warn!("{reason}; going on with one {} inside", kind.word()),
+                Ok(()) => return Ok(single),
+                Err(reason) => tracing::warn!("{reason}; going on with one user inside"),
             }
+            single = Single::Always;
         }
         if kind == Kind::Gid {
             // Without CAP_SETGID outside the kernel wants setgroups(2) given up first.
             fs::write(format!("/proc/{child}/setgroups"), "deny").context("cannot give up setgroups")?;
         }
-        write_map(child, kind, &[Extent { inside: self.inside, outside: self.own, count: 1 }])
+        write_map(child, kind, &[Extent { inside: self.inside, outside: self.own, count: 1 }])?;
+        Ok(single)
     }
+}
+
+/// When the caller's id is to be the only one inside.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Single {
+    IfNeeded,
+    Always,
 }
 
 impl Kind {

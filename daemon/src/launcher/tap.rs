@@ -84,6 +84,8 @@ fn set_sysctls(network: &VirtualNetwork, ifname: &str) {
         (format!("{v6}/router_solicitations"), "0"),
         (format!("{v6}/dad_transmits"), "0"),
         ("ipv4/ping_group_range".to_owned(), &group),
+        // A machine that allows the first takes it last.
+        ("ipv4/tcp_congestion_control".to_owned(), "reno"),
         ("ipv4/tcp_congestion_control".to_owned(), "cubic"),
     ];
     for (name, value) in sysctls {
