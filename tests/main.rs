@@ -16,6 +16,7 @@ mod attacks;
 mod cases;
 mod crash;
 mod datagrams;
+mod differential;
 mod epoll;
 mod harness;
 mod isolation;
@@ -46,6 +47,7 @@ fn main() -> anyhow::Result<ExitCode> {
         tcp::CASES,
         names::CASES,
         datagrams::CASES,
+        differential::CASES,
         epoll::CASES,
         programs::CASES,
         isolation::CASES,

@@ -118,7 +118,7 @@ fn shell_has_job_control(ws: Workspace) -> Result<()> {
 fn hangup(ws: Workspace) -> Result<()> {
     let mut terminal = Terminal::start(ws.program(["sh", "-c", "echo ready; exec sleep 100"]), &ws.lab.host)?;
     terminal.expect("ready")?;
-    let tree = crate::lab::processes::Tree::of(terminal.pid())?;
+    let tree = Tree::of(terminal.pid())?;
     terminal.hang_up()?;
-    tree.is_gone(std::time::Duration::from_secs(10))
+    tree.is_gone(Duration::from_secs(10))
 }

@@ -45,7 +45,7 @@ pub fn init(settings: LogSettings) {
         LogLevel::Debug => Level::DEBUG,
         LogLevel::Trace => Level::TRACE,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(std::io::stderr);
     let installed = match settings.format {
         LogFormat::Text => builder.event_format(Line).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -1,0 +1,83 @@
+"""Plays scripts of socket calls: a JSON list of steps a line in, a JSON list of what each returned out."""
+import json
+
+DESTINATIONS = json.loads(sys.stdin.readline())
+OPTIONS = {
+    'error': (socket.SOL_SOCKET, socket.SO_ERROR), 'nodelay': (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+    'keepalive': (socket.SOL_SOCKET, socket.SO_KEEPALIVE), 'keepidle': (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+    'reuseaddr': (socket.SOL_SOCKET, socket.SO_REUSEADDR), 'rcvbuf': (socket.SOL_SOCKET, socket.SO_RCVBUF),
+    'sndbuf': (socket.SOL_SOCKET, socket.SO_SNDBUF), 'tos': (socket.IPPROTO_IP, socket.IP_TOS),
+    'ttl': (socket.IPPROTO_IP, socket.IP_TTL), 'priority': (socket.SOL_SOCKET, socket.SO_PRIORITY),
+    'listening': (socket.SOL_SOCKET, socket.SO_ACCEPTCONN),
+}
+libc = ctypes.CDLL(None, use_errno=True)
+sockets = {}
+
+
+def raw_connect(s, address):
+    if libc.connect(s.fileno(), address, len(address)) < 0:
+        raise OSError(ctypes.get_errno(), '')
+
+
+def connect(s, name):
+    destination = DESTINATIONS[name]
+    if isinstance(destination, str):
+        call = lambda: raw_connect(s, bytes.fromhex(destination))
+    else:
+        call = lambda: s.connect(tuple(destination))
+    how = attempt_call(call)
+    # When a connect ends is not the kernel's promise; how it ends is.
+    return [how, settle(s)] if how == 'EINPROGRESS' else how
+
+
+def settle(s):
+    p = select.poll()
+    p.register(s, select.POLLOUT)
+    return p.poll(5000) and p.poll(0)[0][1]
+
+
+def receive(s):
+    p = select.poll()
+    p.register(s, select.POLLIN | select.POLLRDHUP)
+    return p.poll(200) and [p.poll(0)[0][1], s.recv(100, socket.MSG_DONTWAIT).decode()]
+
+
+def attempt_call(call):
+    try:
+        return call()
+    except OSError as e:
+        return errno.errorcode.get(e.errno, str(e))
+
+
+def play(step):
+    op, slot, *rest = step
+    if op == 'socket':
+        sockets[slot] = socket.socket(socket.AF_INET6 if rest[0] else socket.AF_INET, socket.SOCK_STREAM)
+        return None
+    s = sockets.get(slot)
+    if s is None:
+        return 'no socket'
+    match op:
+        case 'connect': return connect(s, *rest)
+        case 'blocking': return s.setblocking(rest[0])
+        case 'cloexec': return os.set_inheritable(s.fileno(), not rest[0])
+        case 'flags': return [fcntl.fcntl(s, fcntl.F_GETFL), fcntl.fcntl(s, fcntl.F_GETFD)]
+        case 'peer': return s.getpeername()
+        case 'bound': return s.getsockname()[1] != 0
+        case 'get': return s.getsockopt(*OPTIONS[rest[0]])
+        case 'set': return s.setsockopt(*OPTIONS[rest[0]], rest[1])
+        case 'shutdown': return s.shutdown(rest[0])
+        case 'send': return s.send(b'ping', socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        case 'receive': return receive(s)
+        case 'bind': return s.bind((('::' if s.family == socket.AF_INET6 else '0.0.0.0'), 0))
+        case 'listen': return s.listen()
+        case 'poll':
+            p = select.poll(); p.register(s, select.POLLIN | select.POLLOUT); return p.poll(0) and p.poll(0)[0][1]
+        case 'close': return sockets.pop(slot).close()
+
+
+for line in sys.stdin:
+    say(json.dumps([attempt_call(lambda: play(step)) for step in json.loads(line)]))
+    for s in sockets.values():
+        s.close()
+    sockets.clear()
