@@ -10,12 +10,13 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::lab::REMOTE;
 use crate::lab::command::Program;
+use crate::lab::processes::Tree;
 use crate::lab::servers::TcpServer;
 use crate::lab::workspace::Workspace;
 
 crate::cases! {
     BYPASS: address_race, family_race, disconnect_race, descriptor_race, fast_open, io_uring, dissolved_socket,
-        signal_outside, foreign_abi;
+        signal_outside, foreign_abi, held_locks;
 }
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -145,6 +146,35 @@ print('refused' if os.waitpid(child, 0)[1] != 0 else 'connected')",
     )?;
     ensure!(forbidden.accepted() == 0, "the host's loopback was reached: {said}");
     ensure!(said == "refused", "{said}");
+    Ok(())
+}
+
+/// Locks held for ever cost the supervisor threads, the attacker its calls, and nobody else anything.
+fn held_locks(ws: Workspace) -> Result<()> {
+    const LOCKS: usize = 40;
+    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
+    let lock = attacker(&ws, include_str!("attacks/lock.c"), "lock")?;
+    let port = echo.addr.port();
+    // The others are processes of the same workspace: the attacker is one's child.
+    let mut running = ws.start_python(&format!(
+        "import subprocess
+attacker = subprocess.Popen(['{lock}', '{LOCKS}', '{addr}', '{port}'])
+sys.stdin.readline()
+say({{attempt('{addr}', {port}) for _ in range(50)}})
+sys.stdin.readline()
+attacker.kill()",
+        lock = lock.display(),
+        addr = REMOTE[0],
+    ))?;
+    running.line_with("held")?;
+    let supervisor = Tree::of(running.pid())?.worker("supervisor")?.clone();
+    running.write("go\n")?;
+    running.line_with("{'connected'}").context("others are served while the locks are held")?;
+    for _ in 0..LOCKS {
+        running.line_with("connect: EIO")?;
+    }
+    ensure!(supervisor.is_alive(), "the supervisor died: {}", running.stderr());
+    running.finish()?.exited(0)?;
     Ok(())
 }
 

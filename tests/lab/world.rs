@@ -11,7 +11,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 
@@ -125,6 +125,7 @@ fn mount_files(sidestep: &Path) -> Result<()> {
     )?;
     terminals()?;
     tun_device()?;
+    userfaultfd_device()?;
     etc(&resolver)?;
     if !is_single_id() {
         chown("/run/user/1000", Some(USER), Some(USER))?;
@@ -173,6 +174,24 @@ fn tun_device() -> Result<()> {
             Ok(())
         }
         Err(errno) => Err(errno).context("make a tun device node"),
+    }
+}
+
+/// /dev/userfaultfd, for the attacker that holds a lock for ever.
+fn userfaultfd_device() -> Result<()> {
+    const DEVICE: &str = "/dev/userfaultfd";
+    let number = fs::metadata(DEVICE).with_context(|| format!("this kernel has no {DEVICE} (Linux 6.1)"))?.rdev();
+    let node = Path::new("/run/lab/userfaultfd");
+    match mknod(node, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), number) {
+        Ok(()) => {
+            fs::set_permissions(node, fs::Permissions::from_mode(0o666))?;
+            bind(node, Path::new(DEVICE))
+        }
+        Err(Errno::EPERM) => {
+            let opened = fs::OpenOptions::new().read(true).write(true).open(DEVICE);
+            opened.map(drop).with_context(|| format!("{DEVICE} must be open to this user (mode 0666)"))
+        }
+        Err(errno) => Err(errno).context("make a userfaultfd device node"),
     }
 }
 

@@ -1,0 +1,78 @@
+/* Holds socket locks for ever and has the supervisor run into them.
+ *
+ *   lock COUNT IP PORT
+ *
+ * For each of COUNT sockets one thread enters setsockopt(IP_OPTIONS), which copies its argument under the socket's lock,
+ * from a page whose fault nobody ever handles; another thread then connects that socket. Prints "held" once every lock
+ * is held, a line "connect: ERRNO" as each connect comes back, and waits to be killed.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static char *page;
+static struct sockaddr_in to;
+
+static void die(const char *what) {
+    perror(what);
+    exit(2);
+}
+
+static void *hold(void *fd) {
+    setsockopt((int)(long)fd, IPPROTO_IP, IP_OPTIONS, page, 4);
+    return NULL;
+}
+
+static void *dial(void *fd) {
+    int result = connect((int)(long)fd, (struct sockaddr *)&to, sizeof to);
+    printf("connect: %s\n", result == 0 ? "connected" : strerrorname_np(errno));
+    fflush(stdout);
+    return NULL;
+}
+
+int main(int argc, char **argv) {
+    if (argc != 4) return 2;
+    int count = atoi(argv[1]);
+    to.sin_family = AF_INET;
+    to.sin_port = htons((uint16_t)atoi(argv[3]));
+    if (inet_pton(AF_INET, argv[2], &to.sin_addr) != 1) return 2;
+
+    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    if (device < 0) die("/dev/userfaultfd");
+    int faults = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC);
+    if (faults < 0) die("USERFAULTFD_IOC_NEW");
+    struct uffdio_api api = {.api = UFFD_API};
+    if (ioctl(faults, UFFDIO_API, &api) < 0) die("UFFDIO_API");
+    page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct uffdio_register range = {.range = {(unsigned long)page, 4096}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+    if (ioctl(faults, UFFDIO_REGISTER, &range) < 0) die("UFFDIO_REGISTER");
+
+    long fds[count];
+    for (int i = 0; i < count; i++) {
+        pthread_t holder;
+        struct uffd_msg fault;
+        fds[i] = socket(AF_INET, SOCK_STREAM, 0);
+        pthread_create(&holder, NULL, hold, (void *)fds[i]);
+        /* The fault is reported when the lock is held. */
+        if (read(faults, &fault, sizeof fault) != sizeof fault) die("read");
+    }
+    puts("held");
+    fflush(stdout);
+    for (int i = 0; i < count; i++) {
+        pthread_t dialler;
+        pthread_create(&dialler, NULL, dial, (void *)fds[i]);
+    }
+    pause();
+    return 0;
+}
