@@ -134,3 +134,6 @@ impl Engine {
         self.udp.run_ready(edge);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,7 +101,7 @@ impl Partial {
     /// False: the pieces contradict each other, or are too many.
     fn add(&mut self, fragment: Fragment, data: &[u8]) -> bool {
         let (from, to) = (usize::from(fragment.offset), usize::from(fragment.offset) + data.len());
-        let is_whole_units = !fragment.more || data.len() % 8 == 0;
+        let is_whole_units = !fragment.more || data.len().is_multiple_of(8);
         if data.is_empty() || to > MAX_PAYLOAD || !is_whole_units || self.pieces.len() >= MAX_PIECES {
             return false;
         }

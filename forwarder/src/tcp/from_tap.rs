@@ -211,9 +211,6 @@ impl Tcp {
         }
         if is_fin && let Some(flow) = self.flows.get_mut(index) {
             flow.receive.note_fin(segment.seq + u32::try_from(segment.payload.len()).unwrap_or(0));
-            if gather.flow != Some(index) {
-                self.write_pending(edge, index);
-            }
         }
     }
 
@@ -233,7 +230,7 @@ impl Tcp {
         flow.receive.advance(data.len());
     }
 
-    /// In-order payload that cannot go to the socket at once: into the ring, and the socket is tried from there.
+    /// In-order payload that cannot go to the socket at once: into the ring, from where it goes at the end of the batch.
     fn store(&mut self, index: u32, segment: &TcpSegment<'_>, skip: usize, data: &[u8]) {
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.receive.store(segment.seq + u32::try_from(skip).unwrap_or(0), data);
@@ -255,15 +252,6 @@ impl Tcp {
             let rest = slice.get(skipped..).unwrap_or_default();
             flow.receive.store_pending_at(left, rest);
             left -= rest.len();
-        }
-        self.write_pending(edge, index);
-    }
-
-    /// Moves pending bytes, and the end of the stream after them, to the host's socket.
-    pub(super) fn write_pending(&mut self, edge: &mut Edge, index: u32) {
-        let Some(flow) = self.flows.get_mut(index) else { return };
-        if flow.write_pending().is_err() {
-            self.abort(edge, index);
         }
     }
 }

@@ -38,10 +38,7 @@ impl Tcp {
             // The stream has ended, so no read will tell of this.
             return self.abort(edge, index);
         }
-        if events.contains(EventFlags::OUT) {
-            flow.writable = true;
-            self.write_pending(edge, index);
-        }
+        flow.writable |= events.contains(EventFlags::OUT);
         self.settle(edge, index);
     }
 

@@ -27,11 +27,14 @@ enum Turn {
 }
 
 impl Tcp {
-    /// Sends what the connection may send now, drops what was acknowledged, answers what is owed, sets its deadline
+    /// Gives the host what is pending, sends what the connection may send now, drops what was acknowledged, answers what is owed, sets its deadline
     /// and removes it when it is finished.
     pub(super) fn settle(&mut self, edge: &mut Edge, index: u32) {
         let Some(flow) = self.flows.get_mut(index) else { return };
         if flow.state == State::Established {
+            if flow.write_pending().is_err() {
+                return self.abort(edge, index);
+            }
             flow.discard_acknowledged(&mut self.scratch);
             match send_turn(flow, edge, &mut self.scratch) {
                 Turn::Done => {}

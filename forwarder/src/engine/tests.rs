@@ -1,0 +1,300 @@
+//! The whole engine over a socket pair in place of the TAP, with the host's loopback behind the gateway: nothing it is
+//! fed makes it panic, and it keeps answering.
+
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use rustix::event::{Timespec, epoll};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
+
+use super::Engine;
+use crate::edge::Edge;
+use crate::flow::FlowId;
+use crate::network::{Ipv4Subnet, Ipv6Subnet, VirtualNetwork};
+use crate::policy::Policy;
+use crate::tap::Tap;
+use crate::timer::Time;
+use crate::wire::build::Macs;
+use crate::wire::checksum::Sum;
+use crate::wire::transport::{IcmpHeader, TcpHeader};
+use crate::wire::{
+    ETHERNET_LEN, EthernetHeader, Frame, FrameBuffer, IPV4_LEN, IpPacket, PROTOCOL_ICMP, PROTOCOL_TCP, TcpFlags,
+    TcpSegment, VNET_LEN,
+};
+use crate::worker::Config;
+
+const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// From the guest: the builder's "gateway" is whoever sends.
+const MACS: Macs = Macs { gateway: [2; 6], guest: [4; 6] };
+
+/// An engine and the workspace's end of its link.
+struct Lab {
+    edge: Edge,
+    engine: Engine,
+    guest: OwnedFd,
+    buffer: FrameBuffer,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (tap, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let network = VirtualNetwork {
+            v4: Ipv4Subnet::DEFAULT,
+            v6: Some(Ipv6Subnet::DEFAULT),
+            mtu: 1500,
+            guest_mac: [2; 6],
+            gateway_mac: [4; 6],
+        };
+        let config = Config { network, policy: Policy { host_loopback: true }, resolvers: Vec::new() };
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let edge = Edge::new(config, Tap::ready(tap), epoll, Time(0));
+        Self { edge, engine: Engine::new(), guest, buffer: FrameBuffer::default() }
+    }
+
+    fn feed(&mut self, frames: &[Vec<u8>]) {
+        for batch in frames.chunks(16) {
+            self.engine.batch_from_tap(&mut self.edge, batch.iter().map(Vec::as_slice));
+            self.edge.tap_writable();
+        }
+    }
+
+    /// Host events and deadlines, as the worker would hand them over.
+    fn turn(&mut self, millis: u64) {
+        self.edge.now = self.edge.now.after(millis);
+        let mut events = Vec::with_capacity(64);
+        let wait = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        epoll::wait(self.edge.epoll(), rustix::buffer::spare_capacity(&mut events), Some(&wait)).unwrap();
+        for event in events {
+            let id = FlowId::from_bits(event.data.u64()).unwrap();
+            self.engine.host_event(&mut self.edge, id, event.flags);
+        }
+        let mut due = Vec::new();
+        self.edge.timers.expire(self.edge.now, &mut due);
+        for id in due {
+            self.engine.timer(&mut self.edge, id);
+        }
+        self.engine.run_ready(&mut self.edge);
+        self.edge.tap_writable();
+    }
+
+    /// Everything the workspace was sent.
+    fn received(&mut self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut buffer = vec![0; 70_000];
+        while let Ok((count, _)) = rustix::net::recv(&self.guest, &mut buffer[..], RecvFlags::DONTWAIT) {
+            frames.push(buffer[..count].to_vec());
+        }
+        frames
+    }
+
+    fn tcp(&mut self, ports: (u16, u16), seq: u32, ack: u32, flags: TcpFlags, payload: &[u8]) -> Vec<u8> {
+        let header = TcpHeader {
+            src_port: ports.0.into(),
+            dst_port: ports.1.into(),
+            seq: seq.into(),
+            ack: ack.into(),
+            data_offset: 0,
+            flags: flags.0,
+            window: 64_000.into(),
+            checksum: 0.into(),
+            urgent: 0.into(),
+        };
+        let len = self.buffer.put_payload(payload);
+        let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
+        self.buffer.tcp(MACS, ends, header, &[], len, u16::MAX).to_vec()
+    }
+
+    fn ping(&mut self, sequence: u16) -> Vec<u8> {
+        let header = IcmpHeader { kind: 8, code: 0, checksum: 0.into(), id: 0.into(), sequence: sequence.into() };
+        let len = self.buffer.put_payload(b"abc");
+        self.buffer.icmp(MACS, (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY)), header, len, 64).to_vec()
+    }
+
+    /// Whether the gateway still answers a ping.
+    fn is_alive(&mut self) -> bool {
+        self.received();
+        let ping = self.ping(77);
+        self.feed(&[ping]);
+        self.received().iter().any(|frame| {
+            let Ok(frame) = Frame::parse(frame) else { return false };
+            IpPacket::parse(frame.ethernet.ethertype.get(), frame.body)
+                .is_ok_and(|ip| ip.protocol == PROTOCOL_ICMP && ip.payload.get(7) == Some(&77))
+        })
+    }
+}
+
+/// TCP segments among frames: (flags, seq, ack, payload).
+fn segments(frames: &[Vec<u8>]) -> Vec<(TcpFlags, u32, u32, Vec<u8>)> {
+    let parse = |bytes: &Vec<u8>| {
+        let frame = Frame::parse(bytes).ok()?;
+        let ip = IpPacket::parse(frame.ethernet.ethertype.get(), frame.body).ok()?;
+        let segment = TcpSegment::parse(&ip, true).ok()?;
+        (ip.protocol == PROTOCOL_TCP).then(|| (segment.flags, segment.seq.0, segment.ack.0, segment.payload.to_vec()))
+    };
+    frames.iter().filter_map(parse).collect()
+}
+
+/// A port of the loopback on which nobody listens.
+fn closed_port() -> u16 {
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Any transport bytes in a right IPv4 packet to the gateway.
+fn ipv4_frame(protocol: u8, flags_offset: u16, partial: bool, transport: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; usize::from(VNET_LEN) + ETHERNET_LEN + IPV4_LEN];
+    bytes[0] = u8::from(partial);
+    bytes[12 + 12..12 + 14].copy_from_slice(&EthernetHeader::IPV4.to_be_bytes());
+    let ip = &mut bytes[26..];
+    ip[0] = 0x45;
+    ip[2..4].copy_from_slice(&u16::try_from(IPV4_LEN + transport.len()).unwrap().to_be_bytes());
+    ip[6..8].copy_from_slice(&flags_offset.to_be_bytes());
+    ip[9] = protocol;
+    ip[12..16].copy_from_slice(&GUEST.octets());
+    ip[16..20].copy_from_slice(&GATEWAY.octets());
+    let sum = Sum::default().bytes(&ip[..IPV4_LEN]).finish();
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    bytes.extend_from_slice(transport);
+    bytes
+}
+
+/// The same over IPv6.
+fn ipv6_frame(next_header: u8, partial: bool, transport: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 26 + 40];
+    bytes[0] = u8::from(partial);
+    bytes[24..26].copy_from_slice(&EthernetHeader::IPV6.to_be_bytes());
+    let ip = &mut bytes[26..];
+    ip[0] = 0x60;
+    ip[4..6].copy_from_slice(&u16::try_from(transport.len()).unwrap().to_be_bytes());
+    (ip[6], ip[7]) = (next_header, 255);
+    (ip[8], ip[23], ip[24], ip[39]) = (0xfd, 0x64, 0xfd, 2);
+    bytes.extend_from_slice(transport);
+    bytes
+}
+
+/// Transport bytes whose ports are one that nobody listens on and one of a few.
+fn transport() -> impl Strategy<Value = Vec<u8>> {
+    (vec(any::<u8>(), 4..80), 0u16..4).prop_map(|(mut bytes, source)| {
+        bytes[..2].copy_from_slice(&source.to_be_bytes());
+        bytes[2..4].copy_from_slice(&closed_port().to_be_bytes());
+        // A plausible TCP header length more often than not.
+        if let Some(offset) = bytes.get_mut(12).filter(|offset| **offset < 200) {
+            *offset = 0x50 | (*offset & 0x1f);
+        }
+        bytes
+    })
+}
+
+fn any_frame() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        vec(any::<u8>(), 0..40),
+        (prop_oneof![Just(1u8), Just(6), Just(17), any::<u8>()], any::<bool>(), transport())
+            .prop_map(|(protocol, partial, bytes)| ipv4_frame(protocol, 0, partial, &bytes)),
+        (any::<u16>(), transport()).prop_map(|(offset, bytes)| ipv4_frame(17, offset & 0x203f, true, &bytes)),
+        (prop_oneof![Just(58u8), Just(6), Just(17), Just(0), Just(44), any::<u8>()], any::<bool>(), transport())
+            .prop_map(|(protocol, partial, bytes)| ipv6_frame(protocol, partial, &bytes)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_frame_stops_it(frames in vec(any_frame(), 1..40), waits in vec(0u64..40_000, 1..4)) {
+        let mut lab = Lab::new();
+        lab.feed(&frames);
+        for wait in waits {
+            lab.turn(wait);
+            lab.feed(&frames);
+        }
+        prop_assert!(lab.is_alive());
+    }
+
+    /// Segments with any numbers on a connection that is open, both ways, and any cut of them.
+    #[test]
+    fn no_segment_stops_an_open_connection(
+        steps in vec((any::<u8>(), -3000i32..70_000, -3000i32..3000, 0usize..3000, any::<bool>()), 1..40),
+    ) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut lab = Lab::new();
+        let syn = lab.tcp((4000, port), 1000, 0, TcpFlags::SYN, &[]);
+        lab.feed(&[syn]);
+        lab.turn(1);
+        let answers = segments(&lab.received());
+        let (flags, iss, _, _) = answers[0].clone();
+        prop_assert!(flags.has(TcpFlags::SYN) && flags.has(TcpFlags::ACK));
+        let ack = lab.tcp((4000, port), 1001, iss.wrapping_add(1), TcpFlags::ACK, &[]);
+        lab.feed(&[ack]);
+        for (flags, seq, ack, len, wait) in steps {
+            let (seq, ack) = (1001u32.wrapping_add_signed(seq), iss.wrapping_add_signed(ack));
+            let frame = lab.tcp((4000, port), seq, ack, TcpFlags(flags | 0x10), &vec![7; len]);
+            lab.feed(&[frame]);
+            if wait {
+                lab.turn(500);
+            }
+        }
+        prop_assert!(lab.is_alive());
+    }
+}
+
+#[test]
+fn refused_reset_and_unknown() {
+    let mut lab = Lab::new();
+    let port = closed_port();
+    let syn = lab.tcp((4000, port), 1000, 0, TcpFlags::SYN, &[]);
+    let stray = lab.tcp((4001, port), 5, 9, TcpFlags::ACK, &[]);
+    let reset = lab.tcp((4002, port), 5, 9, TcpFlags::RST, &[]);
+    lab.feed(&[syn, stray, reset]);
+    lab.turn(1);
+    let answers = segments(&lab.received());
+    let refused = (TcpFlags::RST.with(TcpFlags::ACK), 0, 1001, vec![]);
+    let unknown = (TcpFlags::RST, 9, 0, vec![]);
+    assert_eq!(answers.len(), 2);
+    assert!(answers.contains(&refused) && answers.contains(&unknown), "{answers:?}");
+}
+
+#[test]
+fn segments_out_of_order_and_lost_answers() {
+    use std::io::{Read, Write};
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let ports = (4000, listener.local_addr().unwrap().port());
+    let mut lab = Lab::new();
+    let syn = lab.tcp(ports, 1000, 0, TcpFlags::SYN, &[]);
+    lab.feed(&[syn]);
+    lab.turn(1);
+    let iss = segments(&lab.received())[0].1;
+    let first_ack = iss.wrapping_add(1);
+    let ack = lab.tcp(ports, 1001, first_ack, TcpFlags::ACK, &[]);
+    lab.feed(&[ack]);
+    let (mut host, _) = listener.accept().unwrap();
+
+    // "world" and the FIN overtake "hello "; the gap is named, then closed.
+    let late = lab.tcp(ports, 1007, first_ack, TcpFlags::ACK.with(TcpFlags::FIN), b"world");
+    lab.feed(&[late]);
+    assert_eq!(segments(&lab.received())[0].2, 1001);
+    let first = lab.tcp(ports, 1001, first_ack, TcpFlags::ACK, b"hello ");
+    lab.feed(&[first]);
+    assert_eq!(segments(&lab.received())[0].2, 1013);
+    let mut text = String::new();
+    host.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello world");
+
+    // The answer is lost: it comes again after the timeout, and again until it is acknowledged.
+    host.write_all(b"answer").unwrap();
+    drop(host);
+    let mut sent = Vec::new();
+    for _ in 0..20 {
+        lab.turn(100);
+        sent.extend(segments(&lab.received()));
+    }
+    let answers = sent.iter().filter(|s| s.3 == b"answer" && s.1 == first_ack).count();
+    let ends = sent.iter().filter(|s| s.0.has(TcpFlags::FIN) && s.1 == first_ack.wrapping_add(6)).count();
+    assert!(answers >= 3 && ends >= 3, "{sent:?}");
+    let ack = lab.tcp(ports, 1013, first_ack.wrapping_add(7), TcpFlags::ACK, &[]);
+    lab.feed(&[ack]);
+    assert_eq!(lab.edge.counters.tcp.flows.closed, 1);
+}
