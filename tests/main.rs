@@ -1,1 +1,59 @@
 //! Whole-program tests: the real binary on the real kernel, in a lab of namespaces of its own.
+//!
+//! `main` enters the lab's world while it has one thread, then runs the cases of the modules beside it. Most cases
+//! run every way sidestep can be run: through the TAP and past it, called by root and by an ordinary user. The same
+//! program run by an ordinary user makes an ordinary user's world and tests there.
+//!
+//! | variable       | meaning                                                    |
+//! |----------------|------------------------------------------------------------|
+//! | `SIDESTEP_BIN` | the binary under test, where it is not the one cargo built |
+//! | `LAB_LOG`      | `--log-level` of every `sidestep run`                      |
+
+// A test fails by panicking, or by returning the error.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod attacks;
+mod cases;
+mod crash;
+mod datagrams;
+mod epoll;
+mod harness;
+mod isolation;
+mod lab;
+mod names;
+mod programs;
+mod routes;
+mod run;
+mod signals;
+mod tcp;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+use lab::world;
+
+fn main() -> anyhow::Result<ExitCode> {
+    let sidestep = std::env::var_os("SIDESTEP_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_sidestep").into());
+    if let Some(code) = world::enter(&PathBuf::from(sidestep))? {
+        return Ok(code);
+    }
+    let arguments = Arguments::from_args();
+    let modules = [
+        harness::CASES,
+        run::CASES,
+        tcp::CASES,
+        names::CASES,
+        datagrams::CASES,
+        epoll::CASES,
+        programs::CASES,
+        isolation::CASES,
+        routes::CASES,
+        signals::CASES,
+        crash::CASES,
+        attacks::CASES,
+    ];
+    let trials = modules.into_iter().flatten().flat_map(cases::Case::trials).collect();
+    Ok(libtest_mimic::run(&arguments, trials).exit_code())
+}

@@ -1,4 +1,10 @@
 //! sidestep: launcher, monitor, supervisor and command line of the multi-call binary.
 
+pub mod channel;
+pub mod cli;
+pub mod init;
+pub mod launcher;
+pub mod logging;
+pub mod monitor;
 pub mod supervisor;
 pub mod sys;

@@ -1,12 +1,58 @@
 //! The supervisor: answers the workspace's stopped system calls.
+//!
+//! The way of a call, one type per arrow: [`receivers`] take it from the kernel into a slot of the [`ledger`]; a
+//! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
+//! names; [`decide`] asks the [`route`]s and the policy and gives a verdict; [`swap`] or [`in_place`] act on it; what
+//! takes time goes to [`waits`]; [`session`] holds it all together and sends the reply.
 
+mod active;
+mod decide;
+mod decode;
+mod epoll;
+mod factory;
+mod facts;
+mod host_socket;
+mod in_place;
 pub mod ledger;
+mod notification;
+mod options;
+mod privileged_port;
+mod receivers;
+mod route;
+mod session;
+mod sockaddr;
+mod swap;
+mod tracee;
+mod waits;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::network::VirtualNetwork;
 use sidestep_forwarder::policy::Policy;
+use tokio::io::Interest;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::sys::listener::Listener;
+use crate::sys::{readiness, shared_memory, socket, thread};
+
+use self::active::{Active, STUCK_REPLY};
+use self::decide::Ground;
+use self::epoll::Epolls;
+use self::factory::Factory;
+use self::host_socket::PristinePair;
+use self::ledger::Ledger;
+use self::route::Oracle;
+use self::session::Session;
+use self::swap::Swap;
+use self::tracee::Tracees;
+use self::waits::Waits;
+
+/// How often the watch looks for calls that are stuck or that nobody waits for.
+const WATCH: Duration = Duration::from_millis(250);
 
 /// What the supervisor needs to know; its descriptors come beside it, in [`Handles`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -32,10 +78,130 @@ pub struct Handles {
 
 /// Runs until `stop` (the channel to the monitor) is closed at the other end. Called in a process that has one thread.
 pub fn run(
-    _start: Start,
-    _handles: Handles,
-    _stop: OwnedFd,
-    _ready: impl FnOnce() -> anyhow::Result<()>,
+    start: Start,
+    mut handles: Handles,
+    stop: OwnedFd,
+    ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+    abort_on_panic();
+    // The one thing that must come before any thread.
+    let session = match handles.listener.take() {
+        Some(listener) => Some((listener, Factory::start().context("cannot start the socket factory")?)),
+        None => None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(MAX_WORKERS)
+        .build()
+        .context("cannot start the event loop")?;
+    let session = match session {
+        Some((listener, factory)) => {
+            thread::install_wake_up().context("cannot install the wake-up signal")?;
+            Some(serve(start, handles, listener, factory, Waits::new(runtime.handle().clone()))?)
+        }
+        None => None,
+    };
+    ready()?;
+    runtime.block_on(watch(session, stop))
+}
+
+/// Threads of the event loop's pool that may be at work, or lost, at the same time.
+const MAX_WORKERS: usize = 512;
+
+/// Starts answering; unanswered calls of a predecessor come first.
+fn serve(
+    start: Start,
+    handles: Handles,
+    listener: OwnedFd,
+    factory: Factory,
+    waits: Waits,
+) -> anyhow::Result<Arc<Session>> {
+    let make = |domain, kind, protocol| {
+        factory.socket(handles.userns.as_fd(), handles.netns.as_fd(), (domain, kind, protocol))
+    };
+    let workspace = PristinePair::read(|domain| make(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP))
+        .context("cannot make a socket in the workspace's network namespace")?;
+    let host = PristinePair::read(|domain| socket::new(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP))
+        .context("cannot make a socket")?;
+    let probe = make(libc::AF_INET, libc::SOCK_DGRAM, 0).context("cannot make a socket in the workspace")?;
+    let ground = Ground {
+        host: facts::own_netns().context("this kernel has no SO_NETNS_COOKIE (Linux 5.14)")?,
+        workspace: facts::netns_of(probe.as_fd()).context("this kernel has no SO_NETNS_COOKIE (Linux 5.14)")?,
+        network: start.network,
+        policy: start.policy,
+        tap_ifindex: start.tap_ifindex,
+    };
+    let inside = make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
+    let outside = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
+    let words =
+        shared_memory::map_words(&handles.ledger, ledger::SIZE / size_of::<u64>()).context("cannot map the ledger")?;
+    let (ledger, unanswered) = Ledger::open(words);
+    let swap = Swap {
+        workspace,
+        host,
+        host_netns: ground.host,
+        userns: handles.userns,
+        netns: handles.netns,
+        memory: swap::Memory::default(),
+        epolls: Epolls::default(),
+    };
+    let session = Arc::new(Session {
+        listener: Listener::new(listener),
+        ledger,
+        active: Active::default(),
+        tracees: Tracees::default(),
+        factory,
+        inside: inside.context("cannot ask for the workspace's routes")?,
+        host: outside.context("cannot ask for the host's routes")?,
+        ground,
+        swap,
+        waits,
+        strict: start.strict,
+    });
+    for slot in unanswered {
+        let session = Arc::clone(&session);
+        std::thread::Builder::new().name("recovery".into()).spawn(move || session.recover(slot))?;
+    }
+    receivers::start(&session).context("cannot start receiving")?;
+    Ok(session)
+}
+
+/// Looks after calls whose thread does not come back or whose caller has left, until the monitor is gone.
+async fn watch(session: Option<Arc<Session>>, stop: OwnedFd) -> anyhow::Result<()> {
+    let stop = readiness::register(stop, Interest::READABLE).context("cannot watch the monitor")?;
+    let Some(session) = session else {
+        stop.readable().await?.retain_ready();
+        return Ok(());
+    };
+    let mut tick = interval(WATCH);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = stop.readable() => return Ok(()),
+            _ = tick.tick() => look(&session, Instant::now()),
+        }
+    }
+}
+
+fn look(session: &Session, now: Instant) {
+    let found = session.active.inspect(now);
+    for (id, tid) in found.stuck {
+        tracing::warn!(tid, "a call of the workspace holds on to the supervisor: answered with EIO");
+        let _ = session.send(id, STUCK_REPLY);
+    }
+    for id in found.sleeping {
+        if !session.listener.is_waiting(id) {
+            session.active.interrupt(id);
+        }
+    }
+    session.swap.memory.expire(now);
+}
+
+/// A thread that panicked may hold anything; a new supervisor with the ledger is better than half of this one.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
 }

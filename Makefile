@@ -1,0 +1,55 @@
+# sidestep: what a person types. `make help` lists it.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+# The binary the tests and figures run; demo, bench and soak measure the release build.
+SIDESTEP := target/release/sidestep
+
+# Debian packages: what it is built with, what it runs with, what the tests run inside it, whom it is compared with.
+BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config
+RUN_PACKAGES := iproute2 uidmap
+TEST_PACKAGES := bash bind9-dnsutils busybox-static curl hey iperf3 iputils-ping mawk mount nftables nodejs \
+	passwd procps psmisc python3-minimal redis-server redis-tools strace util-linux
+PEER_PACKAGES := passt slirp4netns
+PACKAGES := $(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES) $(PEER_PACKAGES)
+
+.PHONY: help deps build test demo bench soak fmt lint clippy deny install clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install what is missing of the Debian packages (as root or by sudo)
+	@.ci/deps $(PACKAGES)
+
+build: ## the release binary
+	$(CARGO) build --release --locked
+
+test: deps ## every test, those in the lab included
+	$(CARGO) test --workspace --locked
+
+demo: deps ## iperf3 on the host, through the TAP and with the bypass, in one table
+	$(CARGO) bench --locked --package sidestep --bench figures -- --demo
+
+bench: deps ## every figure, paired with the host's (15 rounds; ARGS="--only bulk --rounds 5 --json FILE --peers")
+	$(CARGO) bench --locked --package sidestep --bench figures -- $(ARGS)
+
+soak: deps ## the lab's tests over and over, for an hour (ROUNDS=n for n rounds)
+	.ci/soak $(ROUNDS)
+
+fmt: ## format the code
+	$(CARGO) fmt --all
+
+lint: ## clippy and formatting, warnings denied
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+clippy: lint
+
+deny: ## licences and advisories of the dependencies (needs cargo-deny and the network)
+	$(CARGO) deny --locked check
+
+install: build ## the binary into PREFIX (default /usr/local)
+	install -D -m 0755 $(SIDESTEP) $(DESTDIR)$(PREFIX)/bin/sidestep
+
+clean: ## what cargo built
+	$(CARGO) clean

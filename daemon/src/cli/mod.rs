@@ -1,0 +1,53 @@
+//! The command line: one file per command.
+
+mod forwarder;
+mod init;
+mod run;
+mod supervisor;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit code of a failure of sidestep itself, as env(1) and docker have it.
+pub const FAILURE: u8 = 125;
+
+/// Networking for rootless workspaces.
+///
+/// A workspace (a shell, an IDE server, a Docker daemon) gets user and network namespaces of its own without any
+/// privilege. Its packets leave through a TAP device; with `--bypass` its TCP connections run at the host's own speed.
+#[derive(Debug, Parser)]
+#[command(name = "sidestep", version, subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Run),
+    #[command(hide = true)]
+    Supervisor,
+    #[command(hide = true)]
+    Forwarder,
+    #[command(hide = true)]
+    Init(init::Init),
+}
+
+/// Parses the command line, runs the command and gives its exit code.
+pub fn run() -> anyhow::Result<ExitCode> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { FAILURE } else { 0 };
+            error.print()?;
+            return Ok(ExitCode::from(code));
+        }
+    };
+    match cli.command {
+        Command::Run(run) => run.run(),
+        Command::Supervisor => supervisor::run(),
+        Command::Forwarder => forwarder::run(),
+        Command::Init(init) => init.run(),
+    }
+}

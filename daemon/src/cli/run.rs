@@ -1,0 +1,216 @@
+//! `sidestep run`: the entrypoint ahead of a workspace's command.
+
+use std::env;
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use sidestep_forwarder::network::{Ipv4Subnet, MAX_MTU, MIN_MTU};
+
+use crate::launcher::{Bypass, Choice, Mtu, Settings};
+use crate::logging::{self, LogFormat, LogLevel, LogSettings};
+use crate::monitor;
+
+/// Run a command in user and network namespaces of its own.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without privileges, for an ordinary user and for root in a container. See --help for the modes.",
+    after_long_help = "\
+Examples:
+  sidestep run -- bash                          a shell; you are root inside, files stay yours
+  sidestep run --bypass -- make -j8             TCP at the host's own speed where the kernel can guard it
+  sidestep run --keep-id -- code-server         the same user inside as outside
+  sidestep run --mtu 65520 --ipv6=on -- iperf3 -c 192.0.2.1
+
+Exit code: the command's own; 128+n when signal n ended it; 125 when sidestep itself failed; 126 when the command
+cannot be executed, 127 when it is not found.
+
+The command finds SIDESTEP_ACTIVE=tap|bypass and SIDESTEP_STATE_DIR in its environment."
+)]
+pub struct Run {
+    /// Take TCP connections off the TAP, to the host's network, checked against the same egress policy
+    ///
+    /// off: everything goes through the TAP. auto (also a bare --bypass): strict mode where the kernel has Landlock's
+    /// network rules (ABI 4, Linux 6.7), otherwise the TAP with one warning. require: strict mode or exit code 125.
+    /// unconfined: bypass without Landlock's rules, an optimisation and not a boundary: a hostile workspace can reach
+    /// what the policy denies. Default: $SIDESTEP_BYPASS, or off where that is unset or empty.
+    #[arg(long, value_enum, value_name = "MODE", default_missing_value = "auto", num_args = 0..=1,
+          require_equals = true)]
+    bypass: Option<Bypass>,
+
+    /// MTU of the TAP, 1280 to 65520; auto: that of the device of the host's default route
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_mtu)]
+    mtu: Mtu,
+
+    /// IPv4 network inside: gateway .2, resolver .3, workspace .100
+    #[arg(long, value_name = "CIDR", default_value = "10.0.2.0/24")]
+    cidr: Ipv4Subnet,
+
+    /// Name of the TAP device inside
+    #[arg(long, value_name = "NAME", default_value = "tap0", value_parser = parse_ifname)]
+    ifname: String,
+
+    /// IPv6 inside (fd00::/64); auto: when the host has a default IPv6 route
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", require_equals = true)]
+    ipv6: Choice,
+
+    /// Let the workspace reach the host's 127.0.0.1 and ::1 by the gateway's address (default: refused)
+    #[arg(long)]
+    host_loopback: bool,
+
+    /// Pid namespace: nothing is left behind when it ends; auto: wherever /proc can be mounted
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", require_equals = true)]
+    pidns: Choice,
+
+    /// Keep user and group id inside (with CAP_NET_ADMIN) instead of being mapped to root
+    #[arg(long)]
+    keep_id: bool,
+
+    /// Where state.json goes [default: $XDG_RUNTIME_DIR/sidestep/PID or /tmp/sidestep-UID/PID]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// Write "1" to this descriptor and close it when the command is about to be executed
+    #[arg(long, value_name = "FD")]
+    ready_fd: Option<RawFd>,
+
+    /// Least important messages to show on stderr; error hides the start line and warnings
+    #[arg(long, value_enum, value_name = "LEVEL", default_value = "info")]
+    log_level: LogLevel,
+
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text", help = "Log lines for people or machines")]
+    log_format: LogFormat,
+
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl Run {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let log = LogSettings { level: self.log_level, format: self.log_format };
+        logging::init(log);
+        monitor::run(Settings {
+            bypass: match self.bypass {
+                Some(bypass) => bypass,
+                None => bypass_from(&env::var("SIDESTEP_BYPASS").unwrap_or_default())?,
+            },
+            mtu: self.mtu,
+            cidr: self.cidr,
+            ifname: self.ifname,
+            ipv6: self.ipv6,
+            host_loopback: self.host_loopback,
+            pidns: self.pidns,
+            keep_id: self.keep_id,
+            state_dir: self.state_dir,
+            ready_fd: self.ready_fd,
+            log,
+            command: self.command,
+        })
+    }
+}
+
+/// SIDESTEP_BYPASS: clap's own handling takes a variable that is set but empty for an error.
+fn bypass_from(value: &str) -> anyhow::Result<Bypass> {
+    if value.is_empty() {
+        return Ok(Bypass::Off);
+    }
+    match Bypass::from_str(value, false) {
+        Ok(bypass) => Ok(bypass),
+        Err(_) => bail!("SIDESTEP_BYPASS={value} is none of off, auto, require, unconfined"),
+    }
+}
+
+fn parse_mtu(text: &str) -> Result<Mtu, String> {
+    if text == "auto" {
+        return Ok(Mtu::Auto);
+    }
+    match text.parse() {
+        Ok(mtu) if (MIN_MTU..=MAX_MTU).contains(&mtu) => Ok(Mtu::Fixed(mtu)),
+        _ => Err(format!("auto or a number from {MIN_MTU} to {MAX_MTU}")),
+    }
+}
+
+/// A name the kernel takes (dev_valid_name): 1 to 15 bytes without slash, colon or space, and not . or ..
+fn parse_ifname(text: &str) -> Result<String, String> {
+    let valid = (1..=15).contains(&text.len())
+        && !matches!(text, "." | ".." | "lo")
+        && !text.contains(['/', ':', '%'])
+        && text.chars().all(|c| c.is_ascii_graphic());
+    if valid { Ok(text.to_owned()) } else { Err("1 to 15 letters, digits or signs other than / : %, not lo".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: Run,
+    }
+
+    fn parse(args: &[&str]) -> Result<Run, clap::Error> {
+        Cli::try_parse_from(["run"].iter().chain(args)).map(|cli| cli.run)
+    }
+
+    #[test]
+    fn bypass_modes() {
+        let cases = [
+            (&["--", "sh"][..], None),
+            (&["--bypass", "--", "sh"], Some(Bypass::Auto)),
+            (&["--bypass", "sh"], Some(Bypass::Auto)),
+            (&["--bypass=off", "sh"], Some(Bypass::Off)),
+            (&["--bypass=require", "sh"], Some(Bypass::Require)),
+            (&["--bypass=unconfined", "sh"], Some(Bypass::Unconfined)),
+        ];
+        for (args, want) in cases {
+            let run = parse(args).unwrap();
+            assert_eq!((run.bypass, run.command), (want, vec!["sh".into()]), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn bypass_from_the_environment() {
+        for (value, want) in [("", Some(Bypass::Off)), ("require", Some(Bypass::Require)), ("yes", None)] {
+            assert_eq!(bypass_from(value).ok(), want, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_command_keeps_its_own_flags() {
+        let run = parse(&["--keep-id", "sh", "-c", "exit 3", "--mtu"]).unwrap();
+        assert_eq!(run.command, ["sh", "-c", "exit 3", "--mtu"]);
+    }
+
+    #[test]
+    fn mtu_and_ifname_bounds() {
+        let cases = [
+            ("auto", Some(Mtu::Auto)),
+            ("1280", Some(Mtu::Fixed(1280))),
+            ("65520", Some(Mtu::Fixed(65520))),
+            ("1279", None),
+            ("65521", None),
+            ("x", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(parse_mtu(text).ok(), want, "{text}");
+        }
+        for (name, valid) in [("tap0", true), ("a23456789012345", true), ("a234567890123456", false), ("a b", false)] {
+            assert_eq!(parse_ifname(name).is_ok(), valid, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for args in [&[][..], &["--bypass=maybe", "sh"], &["--cidr", "10.0.2.100/24", "sh"], &["--ifname", "lo", "sh"]]
+        {
+            assert!(parse(args).is_err(), "{args:?}");
+        }
+    }
+}

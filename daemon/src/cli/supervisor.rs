@@ -1,0 +1,31 @@
+//! `sidestep supervisor`: started by the monitor, with the channel to it as standard input.
+//!
+//! It is the one process that outlives a killed monitor for a moment: the channel's end stops it, and it removes the
+//! state directory before it goes.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::monitor::state_dir;
+use crate::monitor::worker::{self, SupervisorStart};
+use crate::supervisor::{self, Handles};
+
+pub fn run() -> anyhow::Result<ExitCode> {
+    let (started, fds) = worker::receive_start::<SupervisorStart>(c"supervisor")?;
+    let SupervisorStart { start, state_dir } = started.config;
+    let mut fds = fds.into_iter();
+    let handles = Handles {
+        listener: if fds.len() == 4 { fds.next() } else { None },
+        ledger: fds.next().context("no ledger received")?,
+        userns: fds.next().context("no user namespace received")?,
+        netns: fds.next().context("no network namespace received")?,
+    };
+    let ready = worker::ready(&started.channel)?;
+    let ended = supervisor::run(start, handles, started.channel.try_clone()?.into(), ready);
+    if started.channel.is_closed()? {
+        state_dir::remove(&state_dir);
+    }
+    ended?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,118 @@
+//! What the workspace may not do: Landlock, and the filter that hands its network calls to the supervisor. Both without
+//! no_new_privs (the launcher has CAP_SYS_ADMIN in the workspace's user namespace), so that sudo works inside.
+//!
+//! The filter comes first: where another filter already has a listener, `--bypass=auto` goes on over the TAP, and
+//! Landlock's network rules must not stand then, for nobody would make the denied calls in the workspace's place.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, bail, ensure};
+use landlock::{AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope};
+use nix::errno::Errno;
+use sidestep_seccomp_profile::{filter, load};
+
+use super::files::Furnished;
+use super::{Active, Bypass};
+use crate::sys;
+
+/// Landlock's ABI with rules for TCP bind and connect (Linux 6.7).
+const ABI_NETWORK: u32 = 4;
+/// Landlock's ABI with scoped signals (Linux 6.12).
+const ABI_SIGNAL_SCOPE: u32 = 6;
+
+/// What is to be put on, decided and built before the clone.
+pub struct Confinement {
+    pub landlock_abi: u32,
+    bypass: Option<BypassFilter>,
+}
+
+struct BypassFilter {
+    program: filter::Program,
+    /// With Landlock's network rules.
+    strict: bool,
+    /// Failing to load it is an error, not a warning.
+    required: bool,
+}
+
+/// A workspace that is ready but for its command.
+pub struct Confined {
+    pub furnished: Furnished,
+    pub listener: Option<OwnedFd>,
+    pub active: Active,
+}
+
+impl Confinement {
+    pub fn choose(bypass: Bypass) -> anyhow::Result<Self> {
+        let landlock_abi = sys::landlock::abi();
+        let strict = match bypass {
+            Bypass::Off => return Ok(Self { landlock_abi, bypass: None }),
+            Bypass::Unconfined => false,
+            Bypass::Auto | Bypass::Require if landlock_abi >= ABI_NETWORK => true,
+            Bypass::Auto => {
+                tracing::warn!("no bypass, only the TAP: {}", missing_landlock(landlock_abi));
+                return Ok(Self { landlock_abi, bypass: None });
+            }
+            Bypass::Require => bail!("--bypass=require: {}", missing_landlock(landlock_abi)),
+        };
+        let program = filter::build().context("cannot build the seccomp filter")?;
+        let required = bypass == Bypass::Require;
+        Ok(Self { landlock_abi, bypass: Some(BypassFilter { program, strict, required }) })
+    }
+
+    /// In the workspace's first process, which has one thread.
+    pub fn confine(&self, furnished: Furnished) -> anyhow::Result<Confined> {
+        let (active, listener) = match &self.bypass {
+            None => (Active::Off, None),
+            Some(bypass) => match (load::load(&bypass.program), bypass.strict) {
+                (Ok(listener), true) => (Active::Strict, Some(listener)),
+                (Ok(listener), false) => (Active::Unconfined, Some(listener)),
+                (Err(error), _) if bypass.required => bail!("--bypass=require: {}", refused_filter(&error)),
+                (Err(error), _) => {
+                    tracing::warn!("no bypass, only the TAP: {}", refused_filter(&error));
+                    (Active::Off, None)
+                }
+            },
+        };
+        restrict(self.landlock_abi, active == Active::Strict)?;
+        Ok(Confined { furnished, listener, active })
+    }
+}
+
+/// Enters a Landlock domain: signals stay inside, and in strict mode no TCP bind or connect of its own.
+fn restrict(abi: u32, network: bool) -> anyhow::Result<()> {
+    let signals = abi >= ABI_SIGNAL_SCOPE;
+    if !network && !signals {
+        return Ok(());
+    }
+    let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    if network {
+        ruleset = ruleset.handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp)?;
+    }
+    if signals {
+        ruleset = ruleset.scope(Scope::Signal)?;
+    }
+    let status = ruleset.create()?.no_new_privs(false).restrict_self().context(
+        "cannot enter a Landlock domain (the kernel takes 16 inside one another): run with --bypass=off further out",
+    )?;
+    ensure!(status.ruleset == RulesetStatus::FullyEnforced, "the kernel enforces Landlock's rules only in part");
+    Ok(())
+}
+
+fn missing_landlock(abi: u32) -> String {
+    let have = match abi {
+        0 => "this kernel has no Landlock (or not among its lsm=)".to_owned(),
+        abi => format!("this kernel's Landlock is version {abi}"),
+    };
+    format!("{have}, and strict mode needs version {ABI_NETWORK}, Linux 6.7; --bypass=unconfined does without")
+}
+
+fn refused_filter(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EBUSY) => "another seccomp filter of this process already has a listener (an outer sidestep, \
+                               sysbox, WSL2's mirrored networking), and the kernel takes only one"
+            .into(),
+        Some(errno) => format!("the kernel refuses the seccomp filter: {}", errno.desc()),
+        None => format!("the kernel refuses the seccomp filter: {error}"),
+    }
+}

@@ -1,0 +1,87 @@
+//! Everything decided on the host before anything is made: checks first, so that a refusal leaves nothing behind.
+
+use std::ffi::CString;
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet, MacAddr, VirtualNetwork};
+use sidestep_forwarder::policy::Policy;
+
+use super::confine::Confinement;
+use super::id_map::IdMaps;
+use super::resolv_conf::{self, ResolvConf};
+use super::{Choice, Mtu, Settings, host};
+use crate::logging::LogFormat;
+
+pub struct Plan {
+    pub network: VirtualNetwork,
+    pub policy: Policy,
+    /// The host's, for the forwarder.
+    pub resolvers: Vec<IpAddr>,
+    pub ifname: String,
+    pub confinement: Confinement,
+    pub(super) pidns: Choice,
+    pub(super) id_maps: IdMaps,
+    /// Text of the workspace's resolv.conf.
+    pub(super) resolv_conf: String,
+    pub(super) command: Vec<CString>,
+    pub(super) log_format: LogFormat,
+    /// Signal mask the command starts with, as the caller of sidestep had it.
+    pub(super) sigmask: u64,
+}
+
+impl Plan {
+    /// False only where `--pidns=off` was given.
+    pub fn wants_pid_namespace(&self) -> bool {
+        self.pidns != Choice::Off
+    }
+
+    pub fn new(settings: &Settings, sigmask: u64) -> anyhow::Result<Self> {
+        let network = VirtualNetwork {
+            v4: settings.cidr,
+            v6: wants_ipv6(settings.ipv6)?.then_some(Ipv6Subnet::DEFAULT),
+            mtu: match settings.mtu {
+                Mtu::Fixed(mtu) => mtu,
+                Mtu::Auto => host::default_mtu(),
+            },
+            guest_mac: mac(settings.cidr, Ipv4Subnet::guest),
+            gateway_mac: mac(settings.cidr, Ipv4Subnet::gateway),
+        };
+        let host_resolv_conf = ResolvConf::parse(&fs::read_to_string(resolv_conf::PATH).unwrap_or_default());
+        let command = settings.command.iter().map(|argument| CString::new(argument.as_bytes()));
+        Ok(Self {
+            policy: Policy { host_loopback: settings.host_loopback },
+            resolv_conf: host_resolv_conf.for_workspace(&network),
+            resolvers: host_resolv_conf.nameservers,
+            network,
+            ifname: settings.ifname.clone(),
+            confinement: Confinement::choose(settings.bypass)?,
+            pidns: settings.pidns,
+            id_maps: IdMaps::plan(settings.keep_id)?,
+            command: command.collect::<Result<_, _>>().context("an argument has a zero byte in it")?,
+            log_format: settings.log.format,
+            sigmask,
+        })
+    }
+}
+
+fn wants_ipv6(choice: Choice) -> anyhow::Result<bool> {
+    let kernel_has_it = Path::new("/proc/net/if_inet6").exists();
+    match choice {
+        Choice::Off => Ok(false),
+        Choice::Auto => Ok(kernel_has_it && host::default_device_v6().is_some()),
+        Choice::On => {
+            ensure!(kernel_has_it, "--ipv6=on: this kernel runs without IPv6 (ipv6.disable=1); use --ipv6=off");
+            Ok(true)
+        }
+    }
+}
+
+/// A locally administered address made from an IPv4 one, as slirp does: the same workspace network, the same addresses.
+fn mac(cidr: Ipv4Subnet, role: fn(Ipv4Subnet) -> std::net::Ipv4Addr) -> MacAddr {
+    let [a, b, c, d] = role(cidr).octets();
+    [0x52, 0x55, a, b, c, d]
+}

@@ -1,0 +1,178 @@
+//! The directory that tells others about a running workspace: `state.json`, and later the control socket.
+
+use std::env;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use nix::unistd::{Uid, getpid};
+use serde::Serialize;
+use sidestep_forwarder::network::VirtualNetwork;
+use sidestep_forwarder::policy::Policy;
+
+use crate::launcher::Active;
+
+const STATE_FILE: &str = "state.json";
+/// Directories named after one pid; more than a few are litter.
+const NAMES_MAX: usize = 1000;
+
+/// What `state.json` says. Pids are those of the host's side.
+#[derive(Debug, Serialize)]
+pub struct State<'a> {
+    pub version: &'static str,
+    pub monitor: i32,
+    pub init: i32,
+    pub supervisor: i32,
+    pub forwarder: i32,
+    pub bypass: Active,
+    pub landlock_abi: u32,
+    pub pid_namespace: bool,
+    pub ifname: &'a str,
+    pub network: &'a VirtualNetwork,
+    pub policy: &'a Policy,
+}
+
+/// Ours alone: mode 0700. Removed when dropped.
+pub struct StateDir {
+    path: PathBuf,
+}
+
+impl StateDir {
+    /// `--state-dir`, or a directory named after our pid where such things go.
+    pub fn create(asked: Option<&Path>) -> anyhow::Result<Self> {
+        let path = match asked {
+            Some(path) => {
+                let path = std::path::absolute(path)?;
+                make_private(&path)?;
+                refuse_running(&path)?;
+                path
+            }
+            None => {
+                let parent = parent(env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Uid::effective());
+                make_private(&parent)?;
+                make_new(&parent, &getpid().to_string())?
+            }
+        };
+        Ok(Self { path })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Readers see the whole file or none.
+    pub fn write(&self, state: &State<'_>) -> anyhow::Result<()> {
+        let (file, new) = (self.path.join(STATE_FILE), self.path.join("state.json.new"));
+        let text = serde_json::to_string_pretty(state)?;
+        fs::write(&new, text).and_then(|()| fs::rename(&new, &file)).with_context(|| format!("cannot write {file:?}"))
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+/// Removes what a workspace had there; a directory in which somebody else has files stays.
+pub fn remove(path: &Path) {
+    for name in [STATE_FILE, "state.json.new"] {
+        report(fs::remove_file(path.join(name)));
+    }
+    report(fs::remove_dir(path));
+}
+
+fn report(removed: io::Result<()>) {
+    match removed {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+            tracing::debug!("state directory: {error}");
+        }
+        _ => {}
+    }
+}
+
+fn parent(runtime_dir: Option<PathBuf>, uid: Uid) -> PathBuf {
+    match runtime_dir {
+        Some(dir) if dir.is_absolute() && dir.is_dir() => dir.join("sidestep"),
+        _ => PathBuf::from(format!("/tmp/sidestep-{uid}")),
+    }
+}
+
+/// Makes a directory called `name`, or `name-2` and so on: sidesteps in several pid namespaces may share the parent.
+fn make_new(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let names = (1..=NAMES_MAX).map(|n| if n == 1 { name.to_owned() } else { format!("{name}-{n}") });
+    for path in names.map(|name| parent.join(name)) {
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => {
+                other.with_context(|| format!("cannot make the directory {}", path.display()))?;
+                return Ok(path);
+            }
+        }
+    }
+    bail!("too many state directories in {}: remove those of workspaces that are gone", parent.display())
+}
+
+/// Makes a directory that only we can enter, or makes sure that it is one: in /tmp somebody else may have been first.
+fn make_private(path: &Path) -> anyhow::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        other => return other.with_context(|| format!("cannot make the directory {}", path.display())),
+    }
+    let found = fs::symlink_metadata(path)?;
+    ensure!(
+        found.is_dir() && found.uid() == Uid::effective().as_raw(),
+        "{} is not a directory of ours: remove it or choose another with --state-dir",
+        path.display()
+    );
+    if found.mode() & 0o077 != 0 {
+        fs::set_permissions(path, Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// Two workspaces cannot share one directory; the state of one that is gone is written over.
+fn refuse_running(path: &Path) -> anyhow::Result<()> {
+    let Ok(text) = fs::read_to_string(path.join(STATE_FILE)) else { return Ok(()) };
+    let monitor = serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|state| state["monitor"].as_i64());
+    let Some(monitor) = monitor.filter(|&pid| pid != i64::from(getpid().as_raw())) else { return Ok(()) };
+    let name = fs::read_to_string(format!("/proc/{monitor}/comm")).unwrap_or_default();
+    if name.trim_end() == "sidestep" {
+        bail!("{} belongs to the running workspace of process {monitor}", path.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtime_directory_comes_first() {
+        let uid = Uid::from_raw(1000);
+        let cases = [
+            (Some("/proc"), "/proc/sidestep"),
+            (Some("/nonexistent/run"), "/tmp/sidestep-1000"),
+            (Some("relative"), "/tmp/sidestep-1000"),
+            (None, "/tmp/sidestep-1000"),
+        ];
+        for (runtime_dir, want) in cases {
+            assert_eq!(parent(runtime_dir.map(PathBuf::from), uid), PathBuf::from(want));
+        }
+    }
+
+    #[test]
+    fn private_and_gone_in_the_end() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("state");
+        let dir = StateDir::create(Some(&path)).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        fs::write(path.join(STATE_FILE), "{}").unwrap();
+        drop(dir);
+        assert!(!path.exists());
+        std::os::unix::fs::symlink("/etc", &path).unwrap();
+        assert!(StateDir::create(Some(&path)).is_err());
+    }
+}

@@ -1,0 +1,239 @@
+//! The workers: processes of ours that can die and be started again with the same descriptors.
+
+use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::channel::{Channel, Received};
+use crate::launcher::{Active, Made, Plan};
+use crate::logging::{self, LogSettings};
+use crate::supervisor::{self, ledger};
+use crate::sys::spawn;
+
+/// How long a worker may take to be ready.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+/// How long a worker may take to stop by itself once the workspace has ended.
+const STOP_WITHIN: Duration = Duration::from_secs(1);
+/// More restarts than this ...
+const RESTARTS_MAX: usize = 5;
+/// ... in this time end the workspace.
+const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
+/// What a worker answers once it works.
+const READY: &str = "ready";
+
+/// The message a worker starts with.
+#[derive(Serialize, Deserialize)]
+struct Start<T> {
+    log: LogSettings,
+    config: T,
+}
+
+/// The supervisor's configuration, and what it clears up when the monitor was killed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SupervisorStart {
+    pub start: supervisor::Start,
+    pub state_dir: PathBuf,
+}
+
+/// In a worker: what it was started with.
+pub struct Started<T> {
+    pub config: T,
+    pub channel: Channel,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Supervisor,
+    Forwarder,
+}
+
+struct Worker {
+    kind: Kind,
+    pid: Pid,
+    channel: Channel,
+}
+
+/// Both workers, and everything they need to be started again.
+pub struct Workers {
+    made: Made,
+    ledger: OwnedFd,
+    log: LogSettings,
+    supervisor_start: SupervisorStart,
+    forwarder_config: sidestep_forwarder::Config,
+    supervisor: Worker,
+    forwarder: Worker,
+    restarts: VecDeque<Instant>,
+}
+
+impl Workers {
+    /// Starts both and waits until they are ready.
+    pub fn start(plan: &Plan, made: Made, log: LogSettings, state_dir: &Path) -> anyhow::Result<Self> {
+        let ledger = memfd_create("sidestep-ledger", MemfdFlags::CLOEXEC).context("cannot make the ledger")?;
+        ftruncate(&ledger, u64::try_from(ledger::SIZE)?).context("cannot make the ledger")?;
+        let supervisor_start = SupervisorStart {
+            start: supervisor::Start {
+                strict: made.active == Active::Strict,
+                network: plan.network.clone(),
+                policy: plan.policy.clone(),
+                tap_ifindex: made.tap_ifindex,
+            },
+            state_dir: state_dir.to_owned(),
+        };
+        let forwarder_config = sidestep_forwarder::Config {
+            network: plan.network.clone(),
+            policy: plan.policy.clone(),
+            resolvers: plan.resolvers.clone(),
+        };
+        let supervisor = start(Kind::Supervisor, log, &supervisor_start, &supervisor_fds(&made, &ledger))?;
+        let forwarder = start(Kind::Forwarder, log, &forwarder_config, &[made.tap.as_fd()])?;
+        for worker in [&supervisor, &forwarder] {
+            worker.wait_ready()?;
+        }
+        let restarts = VecDeque::new();
+        Ok(Self { made, ledger, log, supervisor_start, forwarder_config, supervisor, forwarder, restarts })
+    }
+
+    pub fn made(&self) -> &Made {
+        &self.made
+    }
+
+    pub fn supervisor(&self) -> Pid {
+        self.supervisor.pid
+    }
+
+    pub fn forwarder(&self) -> Pid {
+        self.forwarder.pid
+    }
+
+    /// A child of ours has been reaped. A worker is started again, with the same descriptors: then true.
+    pub fn ended(&mut self, pid: Pid, status: WaitStatus) -> anyhow::Result<bool> {
+        let kind = [&self.supervisor, &self.forwarder].into_iter().find(|worker| worker.pid == pid).map(|w| w.kind);
+        let Some(kind) = kind else { return Ok(false) };
+        let how = match status {
+            WaitStatus::Signaled(_, signal, _) => signal.to_string(),
+            WaitStatus::Exited(_, code) => format!("exit code {code}"),
+            other => format!("{other:?}"),
+        };
+        if too_many(&mut self.restarts, Instant::now()) {
+            bail!("the {} ended again and again (last with {how}): the workspace is ended", kind.name());
+        }
+        tracing::warn!("the {} ended with {how} and is started again", kind.name());
+        match kind {
+            Kind::Supervisor => {
+                let fds = supervisor_fds(&self.made, &self.ledger);
+                self.supervisor = start(kind, self.log, &self.supervisor_start, &fds)?;
+            }
+            Kind::Forwarder => {
+                self.forwarder = start(kind, self.log, &self.forwarder_config, &[self.made.tap.as_fd()])?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Closes their channels, and everything we hold for them, and waits for their end.
+    pub fn stop(self) {
+        let workers = [self.supervisor, self.forwarder].map(|worker| worker.pid);
+        drop((self.made, self.ledger));
+        let deadline = Instant::now() + STOP_WITHIN;
+        for pid in workers {
+            wait_until(pid, deadline);
+        }
+    }
+}
+
+/// Notes a restart at `now`; true when there were too many of late.
+fn too_many(restarts: &mut VecDeque<Instant>, now: Instant) -> bool {
+    restarts.retain(|&at| now.duration_since(at) < RESTARTS_WITHIN);
+    restarts.push_back(now);
+    restarts.len() > RESTARTS_MAX
+}
+
+/// In the order of [`supervisor::Handles`].
+fn supervisor_fds<'a>(made: &'a Made, ledger: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
+    let listener = made.listener.as_ref();
+    listener.into_iter().chain([ledger, &made.userns, &made.netns]).map(AsFd::as_fd).collect()
+}
+
+fn start<T: Serialize>(kind: Kind, log: LogSettings, config: &T, fds: &[BorrowedFd<'_>]) -> anyhow::Result<Worker> {
+    let (channel, theirs) = Channel::pair().context("cannot make a socket pair")?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("sidestep").arg(kind.name()).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).current_dir("/");
+    // Sent first, so that a supervisor learns what to clear up even where the monitor is killed during the fork.
+    channel.send(&Start { log, config }, fds)?;
+    let spawned = spawn::worker(&mut command, kind == Kind::Forwarder).spawn();
+    let child = spawned.with_context(|| format!("cannot start the {}", kind.name()))?;
+    Ok(Worker { kind, pid: Pid::from_raw(child.id().cast_signed()), channel })
+}
+
+/// Waits for one of our children with a deadline, then kills it.
+fn wait_until(pid: Pid, deadline: Instant) {
+    while matches!(waitpid(pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)) {
+        if Instant::now() >= deadline {
+            let _ = kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Supervisor => "supervisor",
+            Self::Forwarder => "forwarder",
+        }
+    }
+}
+
+impl Worker {
+    fn wait_ready(&self) -> anyhow::Result<()> {
+        match self.channel.receive::<String>(Some(READY_WITHIN))? {
+            Received::Message(text, _) if text == READY => Ok(()),
+            Received::Timeout => bail!("the {} was not ready in {} s", self.kind.name(), READY_WITHIN.as_secs()),
+            Received::Message(..) | Received::Closed => bail!("the {} did not start", self.kind.name()),
+        }
+    }
+}
+
+/// In a worker, first of all: takes its name, signals and as many descriptors as it may have, receives its start from
+/// standard input, sets up logging.
+pub fn receive_start<T: DeserializeOwned>(name: &CStr) -> anyhow::Result<(Started<T>, Vec<OwnedFd>)> {
+    rustix::thread::set_name(name)?;
+    let channel = Channel::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let Received::Message(start, fds) = channel.receive::<Start<T>>(Some(READY_WITHIN))? else {
+        bail!("started by hand: `sidestep run` starts this command");
+    };
+    logging::init(start.log);
+    // The other signals stay blocked: a worker's life is the channel's. Who stops a whole group (systemd does) ends the
+    // command by it, and the workers go with the workspace.
+    let mut children = SigSet::empty();
+    children.add(Signal::SIGCHLD);
+    children.thread_unblock()?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok((Started { config: start.config, channel }, fds))
+}
+
+/// In a worker: what to call once it works.
+pub fn ready(channel: &Channel) -> anyhow::Result<impl FnOnce() -> anyhow::Result<()> + use<>> {
+    let channel = channel.try_clone()?;
+    Ok(move || match channel.send(&READY, &[]) {
+        // Without a monitor nobody waits for it, and the worker is about to see its channel's end.
+        Err(_) if channel.is_closed()? => Ok(()),
+        sent => sent,
+    })
+}

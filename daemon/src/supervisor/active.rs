@@ -1,0 +1,155 @@
+//! The calls being worked on, each by a thread that may be lost.
+//!
+//! A hostile thread can hold a socket's lock for ever, and any call of ours on that socket then sleeps where no signal
+//! reaches it. So no thread here is precious: each one that takes a call first sees to it that another one receives
+//! ([`super::receivers`]), and this register lets the watch find threads that do not come back.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::sys::listener::Reply;
+use crate::sys::thread::ThreadHandle;
+
+use super::ledger::Slot;
+use super::tracee;
+
+/// A call at work this long is stuck: nothing a thread does for a call waits for anybody else.
+pub const STUCK_AFTER: Duration = Duration::from_secs(5);
+
+pub const STUCK_REPLY: Reply = Reply::Errno(libc::EIO);
+
+/// Calls of one process at work at the same time, before more are refused: each may cost a thread. Nothing harmless
+/// comes near it, as a call takes a tenth of a millisecond.
+const MAX_PER_PROCESS: usize = 128;
+
+/// Threads of all processes together that may sleep in a connect in place.
+const MAX_SLEEPING: usize = 512;
+
+/// Work on one call.
+struct Work {
+    slot: Slot,
+    tid: u32,
+    tgid: Option<u32>,
+    since: Instant,
+    doing: Doing,
+}
+
+#[derive(Clone, Copy)]
+enum Doing {
+    /// Asking and acting, which takes no time.
+    Acting,
+    /// In a blocking connect(2) on the caller's own socket; the thread can be interrupted.
+    Sleeping(ThreadHandle),
+    /// Given up: the caller has its answer, the thread is stuck.
+    Lost,
+}
+
+/// Calls at work, by notification id.
+#[derive(Default)]
+pub struct Active {
+    works: Mutex<HashMap<u64, Work>>,
+}
+
+/// What a look at the register found: notification ids.
+#[derive(Default)]
+pub struct Inspection {
+    /// To be sent [`STUCK_REPLY`]; with the thread that called.
+    pub stuck: Vec<(u64, u32)>,
+    pub sleeping: Vec<u64>,
+}
+
+/// Why a call is not taken up: too much of its kind is at work. The caller gets EAGAIN.
+#[derive(Debug)]
+pub struct Busy;
+
+/// Takes the call off the register when its thread is done with it.
+pub struct Entry<'a> {
+    active: &'a Active,
+    id: u64,
+}
+
+impl Active {
+    pub fn enter(&self, id: u64, tid: u32, slot: &Slot, now: Instant) -> Result<Entry<'_>, Busy> {
+        let mut works = self.works.lock().map_err(|_| Busy)?;
+        if works.len() >= MAX_PER_PROCESS && count_of_process(&mut works, tid) >= MAX_PER_PROCESS {
+            return Err(Busy);
+        }
+        works.insert(id, Work { slot: slot.watch(), tid, tgid: None, since: now, doing: Doing::Acting });
+        Ok(Entry { active: self, id })
+    }
+
+    /// What the watch is to look at. A call found stuck is answered in the ledger here, while it cannot leave the
+    /// register: its slot cannot have come to hold another call.
+    pub fn inspect(&self, now: Instant) -> Inspection {
+        let mut found = Inspection::default();
+        let Ok(mut works) = self.works.lock() else { return found };
+        for (&id, work) in works.iter_mut() {
+            match work.doing {
+                Doing::Sleeping(_) => found.sleeping.push(id),
+                Doing::Acting if now.saturating_duration_since(work.since) >= STUCK_AFTER => {
+                    work.doing = Doing::Lost;
+                    if work.slot.set_answer(STUCK_REPLY) {
+                        found.stuck.push((id, work.tid));
+                    }
+                }
+                Doing::Acting | Doing::Lost => {}
+            }
+        }
+        found
+    }
+
+    /// Interrupts a sleeper, if it still is one: its handle is good only while it is on the register.
+    pub fn interrupt(&self, id: u64) {
+        let Ok(works) = self.works.lock() else { return };
+        if let Some(Work { doing: Doing::Sleeping(thread), .. }) = works.get(&id) {
+            thread.interrupt();
+        }
+    }
+
+    fn set(&self, id: u64, doing: Doing) -> Result<(), Busy> {
+        let mut works = self.works.lock().map_err(|_| Busy)?;
+        let sleeping =
+            |works: &HashMap<u64, Work>| works.values().filter(|work| matches!(work.doing, Doing::Sleeping(_))).count();
+        if matches!(doing, Doing::Sleeping(_)) && sleeping(&works) >= MAX_SLEEPING {
+            return Err(Busy);
+        }
+        if let Some(work) = works.get_mut(&id) {
+            work.doing = doing;
+            work.since = Instant::now();
+        }
+        Ok(())
+    }
+}
+
+impl Entry<'_> {
+    /// Runs a call that may sleep as long as the network wants, unless too many do already.
+    pub fn asleep<T>(&self, call: impl FnOnce() -> T) -> Result<T, Busy> {
+        self.active.set(self.id, Doing::Sleeping(ThreadHandle::current()))?;
+        let result = call();
+        self.active.set(self.id, Doing::Acting)?;
+        Ok(result)
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut works) = self.active.works.lock() {
+            works.remove(&self.id);
+        }
+    }
+}
+
+/// Calls of the process of `tid` that hold a thread. Reads /proc, but only where very much is going on.
+fn count_of_process(works: &mut HashMap<u64, Work>, tid: u32) -> usize {
+    let Some(own) = tracee::process_of(tid) else { return usize::MAX };
+    works
+        .values_mut()
+        .filter(|work| !matches!(work.doing, Doing::Sleeping(_)))
+        .filter_map(|work| {
+            work.tgid = work.tgid.or_else(|| tracee::process_of(work.tid));
+            work.tgid
+        })
+        .filter(|&tgid| tgid == own)
+        .count()
+}

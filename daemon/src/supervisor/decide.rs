@@ -1,0 +1,305 @@
+//! The decision, pure: what was called on which socket, where the routes lead, what policy says → what is done.
+//!
+//! Rule 1: the workspace's own kernel decides. A connection is taken out only where its namespace would have sent it
+//! through our TAP unchanged; every doubt is `InPlace`, which is always right. Rule 2: policy is the same on both paths.
+
+use std::net::SocketAddr;
+
+use sidestep_forwarder::network::VirtualNetwork;
+use sidestep_forwarder::policy::{Egress, Policy};
+
+use super::decode::Call;
+use super::facts::{Kind, NetnsCookie, SocketFacts, TcpState};
+use super::route::{HostRoute, InsideRoute};
+use super::sockaddr::Meaning;
+
+/// What a supervisor knows before any call.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    pub host: NetnsCookie,
+    pub workspace: NetnsCookie,
+    pub network: VirtualNetwork,
+    pub policy: Policy,
+    /// Index of our TAP in the workspace's namespace.
+    pub tap_ifindex: u32,
+}
+
+/// What is done about a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Dialled from the host's namespace, and the host socket put in the process's descriptor.
+    Bypass(SocketAddr),
+    /// Carried out by the supervisor on the process's own socket, in that socket's namespace. A host socket is first
+    /// replaced by one of the workspace's namespace.
+    InPlace(Reason),
+    /// On a host socket that is connecting or connected: the kernel's answer there, no new destination.
+    OnHostSocket,
+    Deny(i32, Reason),
+    /// Left to the kernel: no IP address is involved.
+    Continue(Reason),
+}
+
+/// Why, for the log and the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    NotIp,
+    NotTcp,
+    NestedNamespace,
+    NotConnect,
+    NotAnAddress,
+    /// connect to AF_UNSPEC on a host socket.
+    Disconnect,
+    InUse,
+    Bound,
+    Signals,
+    VirtualAddress,
+    Multicast,
+    PortZero,
+    /// The route inside leads elsewhere: loopback, a bridge, another device, nowhere.
+    Route,
+    /// The host would not send it to one peer.
+    HostRoute,
+    Policy,
+}
+
+/// Where a connect might be taken to, before routes are asked; everything cheap is settled here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Candidate {
+    Settled(Verdict),
+    /// Ask the routes about this destination, then [`with_routes`].
+    Outward(SocketAddr),
+}
+
+/// The part of the decision that needs no route.
+pub fn candidate(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate {
+    if facts.kind == Kind::NotIp {
+        return Candidate::Settled(not_ip(call));
+    }
+    if facts.netns == ground.host {
+        return on_host_socket(ground, call, facts);
+    }
+    match in_place_reason(ground, call, facts) {
+        Some(reason) => Candidate::Settled(Verdict::InPlace(reason)),
+        None => outward(ground, call),
+    }
+}
+
+/// The rest of it: `inside` is what the workspace's kernel would do, `host` what the host's would.
+pub fn with_routes(ground: &Ground, destination: SocketAddr, inside: InsideRoute, host: HostRoute) -> Verdict {
+    if inside != InsideRoute::OurTap {
+        return Verdict::InPlace(Reason::Route);
+    }
+    match (ground.policy.egress(&ground.network, destination), host) {
+        // The TAP refuses it in the same words, at the same place.
+        (Egress::Denied(_) | Egress::Resolver, _) => Verdict::InPlace(Reason::Policy),
+        (Egress::Host(_), HostRoute::Many) => Verdict::InPlace(Reason::HostRoute),
+        (Egress::Host(to), HostRoute::One | HostRoute::Own | HostRoute::None) => Verdict::Bypass(to),
+    }
+}
+
+/// No IP address is involved, and Landlock denies what an exchanged descriptor could turn connect and bind into.
+/// It knows nothing of listen, which binds an unbound socket: that is never left to the kernel.
+fn not_ip(call: &Call) -> Verdict {
+    match call {
+        Call::Connect(_) | Call::Bind(_) => Verdict::Continue(Reason::NotIp),
+        Call::Listen { .. } => Verdict::InPlace(Reason::NotIp),
+    }
+}
+
+fn in_place_reason(ground: &Ground, call: &Call, facts: &SocketFacts) -> Option<Reason> {
+    let Call::Connect(_) = call else { return Some(Reason::NotConnect) };
+    if facts.netns != ground.workspace {
+        Some(Reason::NestedNamespace)
+    } else if facts.kind != Kind::Tcp {
+        Some(Reason::NotTcp)
+    } else if facts.state != TcpState::Closed {
+        Some(Reason::InUse)
+    } else if facts.bound {
+        Some(Reason::Bound)
+    } else if facts.signals {
+        Some(Reason::Signals)
+    } else {
+        None
+    }
+}
+
+fn outward(ground: &Ground, call: &Call) -> Candidate {
+    let in_place = |reason| Candidate::Settled(Verdict::InPlace(reason));
+    let Call::Connect(address) = call else { return in_place(Reason::NotConnect) };
+    let Meaning::Ip(destination) = address.meaning() else { return in_place(Reason::NotAnAddress) };
+    let ip = destination.ip().to_canonical();
+    if destination.port() == 0 {
+        in_place(Reason::PortZero)
+    } else if ip.is_multicast() {
+        in_place(Reason::Multicast)
+    } else if ground.network.role(ip).is_some() || ip.is_unspecified() || ip.is_loopback() {
+        in_place(Reason::VirtualAddress)
+    } else {
+        Candidate::Outward(destination)
+    }
+}
+
+/// Host sockets exist in the workspace only because a connect was taken out; each further call on one is settled so
+/// that none of them ever moves it to another destination.
+fn on_host_socket(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate {
+    if facts.kind != Kind::Tcp {
+        return Candidate::Settled(Verdict::Deny(libc::EPERM, Reason::NotTcp));
+    }
+    match (call, facts.state) {
+        (Call::Connect(address), state) => match (address.meaning(), state) {
+            (Meaning::Unspecified, _) => Candidate::Settled(Verdict::InPlace(Reason::Disconnect)),
+            (_, TcpState::Closed) => outward(ground, call),
+            _ => Candidate::Settled(Verdict::OnHostSocket),
+        },
+        (Call::Bind(_) | Call::Listen { .. }, TcpState::Closed) => {
+            Candidate::Settled(Verdict::InPlace(Reason::NotConnect))
+        }
+        (Call::Bind(_) | Call::Listen { .. }, _) => Candidate::Settled(Verdict::Deny(libc::EINVAL, Reason::InUse)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::facts::SocketCookie;
+    use crate::supervisor::sockaddr::RawAddress;
+    use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet};
+
+    const HOST: NetnsCookie = NetnsCookie(1);
+    const WORKSPACE: NetnsCookie = NetnsCookie(2);
+    const NESTED: NetnsCookie = NetnsCookie(3);
+
+    fn ground() -> Ground {
+        let network = VirtualNetwork {
+            v4: Ipv4Subnet::DEFAULT,
+            v6: Some(Ipv6Subnet::DEFAULT),
+            mtu: 1500,
+            guest_mac: [2; 6],
+            gateway_mac: [4; 6],
+        };
+        Ground { host: HOST, workspace: WORKSPACE, network, policy: Policy::default(), tap_ifindex: 2 }
+    }
+
+    fn fresh(netns: NetnsCookie) -> SocketFacts {
+        SocketFacts {
+            kind: Kind::Tcp,
+            ipv6: false,
+            raw: false,
+            netns,
+            cookie: SocketCookie(9),
+            state: TcpState::Closed,
+            bound: false,
+            nonblocking: false,
+            signals: false,
+            uid: 0,
+        }
+    }
+
+    fn connect(address: &str) -> Call {
+        Call::Connect(RawAddress::from(address.parse::<SocketAddr>().unwrap()))
+    }
+
+    fn settled(call: &Call, facts: SocketFacts) -> Verdict {
+        match candidate(&ground(), call, &facts) {
+            Candidate::Settled(verdict) => verdict,
+            Candidate::Outward(to) => panic!("{call:?} went outward to {to}"),
+        }
+    }
+
+    #[test]
+    fn only_a_fresh_tcp_socket_of_the_workspace_goes_outward() {
+        let call = connect("192.0.2.1:80");
+        let outward = Candidate::Outward("192.0.2.1:80".parse().unwrap());
+        assert_eq!(candidate(&ground(), &call, &fresh(WORKSPACE)), outward);
+        let cases = [
+            (SocketFacts { netns: NESTED, ..fresh(WORKSPACE) }, Reason::NestedNamespace),
+            (SocketFacts { kind: Kind::OtherIp, ..fresh(WORKSPACE) }, Reason::NotTcp),
+            (SocketFacts { state: TcpState::InUse, ..fresh(WORKSPACE) }, Reason::InUse),
+            (SocketFacts { bound: true, ..fresh(WORKSPACE) }, Reason::Bound),
+            (SocketFacts { signals: true, ..fresh(WORKSPACE) }, Reason::Signals),
+        ];
+        for (facts, reason) in cases {
+            assert_eq!(settled(&call, facts), Verdict::InPlace(reason));
+        }
+        let unix = SocketFacts { kind: Kind::NotIp, ..fresh(WORKSPACE) };
+        assert_eq!(settled(&call, unix), Verdict::Continue(Reason::NotIp));
+        assert_eq!(settled(&Call::Listen { backlog: 1 }, unix), Verdict::InPlace(Reason::NotIp));
+    }
+
+    #[test]
+    fn addresses_that_stay_inside() {
+        let cases = [
+            ("127.0.0.1:80", Reason::VirtualAddress),
+            ("[::1]:80", Reason::VirtualAddress),
+            ("0.0.0.0:80", Reason::VirtualAddress),
+            ("[::]:80", Reason::VirtualAddress),
+            ("[::ffff:127.0.0.1]:80", Reason::VirtualAddress),
+            ("[::ffff:0.0.0.0]:80", Reason::VirtualAddress),
+            ("10.0.2.2:80", Reason::VirtualAddress),
+            ("[fd00::3]:53", Reason::VirtualAddress),
+            ("224.0.0.1:80", Reason::Multicast),
+            ("192.0.2.1:0", Reason::PortZero),
+        ];
+        for (address, reason) in cases {
+            assert_eq!(settled(&connect(address), fresh(WORKSPACE)), Verdict::InPlace(reason), "{address}");
+        }
+        let bind = Call::Bind(RawAddress::from("0.0.0.0:80".parse::<SocketAddr>().unwrap()));
+        for call in [bind, Call::Listen { backlog: 1 }] {
+            assert_eq!(settled(&call, fresh(WORKSPACE)), Verdict::InPlace(Reason::NotConnect));
+        }
+        for bytes in [&[][..], &[0, 0][..], &[1, 0, 47][..]] {
+            let call = Call::Connect(RawAddress::new(bytes));
+            assert_eq!(settled(&call, fresh(WORKSPACE)), Verdict::InPlace(Reason::NotAnAddress));
+        }
+    }
+
+    #[test]
+    fn a_host_socket_never_moves() {
+        let in_state = |state| SocketFacts { state, ..fresh(HOST) };
+        let elsewhere = connect("192.0.2.9:80");
+        let unspecified = Call::Connect(RawAddress::new(&[0; 16]));
+        let bind = Call::Bind(RawAddress::from("0.0.0.0:0".parse::<SocketAddr>().unwrap()));
+        let listen = Call::Listen { backlog: 1 };
+        for state in [TcpState::Connecting, TcpState::InUse] {
+            assert_eq!(settled(&elsewhere, in_state(state)), Verdict::OnHostSocket);
+            assert_eq!(settled(&unspecified, in_state(state)), Verdict::InPlace(Reason::Disconnect));
+            assert_eq!(settled(&bind, in_state(state)), Verdict::Deny(libc::EINVAL, Reason::InUse));
+            assert_eq!(settled(&listen, in_state(state)), Verdict::Deny(libc::EINVAL, Reason::InUse));
+        }
+        for call in [&bind, &listen] {
+            assert_eq!(settled(call, in_state(TcpState::Closed)), Verdict::InPlace(Reason::NotConnect));
+        }
+        let udp = SocketFacts { kind: Kind::OtherIp, ..fresh(HOST) };
+        assert_eq!(settled(&elsewhere, udp), Verdict::Deny(libc::EPERM, Reason::NotTcp));
+        // A connect from a closed host socket is decided anew, like one from a fresh socket.
+        let again = candidate(&ground(), &elsewhere, &in_state(TcpState::Closed));
+        assert_eq!(again, Candidate::Outward("192.0.2.9:80".parse().unwrap()));
+        assert_eq!(
+            settled(&connect("127.0.0.1:80"), in_state(TcpState::Closed)),
+            Verdict::InPlace(Reason::VirtualAddress)
+        );
+    }
+
+    #[test]
+    fn routes_and_policy() {
+        let to: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        let cases = [
+            (InsideRoute::OurTap, HostRoute::One, Verdict::Bypass(to)),
+            (InsideRoute::OurTap, HostRoute::Own, Verdict::Bypass(to)),
+            (InsideRoute::OurTap, HostRoute::None, Verdict::Bypass(to)),
+            (InsideRoute::OurTap, HostRoute::Many, Verdict::InPlace(Reason::HostRoute)),
+            (InsideRoute::Elsewhere, HostRoute::One, Verdict::InPlace(Reason::Route)),
+        ];
+        for (inside, host, want) in cases {
+            assert_eq!(with_routes(&ground(), to, inside, host), want, "{inside:?} {host:?}");
+        }
+        let link_local = "[fe80::1%3]:80".parse().unwrap();
+        assert_eq!(
+            with_routes(&ground(), link_local, InsideRoute::OurTap, HostRoute::One),
+            Verdict::InPlace(Reason::Policy)
+        );
+        let mapped =
+            with_routes(&ground(), "[::ffff:192.0.2.1]:80".parse().unwrap(), InsideRoute::OurTap, HostRoute::One);
+        assert_eq!(mapped, Verdict::Bypass(to));
+    }
+}

@@ -1,0 +1,208 @@
+//! Work that must be done inside a namespace of the workspace: making sockets, reading a sysctl, listening as somebody.
+//!
+//! A process of several threads cannot enter a user namespace, and sockets belong to the namespace of the process that
+//! makes them. So the supervisor forks the factory before its first thread; the factory forks a short-lived process for
+//! each job, which enters the namespaces, does the job, and passes the result back over a socket of the job's own.
+//! About 0.2 ms a job: none is on the way of an ordinary connect.
+//!
+//! Limits: a job has [`TIME_LIMIT`]; a factory that died makes every job an error, which fails closed.
+
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::sys::{fork, socket};
+
+const TIME_LIMIT: Duration = Duration::from_secs(2);
+const MAX_MESSAGE: usize = 256;
+/// The reply socket, the user namespace, and one more.
+const MAX_DESCRIPTORS: usize = 3;
+
+#[derive(Serialize, Deserialize)]
+enum Job {
+    /// In the network namespace given: a socket.
+    Socket { domain: i32, kind: i32, protocol: i32 },
+    /// In the network namespace given: its first unprivileged port.
+    UnprivilegedPort,
+    /// In the user namespace given, with the effective ids of thread `tid`: listen on the socket given.
+    Listen { tid: u32, backlog: i32 },
+}
+
+#[derive(Serialize, Deserialize)]
+enum Answer {
+    /// A socket comes beside it.
+    Socket,
+    Number(i64),
+    Errno(i32),
+}
+
+/// The supervisor's end.
+pub struct Factory {
+    requests: OwnedFd,
+}
+
+impl Factory {
+    /// Forks the factory. Only in a process with one thread.
+    pub fn start() -> io::Result<Self> {
+        let (ours, theirs) = pair()?;
+        fork::fork(|| {
+            // The supervisor's end must not stay open here: its closing is what ends the factory.
+            let closed = nix::unistd::close(ours.as_raw_fd());
+            i32::from(closed.map_err(io::Error::from).and_then(|()| serve(&theirs)).is_err())
+        })?;
+        Ok(Self { requests: ours })
+    }
+
+    /// A nonblocking socket that belongs to `netns`, which `userns` owns.
+    pub fn socket(
+        &self,
+        userns: BorrowedFd<'_>,
+        netns: BorrowedFd<'_>,
+        (domain, kind, protocol): (i32, i32, i32),
+    ) -> io::Result<OwnedFd> {
+        match self.run(&Job::Socket { domain, kind, protocol }, userns, netns)? {
+            (Answer::Socket, Some(made)) => Ok(made),
+            (Answer::Errno(errno), _) => Err(io::Error::from_raw_os_error(errno)),
+            _ => Err(io::Error::other("the socket factory answered something else")),
+        }
+    }
+
+    /// net.ipv4.ip_unprivileged_port_start of `netns`.
+    pub fn unprivileged_port(&self, userns: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::Result<u16> {
+        let port = self.number(&Job::UnprivilegedPort, userns, netns)?;
+        u16::try_from(port).or(Ok(u16::MAX))
+    }
+
+    /// listen(2) with the effective ids of thread `tid`, whose user namespace is `userns`: what SO_PEERCRED will show.
+    pub fn listen_as(&self, userns: BorrowedFd<'_>, tid: u32, on: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
+        self.number(&Job::Listen { tid, backlog }, userns, on).map(drop)
+    }
+
+    fn number(&self, job: &Job, userns: BorrowedFd<'_>, beside: BorrowedFd<'_>) -> io::Result<i64> {
+        match self.run(job, userns, beside)? {
+            (Answer::Number(number), _) => Ok(number),
+            (Answer::Errno(errno), _) => Err(io::Error::from_raw_os_error(errno)),
+            (Answer::Socket, _) => Err(io::Error::other("the socket factory answered something else")),
+        }
+    }
+
+    fn run(&self, job: &Job, userns: BorrowedFd<'_>, beside: BorrowedFd<'_>) -> io::Result<(Answer, Option<OwnedFd>)> {
+        let (ours, theirs) = pair()?;
+        set_socket_timeout(&ours, Timeout::Recv, Some(TIME_LIMIT))?;
+        send(self.requests.as_fd(), job, &[theirs.as_fd(), userns, beside])?;
+        drop(theirs);
+        let (answer, mut descriptors) = receive(ours.as_fd())?
+            .ok_or_else(|| io::Error::other("the socket factory ended in the middle of a job"))?;
+        Ok((answer, descriptors.pop()))
+    }
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// The factory's life: a child for each job, until the supervisor is gone.
+fn serve(requests: &OwnedFd) -> io::Result<()> {
+    fork::reap_children_automatically()?;
+    while let Some((job, descriptors)) = receive::<Job>(requests.as_fd())? {
+        let Ok([reply, userns, beside]) = <[OwnedFd; MAX_DESCRIPTORS]>::try_from(descriptors) else { continue };
+        // Without a child the reply socket closes, which the supervisor takes for a failure.
+        let _ = fork::fork(|| {
+            let (answer, made) = match work(&job, &userns, &beside) {
+                Ok((answer, made)) => (answer, made),
+                Err(error) => (Answer::Errno(error.raw_os_error().unwrap_or(libc::EIO)), None),
+            };
+            let descriptors: Vec<_> = made.iter().map(AsFd::as_fd).collect();
+            i32::from(send(reply.as_fd(), &answer, &descriptors).is_err())
+        });
+    }
+    Ok(())
+}
+
+fn work(job: &Job, userns: &OwnedFd, beside: &OwnedFd) -> io::Result<(Answer, Option<OwnedFd>)> {
+    enter(userns, CloneFlags::CLONE_NEWUSER)?;
+    match *job {
+        Job::Socket { domain, kind, protocol } => {
+            enter(beside, CloneFlags::CLONE_NEWNET)?;
+            Ok((Answer::Socket, Some(socket::new(domain, kind, protocol)?)))
+        }
+        Job::UnprivilegedPort => {
+            enter(beside, CloneFlags::CLONE_NEWNET)?;
+            let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")?;
+            Ok((Answer::Number(text.trim().parse().map_err(io::Error::other)?), None))
+        }
+        Job::Listen { tid, backlog } => {
+            become_user_of(tid)?;
+            socket::listen(beside.as_fd(), backlog)?;
+            Ok((Answer::Number(0), None))
+        }
+    }
+}
+
+/// Enters a namespace; being there already is what is wanted.
+fn enter(namespace: &OwnedFd, kind: CloneFlags) -> io::Result<()> {
+    let path = match kind {
+        CloneFlags::CLONE_NEWUSER => "/proc/self/ns/user",
+        _ => "/proc/self/ns/net",
+    };
+    if rustix::fs::fstat(namespace)?.st_ino == rustix::fs::stat(path)?.st_ino {
+        return Ok(());
+    }
+    Ok(setns(namespace, kind)?)
+}
+
+/// Takes the effective ids of a thread, as they read in the user namespace this process is in by now.
+fn become_user_of(tid: u32) -> io::Result<()> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status"))?;
+    let effective = |name: &str| -> io::Result<u32> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|ids| ids.split_whitespace().nth(1)?.parse().ok());
+        number.ok_or_else(|| io::Error::other("status without ids"))
+    };
+    nix::unistd::setegid(effective("Gid:")?.into())?;
+    nix::unistd::seteuid(effective("Uid:")?.into())?;
+    Ok(())
+}
+
+fn send<T: Serialize>(to: BorrowedFd<'_>, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    sendmsg(to, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// One message and its descriptors; None at the end of the conversation.
+fn receive<T: DeserializeOwned>(from: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = [0; MAX_MESSAGE];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let descriptors = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let message = serde_json::from_slice(bytes.get(..received.bytes).unwrap_or(&[])).map_err(io::Error::other)?;
+    Ok(Some((message, descriptors)))
+}

@@ -1,0 +1,155 @@
+//! What the kernel says about the socket a call names, asked on a copy of the descriptor.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::sys::socket;
+
+/// TCP_INFO begins with the state (linux/tcp.h).
+const TCP_CLOSE: u8 = 7;
+const TCP_SYN_SENT: u8 = 2;
+const TCP_SYN_RECV: u8 = 3;
+
+/// Identity of a network namespace (SO_NETNS_COOKIE): never reused while the machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NetnsCookie(pub u64);
+
+/// Identity of a socket (SO_COOKIE): never reused while the machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SocketCookie(pub u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Tcp,
+    /// UDP, raw, ping, MPTCP, SCTP: an IP socket all the same, never answered with CONTINUE.
+    OtherIp,
+    /// AF_UNIX, netlink, packet and the rest: no IP address to reach.
+    NotIp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpState {
+    /// CLOSE: new, refused, or disconnected.
+    Closed,
+    /// SYN_SENT or SYN_RECV.
+    Connecting,
+    /// Anything later, and LISTEN.
+    InUse,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketFacts {
+    pub kind: Kind,
+    pub ipv6: bool,
+    pub raw: bool,
+    pub netns: NetnsCookie,
+    pub cookie: SocketCookie,
+    /// Of a TCP socket; Closed for others.
+    pub state: TcpState,
+    /// bind(2) was called, on an address or a port.
+    pub bound: bool,
+    pub nonblocking: bool,
+    /// Signal-driven I/O (O_ASYNC, F_SETOWN) is set up on the open file.
+    pub signals: bool,
+    /// Who made it, as uid seen here: routing rules may look at it.
+    pub uid: u32,
+}
+
+impl SocketFacts {
+    /// ENOTSOCK for another kind of file.
+    pub fn of(copy: BorrowedFd<'_>) -> io::Result<Self> {
+        let domain = socket::int_option(copy, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
+        let cookie = SocketCookie(socket::u64_option(copy, libc::SOL_SOCKET, libc::SO_COOKIE)?);
+        if domain != libc::AF_INET && domain != libc::AF_INET6 {
+            return Ok(Self::not_ip(cookie));
+        }
+        let socket_type = socket::int_option(copy, libc::SOL_SOCKET, libc::SO_TYPE)?;
+        let protocol = socket::int_option(copy, libc::SOL_SOCKET, libc::SO_PROTOCOL)?;
+        let netns = NetnsCookie(socket::u64_option(copy, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE)?);
+        let tcp = socket_type == libc::SOCK_STREAM && protocol == libc::IPPROTO_TCP;
+        let flags = rustix::fs::fcntl_getfl(copy)?.bits().cast_signed();
+        Ok(Self {
+            kind: if tcp { Kind::Tcp } else { Kind::OtherIp },
+            ipv6: domain == libc::AF_INET6,
+            raw: socket_type == libc::SOCK_RAW,
+            netns,
+            cookie,
+            state: if tcp { tcp_state(copy)? } else { TcpState::Closed },
+            bound: tcp && is_bound(copy)?,
+            nonblocking: flags & libc::O_NONBLOCK != 0,
+            signals: flags & libc::O_ASYNC != 0 || socket::has_signal_owner(copy),
+            uid: rustix::fs::fstat(copy)?.st_uid,
+        })
+    }
+
+    fn not_ip(cookie: SocketCookie) -> Self {
+        Self {
+            kind: Kind::NotIp,
+            ipv6: false,
+            raw: false,
+            netns: NetnsCookie(0),
+            cookie,
+            state: TcpState::Closed,
+            bound: false,
+            nonblocking: false,
+            signals: false,
+            uid: 0,
+        }
+    }
+}
+
+/// Of a TCP socket. Takes the socket's lock, like getsockname: only for threads that may be lost.
+pub fn tcp_state(tcp: BorrowedFd<'_>) -> io::Result<TcpState> {
+    let mut state = [0; 1];
+    socket::option(tcp, libc::IPPROTO_TCP, libc::TCP_INFO, &mut state)?;
+    Ok(match state {
+        [TCP_CLOSE] => TcpState::Closed,
+        [TCP_SYN_SENT | TCP_SYN_RECV] => TcpState::Connecting,
+        _ => TcpState::InUse,
+    })
+}
+
+fn is_bound(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut address = [0; 128];
+    socket::name(socket, &mut address)?;
+    // Family aside, an unbound socket's name is zeros: port, flow label, address, scope.
+    Ok(address.iter().skip(2).any(|&byte| byte != 0))
+}
+
+/// The namespace this process's sockets belong to.
+pub fn own_netns() -> io::Result<NetnsCookie> {
+    let probe = socket::new(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+    netns_of(probe.as_fd())
+}
+
+pub fn netns_of(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
+    Ok(NetnsCookie(socket::u64_option(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    #[test]
+    fn facts_follow_the_socket() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let fresh = socket::new(libc::AF_INET6, libc::SOCK_STREAM, 0).unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (unix, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+
+        let of = |fd: BorrowedFd<'_>| SocketFacts::of(fd).unwrap();
+        assert_eq!(of(listener.as_fd()).state, TcpState::InUse);
+        assert_eq!(of(stream.as_fd()).state, TcpState::InUse);
+        assert!(of(stream.as_fd()).bound && !of(stream.as_fd()).nonblocking);
+        let facts = of(fresh.as_fd());
+        assert_eq!((facts.kind, facts.state, facts.bound, facts.ipv6), (Kind::Tcp, TcpState::Closed, false, true));
+        assert!(facts.nonblocking && !facts.signals);
+        assert_eq!(facts.netns, own_netns().unwrap());
+        assert_eq!(of(udp.as_fd()).kind, Kind::OtherIp);
+        assert_eq!(of(unix.as_fd()).kind, Kind::NotIp);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(SocketFacts::of(file.as_fd()).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
+    }
+}

@@ -1,0 +1,153 @@
+//! The act of the bypass: a host socket connecting in the process's descriptor, and the way back.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+
+use crate::sys::socket;
+
+use super::facts::SocketFacts;
+use super::options::Pristine;
+use super::sockaddr::{RawAddress, for_domain};
+
+/// How far a connect got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Connected,
+    Underway,
+    Failed(i32),
+}
+
+/// Untouched sockets of both families, of the workspace's namespace or of the host's.
+pub struct PristinePair {
+    v4: Pristine,
+    /// None: the namespace has no IPv6.
+    v6: Option<Pristine>,
+}
+
+impl PristinePair {
+    /// `make` gives a new TCP socket of the domain asked for.
+    pub fn read(make: impl Fn(i32) -> io::Result<OwnedFd>) -> io::Result<Self> {
+        let v4 = Pristine::read(make(libc::AF_INET)?.as_fd(), false);
+        let v6 = make(libc::AF_INET6).ok().map(|fresh| Pristine::read(fresh.as_fd(), true));
+        Ok(Self { v4, v6 })
+    }
+
+    pub fn of(&self, facts: &SocketFacts) -> Option<&Pristine> {
+        if facts.ipv6 { self.v6.as_ref() } else { Some(&self.v4) }
+    }
+}
+
+/// A new socket of this process's namespace, like `facts`, nonblocking. None: this host has no such family.
+pub fn like(facts: &SocketFacts) -> io::Result<Option<OwnedFd>> {
+    match socket::new(domain(facts), libc::SOCK_STREAM, libc::IPPROTO_TCP) {
+        Ok(host) => Ok(Some(host)),
+        Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+pub fn domain(facts: &SocketFacts) -> i32 {
+    if facts.ipv6 { libc::AF_INET6 } else { libc::AF_INET }
+}
+
+/// Starts the connect. The kernel answers the SYN while the socket is ours, so even one that completes at once is
+/// `Underway` here: [`progress`] tells.
+pub fn start_connect(host: BorrowedFd<'_>, to: SocketAddr, facts: &SocketFacts) -> Progress {
+    let address = RawAddress::from(for_domain(to, facts.ipv6));
+    outcome(socket::connect(host, address.bytes()))
+}
+
+/// Looks, without waiting, whether the connect is over; takes its result like the second connect(2) of a program.
+pub fn progress(host: BorrowedFd<'_>) -> io::Result<Progress> {
+    let mut polled = [PollFd::from_borrowed_fd(host, PollFlags::OUT)];
+    if poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? == 0 {
+        return Ok(Progress::Underway);
+    }
+    Ok(finish(host))
+}
+
+/// The result of a connect that is no longer under way: never waits. EISCONN: somebody took it already.
+pub fn finish(host: BorrowedFd<'_>) -> Progress {
+    outcome(probe(host))
+}
+
+/// connect(2) with an address too short to go anywhere. A connect that ended gives its result once, as POSIX has it
+/// (0 or the error); an unconnected socket gives EINVAL and is untouched; a connected one EISCONN; one under way
+/// EALREADY (the file must be nonblocking for that).
+pub fn probe(host: BorrowedFd<'_>) -> io::Result<()> {
+    /// AF_INET and half of a port: long enough for a family, too short for an address (net/ipv4/af_inet.c).
+    const SHORT: [u8; 4] = [2, 0, 0, 0];
+    socket::connect(host, &SHORT)
+}
+
+fn outcome(result: io::Result<()>) -> Progress {
+    match result {
+        Ok(()) => Progress::Connected,
+        Err(e) => match e.raw_os_error() {
+            Some(libc::EINPROGRESS | libc::EALREADY) => Progress::Underway,
+            Some(libc::EISCONN) => Progress::Connected,
+            Some(errno) => Progress::Failed(errno),
+            None => Progress::Failed(libc::EIO),
+        },
+    }
+}
+
+/// Gives the new socket the blocking mode of the old: F_GETFL on a copy is right, it belongs to the open file.
+pub fn set_blocking_like(new: BorrowedFd<'_>, facts: &SocketFacts) -> io::Result<()> {
+    if facts.nonblocking { Ok(()) } else { Ok(rustix::io::ioctl_fionbio(new, false)?) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn facts_of(socket: &OwnedFd) -> SocketFacts {
+        SocketFacts::of(socket.as_fd()).unwrap()
+    }
+
+    fn fresh() -> OwnedFd {
+        socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap()
+    }
+
+    fn wait(socket: &OwnedFd) {
+        poll(&mut [PollFd::new(socket, PollFlags::OUT)], None).unwrap();
+    }
+
+    #[test]
+    fn the_probe_never_moves_a_socket() {
+        let errno = |socket: &OwnedFd| probe(socket.as_fd()).err().and_then(|e| e.raw_os_error());
+        let unconnected = fresh();
+        assert_eq!(errno(&unconnected), Some(libc::EINVAL));
+        assert_eq!(errno(&unconnected), Some(libc::EINVAL));
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connected = fresh();
+        start_connect(connected.as_fd(), listener.local_addr().unwrap(), &facts_of(&connected));
+        wait(&connected);
+        assert_eq!(errno(&connected), None, "the connect's own result, once");
+        assert_eq!(errno(&connected), Some(libc::EISCONN));
+
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let refused = fresh();
+        start_connect(refused.as_fd(), SocketAddr::from(([127, 0, 0, 1], port)), &facts_of(&refused));
+        wait(&refused);
+        assert_eq!(errno(&refused), Some(libc::ECONNREFUSED));
+        assert_eq!(errno(&refused), Some(libc::EINVAL), "unconnected again");
+    }
+
+    #[test]
+    fn progress_is_seen_without_waiting() {
+        let listener = TcpListener::bind("[::1]:0").unwrap();
+        let socket = socket::new(libc::AF_INET6, libc::SOCK_STREAM, 0).unwrap();
+        let started = start_connect(socket.as_fd(), listener.local_addr().unwrap(), &facts_of(&socket));
+        assert!(matches!(started, Progress::Underway | Progress::Connected));
+        wait(&socket);
+        assert_eq!(progress(socket.as_fd()).unwrap(), Progress::Connected);
+    }
+}

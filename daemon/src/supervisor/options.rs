@@ -1,0 +1,301 @@
+//! What a process has set on a socket, carried to the socket that replaces it.
+//!
+//! Options are compared with a pristine socket of the same namespace and only differences are set: most values read
+//! back differently from what set them (SO_SNDBUF doubles, TCP_MAXSEG has a default that must not be set), and a socket
+//! nobody touched costs no setsockopt at all. An option that cannot be carried keeps the socket in place.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::sys::socket;
+
+/// The largest option below: struct timeval, 16 bytes; a congestion control's name has as many.
+const VALUE: usize = 16;
+
+/// linux/tcp.h, linux/in.h, linux/in6.h; libc lacks them for this target.
+const TCP_TX_DELAY: i32 = 37;
+const IP_LOCAL_PORT_RANGE: i32 = 51;
+const IPV6_ADDR_PREFERENCES: i32 = 72;
+const IPV6_MINHOPCOUNT: i32 = 73;
+const IPV6_AUTOFLOWLABEL: i32 = 70;
+const IPV6_UNICAST_IF: i32 = 76;
+const SO_BUF_LOCK: i32 = 72;
+const SO_BINDTOIFINDEX: i32 = 62;
+const SO_TXREHASH: i32 = 74;
+const SOCK_SNDBUF_LOCK: i32 = 1;
+const SOCK_RCVBUF_LOCK: i32 = 2;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SocketOption {
+    level: i32,
+    name: i32,
+    ipv6_only: bool,
+}
+
+const fn general(name: i32) -> SocketOption {
+    SocketOption { level: libc::SOL_SOCKET, name, ipv6_only: false }
+}
+
+const fn tcp(name: i32) -> SocketOption {
+    SocketOption { level: libc::IPPROTO_TCP, name, ipv6_only: false }
+}
+
+const fn ip(name: i32) -> SocketOption {
+    SocketOption { level: libc::IPPROTO_IP, name, ipv6_only: false }
+}
+
+const fn ipv6(name: i32) -> SocketOption {
+    SocketOption { level: libc::IPPROTO_IPV6, name, ipv6_only: true }
+}
+
+/// Set on the new socket where they differ.
+const CARRIED: [SocketOption; 45] = [
+    general(libc::SO_REUSEADDR),
+    general(libc::SO_REUSEPORT),
+    general(libc::SO_KEEPALIVE),
+    general(libc::SO_OOBINLINE),
+    general(libc::SO_LINGER),
+    general(libc::SO_RCVLOWAT),
+    general(libc::SO_RCVTIMEO),
+    general(libc::SO_SNDTIMEO),
+    general(libc::SO_DONTROUTE),
+    general(libc::SO_TIMESTAMP),
+    general(libc::SO_TIMESTAMPNS),
+    general(libc::SO_BUSY_POLL),
+    general(libc::SO_ZEROCOPY),
+    general(libc::SO_MAX_PACING_RATE),
+    general(SO_TXREHASH),
+    tcp(libc::TCP_NODELAY),
+    tcp(libc::TCP_CORK),
+    tcp(libc::TCP_KEEPIDLE),
+    tcp(libc::TCP_KEEPINTVL),
+    tcp(libc::TCP_KEEPCNT),
+    tcp(libc::TCP_SYNCNT),
+    tcp(libc::TCP_LINGER2),
+    tcp(libc::TCP_WINDOW_CLAMP),
+    tcp(libc::TCP_MAXSEG),
+    tcp(libc::TCP_CONGESTION),
+    tcp(libc::TCP_USER_TIMEOUT),
+    tcp(libc::TCP_NOTSENT_LOWAT),
+    tcp(libc::TCP_INQ),
+    tcp(libc::TCP_THIN_LINEAR_TIMEOUTS),
+    tcp(TCP_TX_DELAY),
+    ip(libc::IP_TOS),
+    ip(libc::IP_TTL),
+    ip(libc::IP_MTU_DISCOVER),
+    ip(libc::IP_RECVERR),
+    ip(libc::IP_RECVTOS),
+    ip(libc::IP_BIND_ADDRESS_NO_PORT),
+    ipv6(libc::IPV6_V6ONLY),
+    ipv6(libc::IPV6_UNICAST_HOPS),
+    ipv6(libc::IPV6_TCLASS),
+    ipv6(libc::IPV6_MTU_DISCOVER),
+    ipv6(libc::IPV6_RECVERR),
+    ipv6(IPV6_ADDR_PREFERENCES),
+    ipv6(IPV6_MINHOPCOUNT),
+    ipv6(IPV6_AUTOFLOWLABEL),
+    // After IP_TOS, which sets it too.
+    general(libc::SO_PRIORITY),
+];
+
+/// These bend where or how packets go in the workspace's own network, or cannot be read back whole: a socket on which
+/// one differs stays there.
+const KEEPS_IN_PLACE: [SocketOption; 10] = [
+    general(libc::SO_MARK),
+    general(SO_BINDTOIFINDEX),
+    tcp(libc::TCP_ULP),
+    tcp(libc::TCP_FASTOPEN_CONNECT),
+    tcp(libc::TCP_REPAIR),
+    ip(libc::IP_TRANSPARENT),
+    ip(libc::IP_UNICAST_IF),
+    ip(libc::IP_OPTIONS),
+    ip(IP_LOCAL_PORT_RANGE),
+    ipv6(IPV6_UNICAST_IF),
+];
+
+/// An option's value as the kernel writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Value {
+    bytes: [u8; VALUE],
+    length: usize,
+}
+
+impl Value {
+    /// None: this kernel or this socket does not have the option.
+    fn read(from: BorrowedFd<'_>, option: SocketOption) -> Option<Self> {
+        let mut bytes = [0; VALUE];
+        let length = socket::option(from, option.level, option.name, &mut bytes).ok()?;
+        Some(Self { bytes, length: length.min(VALUE) })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or(&self.bytes)
+    }
+}
+
+/// What an untouched socket of one namespace and family reads.
+pub struct Pristine {
+    ipv6: bool,
+    carried: Vec<(SocketOption, Value)>,
+    keeps_in_place: Vec<(SocketOption, Value)>,
+}
+
+/// What a process changed on its socket.
+#[derive(Debug, Default)]
+pub struct Difference {
+    values: Vec<(SocketOption, Value)>,
+}
+
+/// Options that a host socket did not take (a congestion control the host lacks); the connection is made without.
+pub static NOT_CARRIED: AtomicU64 = AtomicU64::new(0);
+
+impl Pristine {
+    /// `untouched` is a TCP socket just made.
+    pub fn read(untouched: BorrowedFd<'_>, ipv6: bool) -> Self {
+        let read = |options: &[SocketOption]| {
+            let options = options.iter().filter(|option| ipv6 || !option.ipv6_only);
+            options.filter_map(|&option| Some((option, Value::read(untouched, option)?))).collect()
+        };
+        Self { ipv6, carried: read(&CARRIED), keeps_in_place: read(&KEEPS_IN_PLACE) }
+    }
+
+    /// What differs on `socket`, or None when it must stay in its namespace.
+    pub fn difference(&self, socket: BorrowedFd<'_>) -> Option<Difference> {
+        let differs = |(option, pristine): &(SocketOption, Value)| {
+            Value::read(socket, *option).filter(|value| value != pristine).map(|value| (*option, value))
+        };
+        if self.keeps_in_place.iter().any(|entry| differs(entry).is_some()) || has_filter(socket) {
+            return None;
+        }
+        if self.ipv6 && has_ipv6_headers(socket) {
+            return None;
+        }
+        let mut values: Vec<_> = self.carried.iter().filter_map(differs).collect();
+        values.extend(locked_buffers(socket));
+        Some(Difference { values })
+    }
+}
+
+impl Difference {
+    pub fn apply(&self, to: BorrowedFd<'_>) {
+        for (option, value) in &self.values {
+            if let Err(error) = socket::set_option(to, option.level, option.name, value.bytes()) {
+                NOT_CARRIED.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(?option, %error, "a socket option is not carried over");
+            }
+        }
+    }
+}
+
+/// A socket filter (SO_ATTACH_FILTER); asking with no room returns the number of instructions.
+fn has_filter(socket: BorrowedFd<'_>) -> bool {
+    socket::option(socket, libc::SOL_SOCKET, libc::SO_GET_FILTER, &mut []).is_ok_and(|instructions| instructions != 0)
+}
+
+/// Sticky extension headers and packet information (RFC 3542).
+fn has_ipv6_headers(socket: BorrowedFd<'_>) -> bool {
+    [libc::IPV6_HOPOPTS, libc::IPV6_RTHDR, libc::IPV6_DSTOPTS, libc::IPV6_RTHDRDSTOPTS].into_iter().any(|name| {
+        let mut value = [0; VALUE];
+        // A header longer than the room is an error, and is there too.
+        socket::option(socket, libc::IPPROTO_IPV6, name, &mut value).map_or_else(is_too_small, |length| length != 0)
+    })
+}
+
+fn is_too_small(error: io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}
+
+/// Buffer sizes the process fixed. They read doubled, and setting one that was not fixed would end autotuning.
+fn locked_buffers(from: BorrowedFd<'_>) -> Vec<(SocketOption, Value)> {
+    let locks = socket::int_option(from, libc::SOL_SOCKET, SO_BUF_LOCK).unwrap_or(0);
+    let fixed = [(SOCK_SNDBUF_LOCK, libc::SO_SNDBUF), (SOCK_RCVBUF_LOCK, libc::SO_RCVBUF)];
+    let fixed = fixed.into_iter().filter(|(bit, _)| locks & bit != 0);
+    fixed
+        .filter_map(|(_, name)| {
+            let size = socket::int_option(from, libc::SOL_SOCKET, name).ok()? / 2;
+            let mut bytes = [0; VALUE];
+            bytes.first_chunk_mut().map(|start: &mut [u8; 4]| *start = size.to_ne_bytes())?;
+            Some((general(name), Value { bytes, length: 4 }))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{AsFd, OwnedFd};
+
+    fn fresh(ipv6: bool) -> OwnedFd {
+        let domain = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };
+        socket::new(domain, libc::SOCK_STREAM, 0).unwrap()
+    }
+
+    fn set(on: &OwnedFd, level: i32, name: i32, value: i32) {
+        socket::set_option(on.as_fd(), level, name, &value.to_ne_bytes()).unwrap();
+    }
+
+    #[test]
+    fn an_untouched_socket_differs_in_nothing() {
+        for ipv6 in [false, true] {
+            let pristine = Pristine::read(fresh(ipv6).as_fd(), ipv6);
+            assert!(pristine.carried.len() >= 30, "this kernel has most options: {}", pristine.carried.len());
+            assert_eq!(pristine.difference(fresh(ipv6).as_fd()).unwrap().values, []);
+        }
+    }
+
+    #[test]
+    fn what_was_set_reads_the_same_on_the_new_socket() {
+        let settings = [
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+            (libc::SOL_SOCKET, libc::SO_SNDBUF, 50_000),
+            (libc::SOL_SOCKET, libc::SO_RCVBUF, 60_000),
+            (libc::SOL_SOCKET, libc::SO_PRIORITY, 3),
+            (libc::IPPROTO_TCP, libc::TCP_NODELAY, 1),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 77),
+            (libc::IPPROTO_TCP, libc::TCP_MAXSEG, 1000),
+            (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 5000),
+            (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 16384),
+            (libc::IPPROTO_IP, libc::IP_TOS, 0x10),
+            (libc::IPPROTO_IP, libc::IP_TTL, 7),
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 0x20),
+        ];
+        let (old, new) = (fresh(true), fresh(true));
+        let pristine = Pristine::read(fresh(true).as_fd(), true);
+        for (level, name, value) in settings {
+            set(&old, level, name, value);
+        }
+        let difference = pristine.difference(old.as_fd()).unwrap();
+        assert_eq!(difference.values.len(), settings.len());
+        difference.apply(new.as_fd());
+        for (level, name, _) in settings {
+            let read = |of: &OwnedFd| socket::int_option(of.as_fd(), level, name).unwrap();
+            assert_eq!(read(&old), read(&new), "level {level} option {name}");
+        }
+    }
+
+    #[test]
+    fn the_receive_buffer_keeps_tuning_itself_unless_it_was_fixed() {
+        let old = fresh(false);
+        set(&old, libc::SOL_SOCKET, libc::SO_SNDBUF, 50_000);
+        let new = fresh(false);
+        Pristine::read(fresh(false).as_fd(), false).difference(old.as_fd()).unwrap().apply(new.as_fd());
+        assert_eq!(socket::int_option(new.as_fd(), libc::SOL_SOCKET, SO_BUF_LOCK).unwrap(), SOCK_SNDBUF_LOCK);
+    }
+
+    #[test]
+    fn options_that_keep_a_socket_in_place() {
+        let pristine = Pristine::read(fresh(false).as_fd(), false);
+        for (level, name, value) in
+            [(libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1), (libc::IPPROTO_IP, libc::IP_UNICAST_IF, 1_i32.to_be())]
+        {
+            let socket = fresh(false);
+            set(&socket, level, name, value);
+            assert!(pristine.difference(socket.as_fd()).is_none(), "level {level} option {name}");
+        }
+        let socket = fresh(false);
+        // IP_OPTIONS: two "no operation" and an end of list, padded.
+        socket::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_OPTIONS, &[1, 1, 0, 0]).unwrap();
+        assert!(pristine.difference(socket.as_fd()).is_none());
+    }
+}

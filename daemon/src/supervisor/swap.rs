@@ -1,0 +1,251 @@
+//! The exchange of a process's socket for one of the host, and back.
+//!
+//! ```text
+//! namespace socket ── connect taken out ──▶ host socket, connecting ──▶ connected
+//!        ▲                                        │ refused, shutdown, AF_UNSPEC
+//!        └──────── bind, listen, connect in place ┘
+//! ```
+//!
+//! A caller may leave at any moment (a signal) and come back with the same call. Two memories make that harmless:
+//! `parked` holds a host socket that could not be put in place, by the cookie of the socket it was to replace;
+//! `results` holds an answer nobody took, by the cookie of the host socket in place.
+//!
+//! Limits: a copy of the old socket (dup, fork) stays the old, unconnected socket, also in an epoll that watches it under
+//! the copy's number.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+
+use crate::sys::listener::{Caller, Listener, Reply};
+use crate::sys::socket;
+
+use super::epoll::{self, Epolls};
+use super::factory::Factory;
+use super::facts::{NetnsCookie, SocketCookie, SocketFacts, TcpState};
+use super::host_socket::{self, PristinePair, Progress};
+use super::session::{Outcome, Stopped};
+use super::tracee;
+use super::waits::End;
+
+/// How long something is kept for a caller that left. A restarted call comes back at once.
+const KEEP: Duration = Duration::from_secs(10);
+/// Entries of each memory; past it the oldest callers get an EISCONN or a second connect instead.
+const MAX_KEPT: usize = 1024;
+
+pub struct Swap {
+    /// What untouched sockets read in the workspace's namespace and in the host's.
+    pub workspace: PristinePair,
+    pub host: PristinePair,
+    pub host_netns: NetnsCookie,
+    /// The workspace's namespaces, for sockets on the way back.
+    pub userns: OwnedFd,
+    pub netns: OwnedFd,
+    pub memory: Memory,
+    pub epolls: Epolls,
+}
+
+/// What is kept for callers that left.
+#[derive(Default)]
+pub struct Memory {
+    parked: DashMap<SocketCookie, Parked>,
+    results: DashMap<SocketCookie, (Reply, Instant)>,
+}
+
+struct Parked {
+    host: OwnedFd,
+    to: SocketAddr,
+    since: Instant,
+}
+
+impl Swap {
+    /// Connects a host socket and puts it in the process's descriptor. Err: the socket must stay where it is.
+    pub fn bypass<'a>(
+        &self,
+        listener: &Listener,
+        stopped: Stopped<'a>,
+        to: SocketAddr,
+    ) -> Result<Outcome, Stopped<'a>> {
+        if let Some(host) = self.memory.unpark(stopped.facts.cookie, to) {
+            return Ok(self.place(listener, &stopped, host, to));
+        }
+        let pristine = if stopped.facts.netns == self.host_netns { &self.host } else { &self.workspace };
+        let Some(difference) = pristine.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) else {
+            return Err(stopped);
+        };
+        let host = match host_socket::like(&stopped.facts) {
+            Ok(Some(host)) => host,
+            Ok(None) => return Err(stopped),
+            Err(error) => return Ok(Outcome::of(Err(error))),
+        };
+        difference.apply(host.as_fd());
+        stopped.begin_act();
+        match host_socket::start_connect(host.as_fd(), to, &stopped.facts) {
+            Progress::Failed(errno) => Ok(Outcome::errno(errno)),
+            Progress::Connected | Progress::Underway => Ok(self.place(listener, &stopped, host, to)),
+        }
+    }
+
+    /// A blocking connect that is over at once is answered in one step. Any other goes into place first, so that a
+    /// caller who is interrupted finds its connect under way when it comes back.
+    fn place(&self, listener: &Listener, stopped: &Stopped<'_>, host: OwnedFd, to: SocketAddr) -> Outcome {
+        let progress = if stopped.facts.nonblocking {
+            Progress::Underway
+        } else {
+            host_socket::progress(host.as_fd()).unwrap_or(Progress::Underway)
+        };
+        if let Progress::Failed(errno) = progress {
+            return Outcome::errno(errno);
+        }
+        match self.put(listener, stopped, host.as_fd()) {
+            Err(error) => Outcome::of(Err(error)),
+            Ok(Caller::Left) => {
+                self.memory.park(stopped.facts.cookie, Parked { host, to, since: Instant::now() });
+                Outcome::CallerLeft
+            }
+            Ok(Caller::Waiting) if stopped.facts.nonblocking => answered(&host, Reply::Errno(libc::EINPROGRESS)),
+            Ok(Caller::Waiting) if progress == Progress::Connected => answered(&host, Reply::Return(0)),
+            Ok(Caller::Waiting) => wait(host),
+        }
+    }
+
+    /// A call on a host socket that connects or is connected: the kernel's answer, and nothing moves.
+    pub fn on_host_socket(&self, stopped: Stopped<'_>) -> Outcome {
+        if let Some(reply) = self.memory.take_result(stopped.facts.cookie) {
+            return Outcome::Reply(reply);
+        }
+        let again = stopped.begin_act();
+        match (stopped.facts.state, stopped.facts.nonblocking) {
+            (TcpState::Connecting, false) => wait(stopped.copy),
+            // A predecessor put it there for this very call.
+            (_, true) if again => answered(&stopped.copy, Reply::Errno(libc::EINPROGRESS)),
+            (TcpState::InUse, false) if again => answered(&stopped.copy, Reply::Return(0)),
+            _ => Outcome::of(host_socket::probe(stopped.copy.as_fd())),
+        }
+    }
+
+    /// The failure of an earlier connect on a closed host socket, if the program does not know of it yet.
+    pub fn untold_failure(&self, stopped: &Stopped<'_>) -> Option<Outcome> {
+        if stopped.facts.state != TcpState::Closed {
+            return None;
+        }
+        if let Some(reply) = self.memory.take_result(stopped.facts.cookie) {
+            return Some(Outcome::Reply(reply));
+        }
+        match host_socket::probe(stopped.copy.as_fd()) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => None,
+            result => Some(Outcome::of(result)),
+        }
+    }
+
+    /// What a connect that waited has come to.
+    pub fn end_of_wait(&self, host: OwnedFd, end: End) -> Outcome {
+        match end {
+            End::CallerLeft => Outcome::CallerLeft,
+            // SO_SNDTIMEO ran out: connect(2) says so with EINPROGRESS, and goes on by itself.
+            End::TimedOut => answered(&host, Reply::Errno(libc::EINPROGRESS)),
+            End::Ready => match host_socket::finish(host.as_fd()) {
+                Progress::Connected => answered(&host, Reply::Return(0)),
+                Progress::Underway => wait(host),
+                // The socket was shut down under the waiting call.
+                Progress::Failed(libc::EINVAL) => answered(&host, Reply::Errno(libc::ECONNABORTED)),
+                Progress::Failed(errno) => answered(&host, Reply::Errno(errno)),
+            },
+        }
+    }
+
+    /// Puts a new socket of the workspace's namespace in the place of a host socket.
+    pub fn back<'a>(
+        &self,
+        listener: &Listener,
+        factory: &Factory,
+        stopped: Stopped<'a>,
+    ) -> Result<Stopped<'a>, Outcome> {
+        let failed = |error: io::Error| {
+            tracing::debug!(tid = stopped.tid, %error, "a host socket cannot become the workspace's again");
+            Outcome::of(Err(error))
+        };
+        let kind = (host_socket::domain(&stopped.facts), libc::SOCK_STREAM, libc::IPPROTO_TCP);
+        let fresh = factory.socket(self.userns.as_fd(), self.netns.as_fd(), kind).map_err(failed)?;
+        if let Some(difference) = self.host.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) {
+            difference.apply(fresh.as_fd());
+        }
+        match self.put(listener, &stopped, fresh.as_fd()).map_err(failed)? {
+            Caller::Left => Err(Outcome::CallerLeft),
+            Caller::Waiting => {
+                let facts = SocketFacts::of(fresh.as_fd()).map_err(failed)?;
+                Ok(Stopped { copy: fresh, facts, ..stopped })
+            }
+        }
+    }
+
+    /// Puts `new` in the caller's descriptor, with the flags of what was there, and in the epolls that watched it.
+    fn put(&self, listener: &Listener, stopped: &Stopped<'_>, new: BorrowedFd<'_>) -> io::Result<Caller> {
+        let close_on_exec = match tracee::is_close_on_exec(stopped.tid, stopped.number) {
+            Ok(close_on_exec) => close_on_exec,
+            Err(_) if !listener.is_waiting(stopped.id) => return Ok(Caller::Left),
+            Err(_) => return Err(io::Error::from_raw_os_error(libc::EBADF)),
+        };
+        host_socket::set_blocking_like(new, &stopped.facts)?;
+        let registrations = self.epolls.registrations(&stopped.tracee, stopped.number, stopped.copy.as_fd());
+        let caller = listener.replace(stopped.id, new, stopped.number.0, close_on_exec)?;
+        if caller == Caller::Waiting {
+            epoll::transfer(&registrations, stopped.number, stopped.copy.as_fd(), new);
+        }
+        Ok(caller)
+    }
+
+    pub fn keep_result(&self, cookie: SocketCookie, reply: Reply) {
+        self.memory.keep_result(cookie, reply);
+    }
+}
+
+impl Memory {
+    fn unpark(&self, cookie: SocketCookie, to: SocketAddr) -> Option<OwnedFd> {
+        let (_, parked) = self.parked.remove(&cookie)?;
+        (parked.to == to).then_some(parked.host)
+    }
+
+    fn park(&self, cookie: SocketCookie, parked: Parked) {
+        if self.parked.len() < MAX_KEPT {
+            self.parked.insert(cookie, parked);
+        }
+    }
+
+    fn take_result(&self, cookie: SocketCookie) -> Option<Reply> {
+        self.results.remove(&cookie).map(|(_, (reply, _))| reply)
+    }
+
+    fn keep_result(&self, cookie: SocketCookie, reply: Reply) {
+        if self.results.len() < MAX_KEPT {
+            self.results.insert(cookie, (reply, Instant::now()));
+        }
+    }
+
+    /// Drops what nobody came back for.
+    pub fn expire(&self, now: Instant) {
+        let fresh = |since: Instant| now.saturating_duration_since(since) < KEEP;
+        self.parked.retain(|_, parked| fresh(parked.since));
+        self.results.retain(|_, (_, since)| fresh(*since));
+    }
+}
+
+fn answered(host: &OwnedFd, reply: Reply) -> Outcome {
+    match socket::u64_option(host.as_fd(), libc::SOL_SOCKET, libc::SO_COOKIE) {
+        Ok(cookie) => Outcome::OnHostSocket { cookie: SocketCookie(cookie), reply },
+        Err(_) => Outcome::Reply(reply),
+    }
+}
+
+fn wait(host: OwnedFd) -> Outcome {
+    let deadline = send_timeout(host.as_fd()).and_then(|timeout| Instant::now().checked_add(timeout));
+    Outcome::Wait { host, deadline }
+}
+
+/// SO_SNDTIMEO, which bounds connect(2) too; None: no bound.
+fn send_timeout(socket: BorrowedFd<'_>) -> Option<Duration> {
+    rustix::net::sockopt::socket_timeout(socket, rustix::net::sockopt::Timeout::Send).ok().flatten()
+}

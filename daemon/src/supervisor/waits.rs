@@ -1,0 +1,81 @@
+//! Connects that take their time: the event loop that waits for them, for their deadline, and for callers that leave.
+//!
+//! A host socket is watched with epoll; everything that could take its lock (the result, the close) runs on a thread of
+//! the runtime's pool, which may be lost. A caller that a signal took away gives no event on the listener, so each wait
+//! looks at its notification now and then: otherwise our copy would outlive the caller's own.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::Interest;
+use tokio::runtime::Handle;
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+use crate::sys::readiness;
+
+use super::ledger::Slot;
+use super::session::Session;
+
+/// How soon a caller that left is noticed.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Ready,
+    TimedOut,
+    CallerLeft,
+}
+
+pub struct Waits {
+    runtime: Handle,
+}
+
+impl Waits {
+    pub fn new(runtime: Handle) -> Self {
+        Self { runtime }
+    }
+
+    /// Waits for the connect under way on `host`, then has the session conclude.
+    pub fn start(&self, session: &Arc<Session>, slot: Slot, host: OwnedFd, deadline: Option<Instant>) {
+        let session = Arc::clone(session);
+        self.runtime.spawn(async move {
+            let id = slot.notification().id;
+            let (host, end) = until_end(&session, id, host, deadline).await;
+            // Where registering failed the socket went with it, and so does the wait.
+            let Some(host) = host else {
+                let _ = session.reply(&slot, crate::sys::listener::Reply::Errno(libc::ENOBUFS));
+                return session.ledger.release(slot);
+            };
+            tokio::task::spawn_blocking(move || session.resume(slot, host, end));
+        });
+    }
+}
+
+async fn until_end(session: &Session, id: u64, host: OwnedFd, deadline: Option<Instant>) -> (Option<OwnedFd>, End) {
+    let host = match readiness::register(host, Interest::WRITABLE) {
+        Ok(host) => host,
+        Err(error) => {
+            tracing::debug!(%error, "cannot wait for a connect");
+            return (None, End::CallerLeft);
+        }
+    };
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let end = loop {
+        tokio::select! {
+            _ = host.writable() => break End::Ready,
+            () = until(deadline) => break End::TimedOut,
+            _ = look.tick() => if !session.listener.is_waiting(id) { break End::CallerLeft },
+        }
+    };
+    (Some(host.into_inner()), end)
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

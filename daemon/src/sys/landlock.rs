@@ -1,0 +1,10 @@
+//! Landlock's version number; the rulesets themselves are made by the `landlock` crate.
+
+/// The kernel's Landlock ABI, 0 where it has none (not built in, or not among the enabled LSMs).
+pub fn abi() -> u32 {
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: a null attribute of size 0 with LANDLOCK_CREATE_RULESET_VERSION only asks for the version.
+    let version =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0, VERSION) };
+    u32::try_from(version).unwrap_or(0)
+}

@@ -1,0 +1,34 @@
+//! A tracee's thread, held so that its number cannot come to mean another one, and what can be reached through it.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+/// Linux 6.9: a pidfd of a thread that does not lead its group.
+const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
+
+/// Opens a pidfd of the thread `tid`. Before Linux 6.9 only a group leader's works; others are EINVAL.
+pub fn open_thread(tid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(tid).ok().and_then(Pid::from_raw).ok_or(io::Error::from_raw_os_error(libc::ESRCH))?;
+    match pidfd_open(pid, PIDFD_THREAD) {
+        Err(rustix::io::Errno::INVAL) => Ok(pidfd_open(pid, PidfdFlags::empty())?),
+        other => Ok(other?),
+    }
+}
+
+/// A copy of the tracee's descriptor `number`: the same open file. Close-on-exec here whatever it is there.
+pub fn copy_descriptor(pidfd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    Ok(pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty())?)
+}
+
+/// Reads up to `into.len()` bytes of the memory of thread `tid` at `address`; short where its memory ends.
+///
+/// By number, not by pidfd: the caller asks the listener afterwards whether it was the right process.
+pub fn read_memory(tid: u32, address: u64, into: &mut [u8]) -> io::Result<usize> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(tid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?);
+    let base = usize::try_from(address).map_err(|_| io::Error::from_raw_os_error(libc::EFAULT))?;
+    let remote = [RemoteIoVec { base, len: into.len() }];
+    Ok(process_vm_readv(pid, &mut [IoSliceMut::new(into)], &remote)?)
+}

@@ -1,0 +1,124 @@
+//! The filter as BPF, built with libseccomp from the lists in [`crate::syscalls`].
+//!
+//! Every call of another architecture (32-bit, x32) kills the process: such a call could name a connect by a number the
+//! filter does not know. Calls that the lists do not name are allowed without looking at arguments, which the kernel
+//! remembers per call number (seccomp's action cache), so they cost next to nothing.
+
+use std::io::{Read, Seek};
+
+use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::syscalls::{REFUSED, Refused, Stopped};
+
+/// A compiled filter. Build it before fork: libseccomp allocates.
+#[derive(Clone)]
+pub struct Program {
+    pub(crate) instructions: Vec<libc::sock_filter>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("libseccomp: {0}")]
+    Libseccomp(#[from] libseccomp::error::SeccompError),
+    #[error("exporting the filter: {0}")]
+    Export(#[from] std::io::Error),
+    #[error("a filter of {0} bytes is no whole number of instructions")]
+    Size(usize),
+}
+
+/// Builds the filter a workspace under the bypass runs with.
+pub fn build() -> Result<Program, Error> {
+    let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
+    context.set_act_badarch(ScmpAction::KillProcess)?;
+    for &call in Stopped::ALL {
+        context.add_rule(ScmpAction::Notify, syscall(call.number()))?;
+    }
+    for refused in REFUSED {
+        refuse(&mut context, refused)?;
+    }
+    export(&context)
+}
+
+fn refuse(context: &mut ScmpFilterContext, refused: Refused) -> Result<(), Error> {
+    let action = ScmpAction::Errno(refused.errno);
+    let number = syscall(refused.number);
+    match refused.when {
+        None => context.add_rule(action, number)?,
+        Some((argument, bits)) => {
+            let has_bits = ScmpArgCompare::new(argument, ScmpCompareOp::MaskedEqual(bits), bits);
+            context.add_rule_conditional(action, number, &[has_bits])?
+        }
+    };
+    Ok(())
+}
+
+/// System call numbers are small positive numbers on every architecture.
+fn syscall(number: libc::c_long) -> ScmpSyscall {
+    ScmpSyscall::from(i32::try_from(number).unwrap_or(-1))
+}
+
+fn export(context: &ScmpFilterContext) -> Result<Program, Error> {
+    let mut file = std::fs::File::from(memfd_create(c"filter", MFdFlags::MFD_CLOEXEC).map_err(std::io::Error::from)?);
+    context.export_bpf(&file)?;
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let (instructions, rest) = bytes.as_chunks::<{ size_of::<libc::sock_filter>() }>();
+    if !rest.is_empty() {
+        return Err(Error::Size(bytes.len()));
+    }
+    Ok(Program { instructions: instructions.iter().map(instruction).collect() })
+}
+
+/// struct sock_filter, linux/filter.h: code, jump if true, jump if false, operand.
+fn instruction(bytes: &[u8; 8]) -> libc::sock_filter {
+    let [code0, code1, jt, jf, k0, k1, k2, k3] = *bytes;
+    libc::sock_filter { code: u16::from_ne_bytes([code0, code1]), jt, jf, k: u32::from_ne_bytes([k0, k1, k2, k3]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::load;
+    use nix::errno::Errno;
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, send, sendto, socket};
+    use std::os::fd::AsRawFd;
+
+    /// Runs `call` in a thread of its own under the filter, so that the test runner stays without one.
+    fn under_filter<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+        let program = build().unwrap();
+        std::thread::spawn(move || {
+            nix::sys::prctl::set_no_new_privs().unwrap();
+            let _listener = load(&program).unwrap();
+            call()
+        })
+        .join()
+        .unwrap()
+    }
+
+    #[test]
+    fn fast_open_and_io_uring_are_refused_and_the_rest_is_not() {
+        let errnos = under_filter(|| {
+            let stream = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+            let fast_open = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
+            let address = SockaddrIn::new(127, 0, 0, 1, 1);
+            let with = sendto(stream.as_raw_fd(), b"x", &address, fast_open).unwrap_err();
+            let without = send(stream.as_raw_fd(), b"x", MsgFlags::MSG_NOSIGNAL).unwrap_err();
+            (with, without)
+        });
+        assert_eq!(errnos, (Errno::EOPNOTSUPP, Errno::EPIPE));
+    }
+
+    #[test]
+    fn one_listener_a_thread() {
+        let second = under_filter(|| load(&build().unwrap()).map(drop).map_err(|e| e.raw_os_error()));
+        assert_eq!(second, Err(Some(libc::EBUSY)));
+    }
+
+    #[test]
+    fn the_program_is_small() {
+        let length = build().unwrap().instructions.len();
+        assert!((10..64).contains(&length), "{length} instructions");
+    }
+}

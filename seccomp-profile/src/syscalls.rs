@@ -1,0 +1,90 @@
+//! What stops and what is refused, with the reason for each; everything else runs at full speed.
+
+use libc::c_long;
+
+/// A system call that stops and waits for the supervisor's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stopped {
+    /// connect(2): where a socket is replaced by a host socket.
+    Connect,
+    /// bind(2): Landlock denies TCP bind in the workspace; the supervisor does it in place.
+    Bind,
+    /// listen(2): binds an unbound socket on the way, which Landlock does not see.
+    Listen,
+    /// epoll_create(2): goes on at once; the supervisor learns who may have registered a socket before its connect.
+    #[cfg(target_arch = "x86_64")]
+    EpollCreate,
+    /// epoll_create1(2): the same.
+    EpollCreate1,
+}
+
+impl Stopped {
+    pub const ALL: &[Self] = &[
+        Self::Connect,
+        Self::Bind,
+        Self::Listen,
+        #[cfg(target_arch = "x86_64")]
+        Self::EpollCreate,
+        Self::EpollCreate1,
+    ];
+
+    pub const fn number(self) -> c_long {
+        match self {
+            Self::Connect => libc::SYS_connect,
+            Self::Bind => libc::SYS_bind,
+            Self::Listen => libc::SYS_listen,
+            #[cfg(target_arch = "x86_64")]
+            Self::EpollCreate => libc::SYS_epoll_create,
+            Self::EpollCreate1 => libc::SYS_epoll_create1,
+        }
+    }
+
+    /// The call behind the number in a notification; None for one that this filter does not stop.
+    pub fn from_number(number: i32) -> Option<Self> {
+        Self::ALL.iter().copied().find(|call| call.number() == c_long::from(number))
+    }
+}
+
+/// A system call that is answered by the kernel with an errno.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub number: c_long,
+    pub errno: i32,
+    /// Refused only when this argument (by index) has these bits set.
+    pub when: Option<(u32, u64)>,
+}
+
+const fn refused(number: c_long, errno: i32) -> Refused {
+    Refused { number, errno, when: None }
+}
+
+/// connect and send in one call: it would carry an address past the supervisor. Programs fall back to connect(2) on
+/// EOPNOTSUPP, which is also what a kernel with TCP Fast Open switched off answers.
+const fn fast_open(number: c_long, flags_argument: u32) -> Refused {
+    Refused { number, errno: libc::EOPNOTSUPP, when: Some((flags_argument, libc::MSG_FASTOPEN as u64)) }
+}
+
+pub const REFUSED: [Refused; 6] = [
+    fast_open(libc::SYS_sendto, 3),
+    fast_open(libc::SYS_sendmsg, 2),
+    fast_open(libc::SYS_sendmmsg, 3),
+    // A ring connects, binds and listens without a system call that a filter sees. EPERM is what container runtimes
+    // answer, and what programs fall back on.
+    refused(libc::SYS_io_uring_setup, libc::EPERM),
+    refused(libc::SYS_io_uring_enter, libc::EPERM),
+    refused(libc::SYS_io_uring_register, libc::EPERM),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_calls_agree() {
+        for &call in Stopped::ALL {
+            assert_eq!(i32::try_from(call.number()).ok().and_then(Stopped::from_number), Some(call));
+        }
+        assert_eq!(Stopped::from_number(-1), None);
+        assert_eq!(Stopped::from_number(i32::try_from(libc::SYS_close).unwrap()), None);
+    }
+}

@@ -1,0 +1,25 @@
+//! The harness itself: that it finds out when something is left behind.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+
+use crate::lab::processes::Tree;
+use crate::lab::workspace::Workspace;
+
+crate::cases! {
+    HOST: leaves_nothing;
+}
+
+fn leaves_nothing(ws: Workspace) -> Result<()> {
+    let mut running = ws.start(["unshare", "-r", "--pid", "--fork", "sh", "-c", "sleep 60 & echo ready; wait"])?;
+    running.line_with("ready")?;
+    let tree = Tree::of(running.pid())?;
+    ensure!(tree.processes.len() >= 3, "{tree:?}");
+    ensure!(tree.is_gone(Duration::ZERO).is_err(), "a running tree counts as gone");
+    for process in &tree.processes {
+        process.kill(Signal::SIGKILL)?;
+    }
+    tree.is_gone(Duration::from_secs(5))
+}

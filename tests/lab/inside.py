@@ -1,0 +1,47 @@
+"""What the tests' Python programs have at hand inside a workspace (or on the host)."""
+import asyncio, ctypes, errno, fcntl, os, select, signal, socket, struct, sys, threading, time
+
+SO_NETNS_COOKIE = 71
+
+
+def family(addr):
+    return socket.AF_INET6 if ':' in addr else socket.AF_INET
+
+
+def tcp(addr):
+    return socket.socket(family(addr), socket.SOCK_STREAM)
+
+
+def dial(addr, port, timeout=20):
+    s = tcp(addr)
+    s.settimeout(timeout)
+    s.connect((addr, port))
+    return s
+
+
+def cookie(s):
+    return s.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+
+
+def side(s):
+    """Whose network namespace the socket belongs to. Neither its addresses nor its peer could tell: both paths
+    leave the host by the host's sockets."""
+    own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    return 'workspace' if cookie(s) == cookie(own) else 'host'
+
+
+def outcome(call):
+    """'connected', 'timed out' (by the program's own clock) or the name of the errno."""
+    try:
+        call()
+    except OSError as e:
+        return 'timed out' if e.errno is None else errno.errorcode[e.errno]
+    return 'connected'
+
+
+def attempt(addr, port, timeout=20):
+    return outcome(lambda: dial(addr, port, timeout).close())
+
+
+def say(*words):
+    print(*words, flush=True)

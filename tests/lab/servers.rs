@@ -1,0 +1,153 @@
+//! Servers of the harness: std sockets made inside a namespace of the lab, served by threads outside it.
+//!
+//! A server's socket listens before its constructor returns, so nobody has to wait for one. Its threads end with the
+//! process: they block in accept or read, and hold nothing else.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::command::{DEADLINE, Program, Running};
+use super::netns::Netns;
+
+/// A TCP server that counts what it accepted.
+pub struct TcpServer {
+    pub addr: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl TcpServer {
+    /// Serves each connection with `serve`, on a thread of its own; port 0 for any.
+    pub fn start<S>(netns: &Netns, addr: (IpAddr, u16), serve: S) -> Result<Self>
+    where
+        S: Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+    {
+        let listener =
+            netns.within(|| TcpListener::bind(addr)).with_context(|| format!("listen at {}:{}", addr.0, addr.1))?;
+        let addr = listener.local_addr()?;
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let count = accepted.clone();
+        let serve = Arc::new(serve);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                count.fetch_add(1, Ordering::SeqCst);
+                let Ok(stream) = stream else { continue };
+                let serve = serve.clone();
+                // A client that goes away ends its connection and nothing else.
+                thread::spawn(move || drop(serve(stream)));
+            }
+        });
+        Ok(Self { addr, accepted })
+    }
+
+    /// Sends back what comes in, until the client's end of stream.
+    pub fn echo(netns: &Netns, addr: IpAddr) -> Result<Self> {
+        Self::start(netns, (addr, 0), |mut stream| {
+            let mut buffer = [0; 65536];
+            loop {
+                match stream.read(&mut buffer)? {
+                    0 => return Ok(()),
+                    n => stream.write_all(&buffer[..n])?,
+                }
+            }
+        })
+    }
+
+    /// Writes the address it sees the client at and closes.
+    pub fn whoami(netns: &Netns, addr: IpAddr) -> Result<Self> {
+        Self::start(netns, (addr, 0), |mut stream| {
+            let peer = stream.peer_addr()?;
+            stream.write_all(format!("{}\n", peer.ip()).as_bytes())
+        })
+    }
+
+    /// HTTP/1.1, one request a connection: any GET is answered with `hello`, `/big` with a million bytes.
+    pub fn http(netns: &Netns, addr: IpAddr) -> Result<Self> {
+        Self::start(netns, (addr, 0), serve_http)
+    }
+
+    /// How many connections it has accepted.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+pub const BIG: usize = 1_000_000;
+
+fn serve_http(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    let mut chunk = [0; 4096];
+    while !request.windows(4).any(|window| window == b"\r\n\r\n") {
+        match stream.read(&mut chunk)? {
+            0 => return Ok(()),
+            n => request.extend_from_slice(&chunk[..n]),
+        }
+    }
+    let body = if request.starts_with(b"GET /big ") { vec![b'x'; BIG] } else { b"hello\n".to_vec() };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(&body)
+}
+
+/// A UDP server that answers every datagram with itself, from where it was sent to.
+pub fn udp_echo(netns: &Netns, addr: IpAddr) -> Result<SocketAddr> {
+    let socket = netns.within(|| UdpSocket::bind((addr, 0)))?;
+    let addr = socket.local_addr()?;
+    thread::spawn(move || {
+        let mut buffer = [0; 65536];
+        loop {
+            // ICMP errors of earlier answers surface here; they concern one client, not the server.
+            let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
+            if socket.send_to(&buffer[..length], peer).is_err() {
+                continue;
+            }
+        }
+    });
+    Ok(addr)
+}
+
+/// A listener whose queue is full: the handshake of a further client is never answered.
+pub struct FullListener {
+    pub addr: SocketAddr,
+    _listener: TcpListener,
+    _queued: Vec<TcpStream>,
+}
+
+impl FullListener {
+    pub fn start(netns: &Netns, addr: IpAddr) -> Result<Self> {
+        netns.within(|| {
+            let listener = TcpListener::bind((addr, 0))?;
+            // listen(2) again with the smallest queue there is.
+            nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0)?)?;
+            let local = listener.local_addr()?;
+            let mut queued = Vec::new();
+            while let Ok(stream) = TcpStream::connect_timeout(&local, Duration::from_millis(300)) {
+                queued.push(stream);
+            }
+            Ok(Self { addr: local, _listener: listener, _queued: queued })
+        })
+    }
+}
+
+/// A port of `addr` where nobody listens.
+pub fn closed_port(netns: &Netns, addr: IpAddr) -> Result<SocketAddr> {
+    // Bound and let go: the kernel hands out ephemeral ports at random from fifty thousand.
+    Ok(netns.within(|| TcpListener::bind((addr, 0)))?.local_addr()?)
+}
+
+/// An iperf3 server on the given port, ready.
+pub fn iperf3(netns: &Netns, port: u16) -> Result<Running> {
+    let port = port.to_string();
+    let mut server =
+        Program::new(["iperf3", "--server", "--forceflush", "--port", &port]).deadline(DEADLINE * 100).start(netns)?;
+    server.line_with("Server listening")?;
+    Ok(server)
+}
