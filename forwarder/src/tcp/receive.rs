@@ -15,7 +15,7 @@ use super::Seq;
 
 /// The window shift offered: 65,535 << 7 covers the largest window with 128-byte steps.
 pub const WINDOW_SHIFT: u8 = 7;
-/// Room in the ring for rounding the window up to a step, twice.
+/// Room in the ring for rounding the window up to a step.
 const SLACK: u32 = 256;
 /// A connection starts with a ring of 64 KB, as much as an unscaled window can promise.
 const INITIAL_RING: u32 = 1 << 16;
@@ -98,13 +98,16 @@ impl Receive {
     }
 
     /// The window field for a segment sent now. Records the promise.
+    ///
+    /// A promise that is no multiple of the step is rounded up while the ring has room for that, and down after: the
+    /// field then says up to a step less than was promised (RFC 7323 2.4), but what was promised is still taken.
     pub fn advertise(&mut self, is_syn: bool) -> u16 {
         let shift = if is_syn { 0 } else { self.shift };
         let open = (self.ring_size - SLACK).saturating_sub(self.pending());
+        let room = self.ring_size.saturating_sub(self.pending());
         let promised = self.edge.past(self.next);
-        let step_mask = (1u32 << shift) - 1;
-        let wanted = (open >> shift).max((promised + step_mask) >> shift);
-        let field = u16::try_from(wanted).unwrap_or(u16::MAX);
+        let rounded = ((promised + (1u32 << shift) - 1) >> shift).min(room >> shift);
+        let field = u16::try_from((open >> shift).max(rounded)).unwrap_or(u16::MAX);
         self.edge = self.edge.later_of(self.next + (u32::from(field) << shift));
         field
     }
@@ -337,6 +340,25 @@ mod tests {
         assert!(receive.should_update());
         receive.advertise(false);
         assert!(!receive.should_update());
+    }
+
+    #[test]
+    fn rounding_never_promises_more_than_the_ring_holds() {
+        // A sender that fills whatever it is shown, in sizes that never fit the window's step, to a host that stalls.
+        for size in [1, 33, 127, 129, 1000, 1460] {
+            let mut receive = open(77);
+            for round in 0..20_000 {
+                let room = receive.edge.past(receive.next) as usize;
+                let data = vec![7; room.min(size)];
+                receive.store(receive.next, &data);
+                receive.advance(data.len());
+                receive.advertise(false);
+                assert!(receive.edge - receive.taken <= receive.ring_size, "{size} {round}");
+                if round % 100 == 99 {
+                    receive.took(333);
+                }
+            }
+        }
     }
 
     #[test]
