@@ -57,6 +57,8 @@ pub enum Peeked {
     Data(usize),
     /// Nothing more for now.
     Empty,
+    /// Without SO_PEEK_OFF, too much is in flight to look beyond it: an acknowledgement will help.
+    OutOfReach,
     EndOfStream,
 }
 
@@ -192,7 +194,7 @@ impl Flow {
 
     /// Linux before 6.9: peeks from the start, over what was seen before.
     fn peek_again(&self, offset: u32, buffer: &mut [u8], discard: &mut [u8]) -> rustix::io::Result<Peeked> {
-        let Some(seen) = discard.get_mut(..offset as usize) else { return Ok(Peeked::Empty) };
+        let Some(seen) = discard.get_mut(..offset as usize) else { return Ok(Peeked::OutOfReach) };
         let seen_len = seen.len();
         let mut parts = [std::io::IoSliceMut::new(seen), std::io::IoSliceMut::new(buffer)];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;

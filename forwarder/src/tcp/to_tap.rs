@@ -116,6 +116,7 @@ fn send_turn(flow: &mut Flow, edge: &mut Edge, scratch: &mut [u8]) -> Turn {
                 flow.readable = false;
                 return Turn::Done;
             }
+            Ok(Peeked::OutOfReach) => return Turn::Done,
             Ok(Peeked::EndOfStream) => {
                 flow.send.end_of_stream();
                 continue;
