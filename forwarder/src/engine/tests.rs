@@ -1,8 +1,11 @@
 //! The whole engine over a socket pair in place of the TAP, with the host's loopback behind the gateway: nothing it is
 //! fed makes it panic, and it keeps answering.
 
-use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -29,6 +32,8 @@ const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// From the guest: the builder's "gateway" is whoever sends.
 const MACS: Macs = Macs { gateway: [2; 6], guest: [4; 6] };
+/// No host call of a test waits longer.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// An engine and the workspace's end of its link.
 struct Lab {
@@ -138,9 +143,36 @@ fn segments(frames: &[Vec<u8>]) -> Vec<(TcpFlags, u32, u32, Vec<u8>)> {
     frames.iter().filter_map(parse).collect()
 }
 
-/// A port of the loopback on which nobody listens.
+/// A port of the loopback that refuses connections and datagrams. It is held for the whole run, bound and not
+/// listening: a port merely found free may become another test's listener, which then accepts the wrong connection.
 fn closed_port() -> u16 {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    static HELD: OnceLock<(OwnedFd, UdpSocket, u16)> = OnceLock::new();
+    let hold = || loop {
+        let tcp = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&tcp, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        let port = SocketAddr::try_from(rustix::net::getsockname(&tcp).unwrap()).unwrap().port();
+        // Connected to itself, so that it hears nobody else.
+        let Ok(udp) = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)) else { continue };
+        udp.connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        return (tcp, udp, port);
+    };
+    HELD.get_or_init(hold).2
+}
+
+/// A listener whose calls fail instead of waiting for what never comes.
+fn listener() -> TcpListener {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
+}
+
+/// The connection that is already there.
+fn accept(listener: &TcpListener) -> TcpStream {
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream
 }
 
 /// Any transport bytes in a right IPv4 packet to the gateway.
@@ -218,7 +250,7 @@ proptest! {
     fn no_segment_stops_an_open_connection(
         steps in vec((any::<u8>(), -3000i32..70_000, -3000i32..3000, 0usize..3000, any::<bool>()), 1..40),
     ) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let listener = listener();
         let port = listener.local_addr().unwrap().port();
         let mut lab = Lab::new();
         let syn = lab.tcp((4000, port), 1000, 0, TcpFlags::SYN, &[]);
@@ -259,8 +291,7 @@ fn refused_reset_and_unknown() {
 
 #[test]
 fn segments_out_of_order_and_lost_answers() {
-    use std::io::{Read, Write};
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let listener = listener();
     let ports = (4000, listener.local_addr().unwrap().port());
     let mut lab = Lab::new();
     let syn = lab.tcp(ports, 1000, 0, TcpFlags::SYN, &[]);
@@ -270,7 +301,7 @@ fn segments_out_of_order_and_lost_answers() {
     let first_ack = iss.wrapping_add(1);
     let ack = lab.tcp(ports, 1001, first_ack, TcpFlags::ACK, &[]);
     lab.feed(&[ack]);
-    let (mut host, _) = listener.accept().unwrap();
+    let mut host = accept(&listener);
 
     // "world" and the FIN overtake "hello "; the gap is named, then closed.
     let late = lab.tcp(ports, 1007, first_ack, TcpFlags::ACK.with(TcpFlags::FIN), b"world");

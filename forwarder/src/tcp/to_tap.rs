@@ -27,8 +27,8 @@ enum Turn {
 }
 
 impl Tcp {
-    /// Gives the host what is pending, sends what the connection may send now, drops what was acknowledged, answers what is owed, sets its deadline
-    /// and removes it when it is finished.
+    /// Gives the host what is pending, sends what the connection may send now, drops what was acknowledged, answers
+    /// what is owed, sets its deadline and removes it when it is finished.
     pub(super) fn settle(&mut self, edge: &mut Edge, index: u32) {
         let Some(flow) = self.flows.get_mut(index) else { return };
         if flow.state == State::Established {
