@@ -79,8 +79,10 @@ pub struct Flow {
     /// Deadlines of this kind that have passed in a row.
     pub tries: u8,
     pub last_heard: Time,
-    /// Which of the configured resolvers was dialled, for TCP to the virtual resolver.
+    /// The how-manieth resolver was dialled, for TCP to the virtual one.
     pub resolver: Option<usize>,
+    /// Something new was acknowledged: the retransmission timer starts anew (RFC 6298 5.3).
+    pub restarts_timer: bool,
     /// An acknowledgement is owed.
     pub ack_due: bool,
     /// In the list of flows to settle at the end of the batch.
@@ -134,6 +136,7 @@ impl Flow {
             tries: 0,
             last_heard: now,
             resolver: None,
+            restarts_timer: false,
             ack_due: false,
             is_dirty: false,
             is_ready: false,
@@ -236,10 +239,11 @@ impl Flow {
                 self.writable = count == slices.iter().map(|slice| slice.len()).sum::<usize>();
                 Ok(count)
             }
-            Err(Errno::AGAIN | Errno::INTR) => {
+            Err(Errno::AGAIN) => {
                 self.writable = false;
                 Ok(0)
             }
+            Err(Errno::INTR) => Ok(0),
             Err(error) => Err(error),
         }
     }

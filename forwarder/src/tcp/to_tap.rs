@@ -33,7 +33,15 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         if flow.state == State::Established {
             if flow.write_pending().is_err() {
+                // Nobody reads at the host, but what it said before may be an answer (an early HTTP error, say).
+                send_turn(flow, edge, &mut self.scratch);
                 return self.abort(edge, index);
+            }
+            if let Some(more) = flow.receive.earned()
+                && self.grown + more <= limits::MAX_GROWN_WINDOWS
+            {
+                self.grown += more;
+                flow.receive.grow();
             }
             flow.discard_acknowledged(&mut self.scratch);
             match send_turn(flow, edge, &mut self.scratch) {
@@ -104,7 +112,8 @@ fn send_turn(flow: &mut Flow, edge: &mut Edge, scratch: &mut [u8]) -> Turn {
             return Turn::Done;
         }
         let room = flow.send.sendable(limit);
-        if room == 0 {
+        // Nothing is in flight beyond what can be peeked over; acknowledgements bring it back into reach.
+        if room == 0 || flow.send.offset() as usize >= scratch.len() {
             return Turn::Done;
         }
         if edge.is_tap_full() {
