@@ -1,7 +1,6 @@
 //! The whole engine over a socket pair in place of the TAP, with the host's loopback behind the gateway: nothing it is
 //! fed makes it panic, and it keeps answering.
 
-use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
@@ -132,8 +131,11 @@ impl Lab {
     }
 }
 
-/// TCP segments among frames: (flags, seq, ack, payload).
-fn segments(frames: &[Vec<u8>]) -> Vec<(TcpFlags, u32, u32, Vec<u8>)> {
+/// Flags, sequence and acknowledgement numbers, payload.
+type Segment = (TcpFlags, u32, u32, Vec<u8>);
+
+/// TCP segments among frames.
+fn segments(frames: &[Vec<u8>]) -> Vec<Segment> {
     let parse = |bytes: &Vec<u8>| {
         let frame = Frame::parse(bytes).ok()?;
         let ip = IpPacket::parse(frame.ethernet.ethertype.get(), frame.body).ok()?;
@@ -231,6 +233,9 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+mod tcp;
+mod udp;
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
@@ -271,61 +276,4 @@ proptest! {
         }
         prop_assert!(lab.is_alive());
     }
-}
-
-#[test]
-fn refused_reset_and_unknown() {
-    let mut lab = Lab::new();
-    let port = closed_port();
-    let syn = lab.tcp((4000, port), 1000, 0, TcpFlags::SYN, &[]);
-    let stray = lab.tcp((4001, port), 5, 9, TcpFlags::ACK, &[]);
-    let reset = lab.tcp((4002, port), 5, 9, TcpFlags::RST, &[]);
-    lab.feed(&[syn, stray, reset]);
-    lab.turn(1);
-    let answers = segments(&lab.received());
-    let refused = (TcpFlags::RST.with(TcpFlags::ACK), 0, 1001, vec![]);
-    let unknown = (TcpFlags::RST, 9, 0, vec![]);
-    assert_eq!(answers.len(), 2);
-    assert!(answers.contains(&refused) && answers.contains(&unknown), "{answers:?}");
-}
-
-#[test]
-fn segments_out_of_order_and_lost_answers() {
-    let listener = listener();
-    let ports = (4000, listener.local_addr().unwrap().port());
-    let mut lab = Lab::new();
-    let syn = lab.tcp(ports, 1000, 0, TcpFlags::SYN, &[]);
-    lab.feed(&[syn]);
-    lab.turn(1);
-    let iss = segments(&lab.received())[0].1;
-    let first_ack = iss.wrapping_add(1);
-    let ack = lab.tcp(ports, 1001, first_ack, TcpFlags::ACK, &[]);
-    lab.feed(&[ack]);
-    let mut host = accept(&listener);
-
-    // "world" and the FIN overtake "hello "; the gap is named, then closed.
-    let late = lab.tcp(ports, 1007, first_ack, TcpFlags::ACK.with(TcpFlags::FIN), b"world");
-    lab.feed(&[late]);
-    assert_eq!(segments(&lab.received())[0].2, 1001);
-    let first = lab.tcp(ports, 1001, first_ack, TcpFlags::ACK, b"hello ");
-    lab.feed(&[first]);
-    assert_eq!(segments(&lab.received())[0].2, 1013);
-    let mut text = String::new();
-    host.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "hello world");
-
-    // The answer is lost: it comes again after the timeout, and again until it is acknowledged.
-    host.write_all(b"answer").unwrap();
-    drop(host);
-    let mut sent = Vec::new();
-    for _ in 0..20 {
-        lab.turn(100);
-        sent.extend(segments(&lab.received()));
-    }
-    let answers = sent.iter().filter(|s| s.3 == b"answer" && s.1 == first_ack).count();
-    let ends = sent.iter().filter(|s| s.0.has(TcpFlags::FIN) && s.1 == first_ack.wrapping_add(6)).count();
-    assert!(answers >= 3 && ends >= 3, "{sent:?}");
-    let ack = lab.tcp(ports, 1013, first_ack.wrapping_add(7), TcpFlags::ACK, &[]);
-    lab.feed(&[ack]);
-    assert_eq!(lab.edge.counters.tcp.flows.closed, 1);
 }

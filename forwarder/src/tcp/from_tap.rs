@@ -254,7 +254,7 @@ impl Tcp {
         let count = std::mem::take(&mut gather.count);
         let Some(flow) = self.flows.get_mut(index) else { return };
         let slices = gather.slices.get(..count).unwrap_or_default();
-        let Ok(mut taken) = flow.write_host(slices) else { return self.abort(edge, index) };
+        let Ok(mut taken) = flow.write_host(slices) else { return self.host_hung_up(edge, index) };
         flow.receive.took(taken);
         let mut left = flow.receive.pending() as usize;
         for slice in slices {

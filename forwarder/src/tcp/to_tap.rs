@@ -33,9 +33,7 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         if flow.state == State::Established {
             if flow.write_pending().is_err() {
-                // Nobody reads at the host, but what it said before may be an answer (an early HTTP error, say).
-                send_turn(flow, edge, &mut self.scratch);
-                return self.abort(edge, index);
+                return self.host_hung_up(edge, index);
             }
             if let Some(more) = flow.receive.earned()
                 && self.grown + more <= limits::MAX_GROWN_WINDOWS
@@ -80,6 +78,16 @@ impl Tcp {
         if let Ok(Peeked::Data(count)) = peeked {
             send_segment(flow, edge, una, TcpFlags::ACK, count);
         }
+    }
+
+    /// Nobody reads at the host any more, but what it said before may be an answer (an early HTTP error, say): the
+    /// workspace gets as much of it as it has a window for, then the reset.
+    pub(super) fn host_hung_up(&mut self, edge: &mut Edge, index: u32) {
+        if let Some(flow) = self.flows.get_mut(index) {
+            flow.readable = true;
+            send_turn(flow, edge, &mut self.scratch);
+        }
+        self.abort(edge, index);
     }
 
     /// The connection is lost at the host: both ends get a reset.
