@@ -35,6 +35,8 @@ pub struct Edge {
     tap_full: bool,
     /// Identifies the last datagram sent in fragments.
     fragment_id: u32,
+    /// Which of the host's resolvers answered last: it is asked first.
+    pub preferred_resolver: usize,
 }
 
 impl Edge {
@@ -51,6 +53,7 @@ impl Edge {
             now,
             tap_full: false,
             fragment_id: 0,
+            preferred_resolver: 0,
         }
     }
 
@@ -81,6 +84,15 @@ impl Edge {
             IpAddr::V4(_) => Some(IpAddr::V4(network.v4.gateway())),
             IpAddr::V6(_) => network.v6.map(|v6| IpAddr::V6(v6.gateway())),
         }
+    }
+
+    /// The host's resolver to ask after `step` others, beginning with the one that answered last; None after all.
+    pub fn resolver(&self, step: usize) -> Option<IpAddr> {
+        let count = self.config.resolvers.len();
+        if step >= count {
+            return None;
+        }
+        self.config.resolvers.get((self.preferred_resolver + step) % count).copied()
     }
 
     pub fn is_tap_full(&self) -> bool {

@@ -1,5 +1,7 @@
 //! The engine: one frame, one host event or one deadline in, to the protocol it belongs to.
 
+use std::net::IpAddr;
+
 use rustix::event::epoll::EventFlags;
 
 use crate::edge::Edge;
@@ -67,7 +69,9 @@ impl Engine {
         frame: &Frame<'b>,
         ip: &IpPacket<'b>,
     ) -> Result<(), Malformed> {
-        if ip.src.is_multicast() {
+        let is_mapped = |address: IpAddr| address.to_canonical() != address;
+        // IPv4 addresses in IPv6 ones are for sockets, never for the wire (RFC 4038 4.2).
+        if ip.src.is_multicast() || is_mapped(ip.src) || is_mapped(ip.dst) {
             edge.counters.drops.source += 1;
             return Ok(());
         }
@@ -134,3 +138,6 @@ impl Engine {
         self.udp.run_ready(edge);
     }
 }
+
+#[cfg(test)]
+mod tests;

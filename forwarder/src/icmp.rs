@@ -89,7 +89,9 @@ impl Icmp {
         self.message.clear();
         self.message.extend_from_slice(header.as_bytes());
         self.message.extend_from_slice(echo.payload);
-        if let Err(errno) = rustix::net::send(&flow.socket, &self.message, SendFlags::NOSIGNAL) {
+        let send = || rustix::net::send(&flow.socket, &self.message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        // The first failure may be an earlier request's.
+        if let Err(errno) = send().or_else(|_| send()) {
             edge.counters.ping.failed += 1;
             if let Some(reason) = Reason::of(errno) {
                 edge.unreachable_to_tap(ip.bytes, reason);
@@ -98,6 +100,10 @@ impl Icmp {
     }
 
     fn open(&mut self, edge: &mut Edge, key: FlowKey, destination: SocketAddr) -> Result<u32, Errno> {
+        if self.flows.is_full() {
+            edge.counters.ping.exhausted += 1;
+            return Err(Errno::AGAIN);
+        }
         let (family, protocol) = match destination.ip() {
             IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
             IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),

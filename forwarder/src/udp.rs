@@ -95,14 +95,8 @@ impl Udp {
         if host.port() != dns::PORT && flow.idle_ms != IDLE_MS {
             flow.idle_ms = IDLE_MS;
         }
-        let sent = match segment {
-            Some(size) if datagram.payload.len() > usize::from(size) => {
-                sys::socket::send_segments(&flow.socket, datagram.payload, host, size)
-            }
-            _ => rustix::net::sendto(&flow.socket, datagram.payload, SendFlags::NOSIGNAL, &host),
-        };
-        match sent {
-            Ok(_) => {}
+        match send(&flow.socket, datagram.payload, host, segment) {
+            Ok(()) => {}
             Err(Errno::MSGSIZE) => {
                 edge.counters.drops.host_full += 1;
                 let mtu = edge.config.network.mtu.min(1500);
@@ -144,7 +138,13 @@ impl Udp {
         if self.flows.is_full() {
             self.evict(edge);
         }
-        let socket = match open_socket(ip.src.is_ipv4()) {
+        let mut opened = open_socket(ip.src.is_ipv4());
+        if let Err(Errno::MFILE | Errno::NFILE) = opened {
+            // Mappings age; connections, which need descriptors too, do not.
+            self.evict(edge);
+            opened = open_socket(ip.src.is_ipv4());
+        }
+        let socket = match opened {
             Ok(socket) => socket,
             Err(_) => {
                 edge.counters.udp.flows.exhausted += 1;
@@ -273,6 +273,9 @@ impl Udp {
 
     /// Gives every mapping with more to read one turn.
     pub fn run_ready(&mut self, edge: &mut Edge) {
+        if edge.is_tap_full() {
+            return;
+        }
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { return };
             let Some(index) = self.flows.current(id) else { continue };
@@ -302,8 +305,35 @@ fn open_socket(is_ipv4: bool) -> rustix::io::Result<OwnedFd> {
     let family = if is_ipv4 { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+    if !is_ipv4 {
+        // Else IPv4 senders, the host's loopback among them, would come in as ::ffff:a.b.c.d.
+        rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+    }
     sys::socket::receive_errors(&socket, is_ipv4)?;
     Ok(socket)
+}
+
+/// Sends one datagram, or several of `segment` bytes each: in one call where the host's route admits it (UDP_SEGMENT
+/// refuses sizes above its MTU and more than 64 or 128 of them), else one by one.
+fn send(socket: &OwnedFd, payload: &[u8], to: SocketAddr, segment: Option<u16>) -> rustix::io::Result<()> {
+    match segment.map(usize::from).filter(|&size| size < payload.len()) {
+        Some(size) => match sys::socket::send_segments(socket, payload, to, u16::try_from(size).unwrap_or(u16::MAX)) {
+            Ok(_) => Ok(()),
+            Err(Errno::AGAIN | Errno::NOBUFS) => Err(Errno::AGAIN),
+            Err(_) => payload.chunks(size).try_for_each(|datagram| send_one(socket, datagram, to)),
+        },
+        None => send_one(socket, payload, to),
+    }
+}
+
+/// A failure may be an earlier datagram's, to anyone: the kernel reports what is pending before it sends, once.
+fn send_one(socket: &OwnedFd, payload: &[u8], to: SocketAddr) -> rustix::io::Result<()> {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match rustix::net::sendto(socket, payload, flags, &to) {
+        Ok(_) => Ok(()),
+        Err(Errno::AGAIN) => Err(Errno::AGAIN),
+        Err(_) => rustix::net::sendto(socket, payload, flags, &to).map(drop),
+    }
 }
 
 /// The headers of a datagram the workspace sent, rebuilt for an ICMP error to quote.

@@ -9,6 +9,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::edge::Edge;
@@ -26,6 +27,8 @@ const FAILOVER_MS: u64 = 2_000;
 const LIFETIME_MS: u64 = 12_000;
 /// A query longer than this is none: they hold one question (RFC 9619).
 const MAX_QUERY: usize = 2_048;
+/// Datagrams read for one query at an event; all but one are no answer.
+const ANSWERS_A_TURN: usize = 4;
 /// The QR bit in a header's third byte and the RCODE in its fourth (RFC 1035 4.1.1).
 const RESPONSE: u8 = 0x80;
 const SERVER_FAILURE: u8 = 2;
@@ -59,13 +62,11 @@ struct Query {
 #[derive(Debug)]
 pub struct Dns {
     queries: Table<QueryKey, Query>,
-    /// The resolver that answered last.
-    preferred: usize,
 }
 
 impl Dns {
     pub fn new() -> Self {
-        Self { queries: Table::new(Kind::Dns, MAX_QUERIES), preferred: 0 }
+        Self { queries: Table::new(Kind::Dns, MAX_QUERIES) }
     }
 
     /// Takes in one datagram for the virtual resolver.
@@ -82,9 +83,13 @@ impl Dns {
             let _ = rustix::net::send(&query.socket, datagram.payload, SendFlags::NOSIGNAL);
             return;
         }
+        if self.queries.is_full() {
+            edge.counters.drops.host_full += 1;
+            return;
+        }
         let count = edge.config.resolvers.len();
         let asked = (0..count).find_map(|step| {
-            let resolver = (self.preferred + step) % count;
+            let resolver = (edge.preferred_resolver + step) % count;
             let address = *edge.config.resolvers.get(resolver)?;
             Some((resolver, ask(address, datagram.payload)?))
         });
@@ -109,17 +114,20 @@ impl Dns {
     pub fn host_event(&mut self, edge: &mut Edge, id: FlowId) {
         let Some(index) = self.queries.current(id) else { return };
         let Some(query) = self.queries.get(index) else { return };
-        let buffer = edge.frame.payload_mut(usize::from(u16::MAX));
-        match rustix::net::recv(&query.socket, &mut *buffer, RecvFlags::DONTWAIT) {
-            Ok((count, _)) if buffer.get(..2) == Some(&query.key.id[..]) && count >= HEADER_LEN => {
-                let key = query.key;
-                edge.udp_to_tap((key.resolver, PORT), (key.guest, key.guest_port), count);
-                edge.counters.dns.answers += 1;
-                self.preferred = query.resolver;
-                self.remove(edge, index);
+        for _ in 0..ANSWERS_A_TURN {
+            let buffer = edge.frame.payload_mut(usize::from(u16::MAX));
+            match rustix::net::recv(&query.socket, &mut *buffer, RecvFlags::DONTWAIT) {
+                Ok((count, _)) if buffer.get(..2) == Some(&query.key.id[..]) && count >= HEADER_LEN => {
+                    let key = query.key;
+                    edge.udp_to_tap((key.resolver, PORT), (key.guest, key.guest_port), count);
+                    edge.counters.dns.answers += 1;
+                    edge.preferred_resolver = query.resolver;
+                    return self.remove(edge, index);
+                }
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => return self.refused(edge, index),
             }
-            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(_) => self.refused(edge, index),
         }
     }
 

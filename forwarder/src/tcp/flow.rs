@@ -57,6 +57,8 @@ pub enum Peeked {
     Data(usize),
     /// Nothing more for now.
     Empty,
+    /// Without SO_PEEK_OFF, too much is in flight to look beyond it: an acknowledgement will help.
+    OutOfReach,
     EndOfStream,
 }
 
@@ -77,8 +79,10 @@ pub struct Flow {
     /// Deadlines of this kind that have passed in a row.
     pub tries: u8,
     pub last_heard: Time,
-    /// Which of the configured resolvers was dialled, for TCP to the virtual resolver.
+    /// The how-manieth resolver was dialled, for TCP to the virtual one.
     pub resolver: Option<usize>,
+    /// Something new was acknowledged: the retransmission timer starts anew (RFC 6298 5.3).
+    pub restarts_timer: bool,
     /// An acknowledgement is owed.
     pub ack_due: bool,
     /// In the list of flows to settle at the end of the batch.
@@ -132,6 +136,7 @@ impl Flow {
             tries: 0,
             last_heard: now,
             resolver: None,
+            restarts_timer: false,
             ack_due: false,
             is_dirty: false,
             is_ready: false,
@@ -192,7 +197,7 @@ impl Flow {
 
     /// Linux before 6.9: peeks from the start, over what was seen before.
     fn peek_again(&self, offset: u32, buffer: &mut [u8], discard: &mut [u8]) -> rustix::io::Result<Peeked> {
-        let Some(seen) = discard.get_mut(..offset as usize) else { return Ok(Peeked::Empty) };
+        let Some(seen) = discard.get_mut(..offset as usize) else { return Ok(Peeked::OutOfReach) };
         let seen_len = seen.len();
         let mut parts = [std::io::IoSliceMut::new(seen), std::io::IoSliceMut::new(buffer)];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
@@ -234,10 +239,11 @@ impl Flow {
                 self.writable = count == slices.iter().map(|slice| slice.len()).sum::<usize>();
                 Ok(count)
             }
-            Err(Errno::AGAIN | Errno::INTR) => {
+            Err(Errno::AGAIN) => {
                 self.writable = false;
                 Ok(0)
             }
+            Err(Errno::INTR) => Ok(0),
             Err(error) => Err(error),
         }
     }

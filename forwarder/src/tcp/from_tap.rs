@@ -42,6 +42,10 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.last_heard = edge.now;
         match flow.state {
+            State::Dialing if is_new_dial(flow, segment) => {
+                self.reset_host(edge, index);
+                self.open(edge, ip, &key, segment);
+            }
             State::Dialing => self.while_dialing(edge, index, segment),
             State::SynReceived => self.while_syn_received(edge, gather, index, segment),
             State::Established => self.while_established(edge, gather, index, segment),
@@ -52,8 +56,8 @@ impl Tcp {
     fn open(&mut self, edge: &mut Edge, ip: &IpPacket<'_>, key: &FlowKey, segment: &TcpSegment<'_>) {
         let (destination, resolver) = match edge.config.policy.egress(&edge.config.network, key.remote_addr()) {
             Egress::Host(address) => (address, None),
-            Egress::Resolver if key.remote_port == dns::PORT => match edge.config.resolvers.first() {
-                Some(&address) => (SocketAddr::new(address, dns::PORT), Some(0)),
+            Egress::Resolver if key.remote_port == dns::PORT => match edge.resolver(0) {
+                Some(address) => (SocketAddr::new(address, dns::PORT), Some(0)),
                 None => return to_tap::refuse(edge, key, segment),
             },
             Egress::Resolver => return to_tap::refuse(edge, key, segment),
@@ -73,6 +77,10 @@ impl Tcp {
         let ours =
             SynAckOptions { mss: link_mss, window_scale: options.window_scale.is_some(), sack: options.sack_permitted };
 
+        if self.flows.is_full() {
+            edge.counters.tcp.flows.exhausted += 1;
+            return to_tap::refuse(edge, key, segment);
+        }
         let dialled = dial(destination);
         let socket = match dialled {
             Ok(socket) => socket,
@@ -89,6 +97,7 @@ impl Tcp {
             let timer = edge.timers.insert(id);
             let mut flow = Flow::new(id, *key, socket, receive, send, segment.seq, ours, timer, edge.now);
             flow.resolver = resolver;
+            flow.deadline.1 = edge.now.after(dial_limit(edge, resolver));
             edge.timers.set(timer, flow.deadline.1);
             Some(flow)
         });
@@ -141,7 +150,7 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         let flags = segment.flags;
         if flags.has(TcpFlags::RST) {
-            if flow.receive.is_in_window(segment.seq, 0) {
+            if flow.receive.admits_reset(segment.seq) {
                 edge.counters.tcp.resets_from_tap += 1;
                 self.flush(edge, gather);
                 self.reset_host(edge, index);
@@ -162,13 +171,15 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         // An old segment's window is old, too.
         let is_old = segment.seq_len() == 0 && segment.seq.before(flow.receive.ack());
+        // It may be a keepalive or a window probe, which want an answer.
+        flow.ack_due |= is_old;
         if is_old && segment.ack == flow.send.una() {
-            flow.ack_due = true;
             return;
         }
         let acked = flow.send.acknowledge(segment.ack, segment.window, segment.seq_len() == 0);
         if acked.progress {
             flow.tries = 0;
+            flow.restarts_timer = true;
         }
         flow.ack_due |= acked.unsent;
         if acked.retransmit {
@@ -211,9 +222,6 @@ impl Tcp {
         }
         if is_fin && let Some(flow) = self.flows.get_mut(index) {
             flow.receive.note_fin(segment.seq + u32::try_from(segment.payload.len()).unwrap_or(0));
-            if gather.flow != Some(index) {
-                self.write_pending(edge, index);
-            }
         }
     }
 
@@ -233,7 +241,7 @@ impl Tcp {
         flow.receive.advance(data.len());
     }
 
-    /// In-order payload that cannot go to the socket at once: into the ring, and the socket is tried from there.
+    /// In-order payload that cannot go to the socket at once: into the ring, from where it goes at the end of the batch.
     fn store(&mut self, index: u32, segment: &TcpSegment<'_>, skip: usize, data: &[u8]) {
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.receive.store(segment.seq + u32::try_from(skip).unwrap_or(0), data);
@@ -246,7 +254,7 @@ impl Tcp {
         let count = std::mem::take(&mut gather.count);
         let Some(flow) = self.flows.get_mut(index) else { return };
         let slices = gather.slices.get(..count).unwrap_or_default();
-        let Ok(mut taken) = flow.write_host(slices) else { return self.abort(edge, index) };
+        let Ok(mut taken) = flow.write_host(slices) else { return self.host_hung_up(edge, index) };
         flow.receive.took(taken);
         let mut left = flow.receive.pending() as usize;
         for slice in slices {
@@ -256,16 +264,13 @@ impl Tcp {
             flow.receive.store_pending_at(left, rest);
             left -= rest.len();
         }
-        self.write_pending(edge, index);
     }
+}
 
-    /// Moves pending bytes, and the end of the stream after them, to the host's socket.
-    pub(super) fn write_pending(&mut self, edge: &mut Edge, index: u32) {
-        let Some(flow) = self.flows.get_mut(index) else { return };
-        if flow.write_pending().is_err() {
-            self.abort(edge, index);
-        }
-    }
+/// The workspace gave up a connect, which needs no segment, and uses its port for another one.
+fn is_new_dial(flow: &Flow, segment: &TcpSegment<'_>) -> bool {
+    let flags = segment.flags;
+    flags.has(TcpFlags::SYN) && !flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) && segment.seq != flow.irs
 }
 
 /// A nonblocking socket on its way to `destination`.
@@ -276,6 +281,14 @@ pub(super) fn dial(destination: SocketAddr) -> Result<std::os::fd::OwnedFd, Errn
     match rustix::net::connect(&socket, &destination) {
         Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
         Err(error) => Err(error),
+    }
+}
+
+/// How long a host connect may take: a resolver that says nothing gives way to the next.
+pub(super) fn dial_limit(edge: &Edge, resolver: Option<usize>) -> u64 {
+    match resolver {
+        Some(step) if edge.resolver(step + 1).is_some() => limits::RESOLVER_DIAL_MS,
+        _ => limits::DIAL_MS,
     }
 }
 

@@ -38,10 +38,7 @@ impl Tcp {
             // The stream has ended, so no read will tell of this.
             return self.abort(edge, index);
         }
-        if events.contains(EventFlags::OUT) {
-            flow.writable = true;
-            self.write_pending(edge, index);
-        }
+        flow.writable |= events.contains(EventFlags::OUT);
         self.settle(edge, index);
     }
 
@@ -64,10 +61,10 @@ impl Tcp {
         self.remove(edge, index);
     }
 
-    fn dial_next_resolver(&mut self, edge: &mut Edge, index: u32) -> bool {
+    pub(super) fn dial_next_resolver(&mut self, edge: &mut Edge, index: u32) -> bool {
         let Some(flow) = self.flows.get_mut(index) else { return false };
-        let Some(next) = flow.resolver.map(|n| n + 1) else { return false };
-        let Some(&address) = edge.config.resolvers.get(next) else { return false };
+        let Some(next) = flow.resolver.map(|step| step + 1) else { return false };
+        let Some(address) = edge.resolver(next) else { return false };
         let Ok(socket) = from_tap::dial((address, flow.key.remote_port).into()) else { return false };
         if edge.watch(&socket, flow.id).is_err() {
             return false;
@@ -75,6 +72,8 @@ impl Tcp {
         edge.counters.dns.failovers += 1;
         flow.resolver = Some(next);
         flow.socket = socket;
+        flow.deadline = (Deadline::Dial, edge.now.after(from_tap::dial_limit(edge, flow.resolver)));
+        edge.timers.set(flow.timer, flow.deadline.1);
         true
     }
 }

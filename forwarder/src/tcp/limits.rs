@@ -1,5 +1,7 @@
 //! Bounds and times of the TCP translation, with their reasons.
 
+/// Host connect of TCP to the virtual resolver, while there is another one to try: the workspace waits 5 s.
+pub const RESOLVER_DIAL_MS: u64 = 2_000;
 /// Connections at once: each costs a host descriptor, and the usual hard limit of those is 2^19 or more.
 pub const MAX_FLOWS: usize = 32_768;
 /// A host connect gives up by itself after about 130 s (tcp_syn_retries 6); this is for the kernel that does not.
@@ -10,14 +12,18 @@ pub const SYN_ACK_RTO_MS: u64 = 1_000;
 pub const SYN_ACK_TRIES: u8 = 5;
 /// First retransmission of data: above Linux's longest delayed acknowledgement, 200 ms, or idle ends would be resent.
 pub const RTO_MS: u64 = 300;
-/// Retransmissions of data before giving up: with doubling, about 5 minutes.
+/// Retransmissions and window probes before giving up, with doubling about 6 minutes; only when nothing at all was
+/// heard for [`SILENCE_MS`]. A program that does not read keeps its window closed for as long as it likes.
 pub const DATA_TRIES: u8 = 12;
+pub const SILENCE_MS: u64 = 2 * MAX_BACKOFF_MS;
 /// First window probe, doubling like a retransmission.
 pub const PERSIST_MS: u64 = 300;
 /// The longest wait between two retransmissions or window probes.
 pub const MAX_BACKOFF_MS: u64 = 60_000;
 /// Silence after which the workspace's end is probed: Linux's tcp_keepalive_time.
 pub const KEEPALIVE_IDLE_MS: u64 = 7_200_000;
+/// The same for a connection that holds a ring: an empty one is given back.
+pub const MEMORY_IDLE_MS: u64 = 10_000;
 /// The same once one direction is closed: the workspace's socket may be an orphan that its kernel dropped after 60 s.
 pub const HALF_CLOSED_IDLE_MS: u64 = 90_000;
 /// Between two keepalive probes, and their number: Linux's defaults.
@@ -25,6 +31,8 @@ pub const KEEPALIVE_INTERVAL_MS: u64 = 75_000;
 pub const KEEPALIVE_TRIES: u8 = 9;
 /// Frames sent for one connection before others have their turn.
 pub const FRAMES_A_TURN: usize = 16;
+/// Bytes all connections together may be promised beyond their first 64 KB: what a workspace can make us keep.
+pub const MAX_GROWN_WINDOWS: usize = 256 << 20;
 /// Payload slices given to the host's socket in one call: a whole batch of frames.
 pub const GATHERED: usize = 16;
 /// No MSS below this one is believed: Linux's TCP_MIN_MSS.

@@ -45,6 +45,8 @@ pub struct Tcp {
     /// Flows with more to send than their turn allowed.
     ready: VecDeque<FlowId>,
     scratch: Vec<u8>,
+    /// Bytes the windows of all connections have grown by, at most [`limits::MAX_GROWN_WINDOWS`].
+    grown: usize,
     /// Keys the initial sequence numbers (RFC 6528).
     iss_key: RandomState,
 }
@@ -70,6 +72,7 @@ impl Tcp {
             dirty: Vec::new(),
             ready: VecDeque::new(),
             scratch: vec![0; SCRATCH],
+            grown: 0,
             iss_key: RandomState::new(),
         }
     }
@@ -81,6 +84,9 @@ impl Tcp {
 
     /// Gives every waiting connection one turn.
     pub fn run_ready(&mut self, edge: &mut Edge) {
+        if edge.is_tap_full() {
+            return;
+        }
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { return };
             let Some(index) = self.flows.current(id) else { continue };
@@ -115,6 +121,7 @@ impl Tcp {
     fn remove(&mut self, edge: &mut Edge, index: u32) {
         if let Some(flow) = self.flows.remove(index) {
             edge.timers.remove(flow.timer);
+            self.grown = self.grown.saturating_sub(flow.receive.grown());
             edge.counters.tcp.flows.closed += 1;
         }
     }

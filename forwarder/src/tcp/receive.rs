@@ -15,7 +15,7 @@ use super::Seq;
 
 /// The window shift offered: 65,535 << 7 covers the largest window with 128-byte steps.
 pub const WINDOW_SHIFT: u8 = 7;
-/// Room in the ring for rounding the window up to a step, twice.
+/// Room in the ring for rounding the window up to a step.
 const SLACK: u32 = 256;
 /// A connection starts with a ring of 64 KB, as much as an unscaled window can promise.
 const INITIAL_RING: u32 = 1 << 16;
@@ -98,13 +98,16 @@ impl Receive {
     }
 
     /// The window field for a segment sent now. Records the promise.
+    ///
+    /// A promise that is no multiple of the step is rounded up while the ring has room for that, and down after: the
+    /// field then says up to a step less than was promised (RFC 7323 2.4), but what was promised is still taken.
     pub fn advertise(&mut self, is_syn: bool) -> u16 {
         let shift = if is_syn { 0 } else { self.shift };
         let open = (self.ring_size - SLACK).saturating_sub(self.pending());
+        let room = self.ring_size.saturating_sub(self.pending());
         let promised = self.edge.past(self.next);
-        let step_mask = (1u32 << shift) - 1;
-        let wanted = (open >> shift).max((promised + step_mask) >> shift);
-        let field = u16::try_from(wanted).unwrap_or(u16::MAX);
+        let rounded = ((promised + (1u32 << shift) - 1) >> shift).min(room >> shift);
+        let field = u16::try_from((open >> shift).max(rounded)).unwrap_or(u16::MAX);
         self.edge = self.edge.later_of(self.next + (u32::from(field) << shift));
         field
     }
@@ -116,13 +119,10 @@ impl Receive {
         open.saturating_sub(self.edge.past(self.next)) >= window / 4
     }
 
-    /// Any part of the segment lies in the window (RFC 9293 3.10.7.4), an empty one at its left edge included.
-    pub fn is_in_window(&self, seq: Seq, seq_len: u32) -> bool {
-        let end = seq + seq_len;
-        if seq_len == 0 {
-            return !seq.before(self.next) && !self.edge.before(seq);
-        }
-        self.next.before(end) && seq.before(self.edge)
+    /// Whether a reset at `seq` is believed: anywhere in the window (RFC 9293 3.10.7.4), or next after the
+    /// workspace's FIN, which a closed window leaves outside.
+    pub fn admits_reset(&self, seq: Seq) -> bool {
+        seq == self.ack() || (!seq.before(self.next) && !self.edge.before(seq))
     }
 
     /// Where `len` bytes at `seq` belong.
@@ -151,7 +151,7 @@ impl Receive {
     pub fn advance(&mut self, count: usize) {
         let count = u32::try_from(count).unwrap_or(0);
         self.next += count;
-        self.grow(count);
+        self.since_growth = self.since_growth.saturating_add(count);
         while let Some(&(from, to)) = self.ahead.first() {
             if self.next.before(from) {
                 break;
@@ -227,13 +227,26 @@ impl Receive {
         }
     }
 
-    /// A connection that moves a ring's worth of bytes earns one of twice the size.
-    fn grow(&mut self, received: u32) {
-        self.since_growth = self.since_growth.saturating_add(received);
-        if self.since_growth >= self.ring_size && self.ring_size < MAX_RING && self.shift > 0 {
-            self.since_growth = 0;
-            self.ring_size *= 2;
-        }
+    /// A connection that moves a ring's worth of bytes earns one of twice the size: by how much it would grow.
+    pub fn earned(&self) -> Option<usize> {
+        let is_earned = self.since_growth >= self.ring_size && self.ring_size < MAX_RING && self.shift > 0;
+        is_earned.then_some(self.ring_size as usize)
+    }
+
+    /// Doubles the ring, and with it what may be promised.
+    pub fn grow(&mut self) {
+        self.since_growth = 0;
+        self.ring_size = (self.ring_size * 2).min(MAX_RING);
+    }
+
+    /// What it has grown by since it began.
+    pub fn grown(&self) -> usize {
+        (self.ring_size - INITIAL_RING) as usize
+    }
+
+    /// It has a ring, in use or not.
+    pub fn holds_memory(&self) -> bool {
+        !self.ring.is_empty()
     }
 
     /// Makes the ring as large as the window, moving what it holds.
@@ -326,6 +339,9 @@ mod tests {
         for _ in 0..65 {
             receive.store(receive.next, &[7; 1000]);
             receive.advance(1000);
+            if receive.earned().is_some() {
+                receive.grow();
+            }
             receive.advertise(false);
             assert!(!receive.edge.before(edge));
             edge = receive.edge;
@@ -337,6 +353,28 @@ mod tests {
         assert!(receive.should_update());
         receive.advertise(false);
         assert!(!receive.should_update());
+    }
+
+    #[test]
+    fn rounding_never_promises_more_than_the_ring_holds() {
+        // A sender that fills whatever it is shown, in sizes that never fit the window's step, to a host that stalls.
+        for size in [1, 33, 127, 129, 1000, 1460] {
+            let mut receive = open(77);
+            for round in 0..20_000 {
+                let room = receive.edge.past(receive.next) as usize;
+                let data = vec![7; room.min(size)];
+                receive.store(receive.next, &data);
+                receive.advance(data.len());
+                if round % 500 == 0 && receive.earned().is_some() {
+                    receive.grow();
+                }
+                receive.advertise(false);
+                assert!(receive.edge - receive.taken <= receive.ring_size, "{size} {round}");
+                if round % 100 == 99 {
+                    receive.took(333);
+                }
+            }
+        }
     }
 
     #[test]
@@ -352,6 +390,9 @@ mod tests {
             let byte = sent.to_be_bytes()[2];
             receive.store(receive.next, &[byte; 6000]);
             receive.advance(6000);
+            if receive.earned().is_some() {
+                receive.grow();
+            }
             receive.advertise(false);
             sent += 6000;
         }
@@ -378,6 +419,19 @@ mod tests {
         receive.took(10);
         assert!(receive.is_drained());
         assert_eq!(receive.place(Seq(10), 1), Placement::Unacceptable);
+    }
+
+    #[test]
+    fn a_reset_is_believed_in_the_window_only() {
+        let mut receive = open(1000);
+        for (seq, want) in [(999, false), (1000, true), (66_280, true), (66_281, false)] {
+            assert_eq!(receive.admits_reset(Seq(seq)), want, "{seq}");
+        }
+        // The window is full and the stream has ended: the sender's next number is one beyond.
+        receive.store(Seq(1000), &[0; 65_280]);
+        receive.advance(65_280);
+        receive.note_fin(Seq(66_280));
+        assert!(receive.admits_reset(Seq(66_281)));
     }
 
     #[test]

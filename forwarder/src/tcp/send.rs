@@ -174,9 +174,9 @@ impl Send {
         if most > mss { most - most % mss } else { most }
     }
 
-    /// The workspace's window admits nothing.
+    /// The workspace's window admits nothing at all, not even what is in flight.
     pub fn is_window_closed(&self) -> bool {
-        self.room() == 0
+        self.window == 0
     }
 
     fn room(&self) -> u32 {

@@ -18,6 +18,9 @@ impl Tcp {
         }
         match (kind, flow.state) {
             (Deadline::Dial, _) | (_, State::Dialing) => {
+                if self.dial_next_resolver(edge, index) {
+                    return;
+                }
                 edge.counters.tcp.flows.timed_out += 1;
                 self.remove(edge, index);
             }
@@ -25,6 +28,10 @@ impl Tcp {
             (Deadline::Retransmit, State::Established) => self.retransmission_timeout(edge, index),
             (Deadline::Persist, State::Established) => {
                 flow.tries = flow.tries.saturating_add(1);
+                if is_lost(flow, edge.now) {
+                    edge.counters.tcp.flows.timed_out += 1;
+                    return self.abort(edge, index);
+                }
                 edge.counters.tcp.window_probes += 1;
                 to_tap::send_probe(flow, edge);
                 self.restart_deadline(edge, index);
@@ -47,8 +54,8 @@ impl Tcp {
 
     fn retransmission_timeout(&mut self, edge: &mut Edge, index: u32) {
         let Some(flow) = self.flows.get_mut(index) else { return };
-        flow.tries += 1;
-        if flow.tries > limits::DATA_TRIES {
+        flow.tries = flow.tries.saturating_add(1);
+        if is_lost(flow, edge.now) {
             edge.counters.tcp.flows.timed_out += 1;
             return self.abort(edge, index);
         }
@@ -58,11 +65,15 @@ impl Tcp {
         self.settle(edge, index);
     }
 
-    /// Nothing for a long time: ask both ends whether they are there, and give back memory meanwhile.
+    /// Nothing for a while: memory that is not needed is given back. Nothing for long: both ends are asked whether
+    /// they are there.
     fn keepalive(&mut self, edge: &mut Edge, index: u32) {
         let Some(flow) = self.flows.get_mut(index) else { return };
-        let heard_since = edge.now.since(flow.last_heard) < idle_limit(flow);
-        if heard_since {
+        let idle = edge.now.since(flow.last_heard);
+        if flow.receive.holds_memory() && idle >= limits::MEMORY_IDLE_MS {
+            flow.receive.release_idle_memory();
+        }
+        if idle < idle_limit(flow) {
             flow.tries = 0;
             return self.restart_deadline(edge, index);
         }
@@ -72,7 +83,6 @@ impl Tcp {
             return self.abort(edge, index);
         }
         if flow.tries == 1 {
-            flow.receive.release_idle_memory();
             // Should this fail, a host that has gone is noticed later or never, as without keepalive.
             let _ = rustix::net::sockopt::set_socket_keepalive(&flow.socket, true);
         }
@@ -88,12 +98,15 @@ impl Tcp {
             return;
         }
         let kind = wanted(flow);
-        let is_progress = kind == Deadline::Retransmit && flow.tries == 0;
-        if kind != flow.deadline.0 || is_progress {
-            if kind != flow.deadline.0 {
-                flow.tries = 0;
-            }
-            flow.deadline = (kind, due(flow, kind, edge.now));
+        let is_other = kind != flow.deadline.0;
+        let is_progress = std::mem::take(&mut flow.restarts_timer) && kind == Deadline::Retransmit;
+        if is_other {
+            flow.tries = 0;
+        }
+        let due = due(flow, kind, edge.now);
+        // A deadline that came nearer: one direction was closed, say.
+        if is_other || is_progress || due < flow.deadline.1 {
+            flow.deadline = (kind, due);
             edge.timers.set_at_latest(flow.timer, flow.deadline.1);
         }
     }
@@ -107,10 +120,11 @@ impl Tcp {
 }
 
 fn wanted(flow: &Flow) -> Deadline {
-    if flow.send.in_flight() {
-        Deadline::Retransmit
-    } else if flow.readable && flow.send.is_window_closed() {
+    let is_waiting = flow.send.in_flight() || flow.readable;
+    if is_waiting && flow.send.is_window_closed() {
         Deadline::Persist
+    } else if flow.send.in_flight() {
+        Deadline::Retransmit
     } else {
         Deadline::Keepalive
     }
@@ -121,8 +135,14 @@ fn due(flow: &Flow, kind: Deadline, now: Time) -> Time {
         Deadline::Dial => now.after(limits::DIAL_MS),
         Deadline::Retransmit => now.after(backoff(limits::RTO_MS, flow.tries)),
         Deadline::Persist => now.after(backoff(limits::PERSIST_MS, flow.tries)),
+        Deadline::Keepalive if flow.receive.holds_memory() => now.after(limits::MEMORY_IDLE_MS),
         Deadline::Keepalive => now.after(idle_limit(flow)),
     }
+}
+
+/// Asked often enough, and the workspace's end has not said anything.
+fn is_lost(flow: &Flow, now: Time) -> bool {
+    flow.tries > limits::DATA_TRIES && now.since(flow.last_heard) >= limits::SILENCE_MS
 }
 
 /// Half-closed or half-finished connections are asked earlier: their socket in the workspace may have no owner.

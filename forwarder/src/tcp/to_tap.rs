@@ -27,11 +27,20 @@ enum Turn {
 }
 
 impl Tcp {
-    /// Sends what the connection may send now, drops what was acknowledged, answers what is owed, sets its deadline
-    /// and removes it when it is finished.
+    /// Gives the host what is pending, sends what the connection may send now, drops what was acknowledged, answers
+    /// what is owed, sets its deadline and removes it when it is finished.
     pub(super) fn settle(&mut self, edge: &mut Edge, index: u32) {
         let Some(flow) = self.flows.get_mut(index) else { return };
         if flow.state == State::Established {
+            if flow.write_pending().is_err() {
+                return self.host_hung_up(edge, index);
+            }
+            if let Some(more) = flow.receive.earned()
+                && self.grown + more <= limits::MAX_GROWN_WINDOWS
+            {
+                self.grown += more;
+                flow.receive.grow();
+            }
             flow.discard_acknowledged(&mut self.scratch);
             match send_turn(flow, edge, &mut self.scratch) {
                 Turn::Done => {}
@@ -71,6 +80,16 @@ impl Tcp {
         }
     }
 
+    /// Nobody reads at the host any more, but what it said before may be an answer (an early HTTP error, say): the
+    /// workspace gets as much of it as it has a window for, then the reset.
+    pub(super) fn host_hung_up(&mut self, edge: &mut Edge, index: u32) {
+        if let Some(flow) = self.flows.get_mut(index) {
+            flow.readable = true;
+            send_turn(flow, edge, &mut self.scratch);
+        }
+        self.abort(edge, index);
+    }
+
     /// The connection is lost at the host: both ends get a reset.
     pub(super) fn abort(&mut self, edge: &mut Edge, index: u32) {
         if let Some(flow) = self.flows.get_mut(index) {
@@ -101,7 +120,8 @@ fn send_turn(flow: &mut Flow, edge: &mut Edge, scratch: &mut [u8]) -> Turn {
             return Turn::Done;
         }
         let room = flow.send.sendable(limit);
-        if room == 0 {
+        // Nothing is in flight beyond what can be peeked over; acknowledgements bring it back into reach.
+        if room == 0 || flow.send.offset() as usize >= scratch.len() {
             return Turn::Done;
         }
         if edge.is_tap_full() {
@@ -113,6 +133,7 @@ fn send_turn(flow: &mut Flow, edge: &mut Edge, scratch: &mut [u8]) -> Turn {
                 flow.readable = false;
                 return Turn::Done;
             }
+            Ok(Peeked::OutOfReach) => return Turn::Done,
             Ok(Peeked::EndOfStream) => {
                 flow.send.end_of_stream();
                 continue;

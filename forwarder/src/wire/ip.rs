@@ -274,7 +274,9 @@ mod tests {
             let [a, b] = offset.to_be_bytes();
             [next, 0, a, b, 0, 0, 0, 5]
         };
-        let cases: [(u8, Vec<u8>, Result<(u8, usize, Option<u16>), Malformed>); 7] = [
+        /// Protocol, payload length, fragment offset.
+        type Read = Result<(u8, usize, Option<u16>), Malformed>;
+        let cases: [(u8, Vec<u8>, Read); 7] = [
             (17, udp.to_vec(), Ok((17, 8, None))),
             (HOP_BY_HOP, [hop(17), udp].concat(), Ok((17, 8, None))),
             (HOP_BY_HOP, [hop(DESTINATION_OPTIONS), hop(17), udp].concat(), Ok((17, 8, None))),
