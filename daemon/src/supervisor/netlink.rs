@@ -66,9 +66,11 @@ impl<'a> Iterator for Messages<'a> {
         if self.0.is_empty() {
             return None;
         }
-        let parsed = message(self.0);
-        let length = parsed.as_ref().map_or(usize::MAX, |message| HEADER + message.body.len());
-        self.0 = self.0.get(length.next_multiple_of(4).min(length)..).unwrap_or(&[]);
+        let bytes = std::mem::take(&mut self.0);
+        let parsed = message(bytes);
+        if let Ok(message) = &parsed {
+            self.0 = bytes.get((HEADER + message.body.len()).next_multiple_of(4)..).unwrap_or(&[]);
+        }
         Some(parsed)
     }
 }

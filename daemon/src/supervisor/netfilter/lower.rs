@@ -20,7 +20,6 @@ const NFT_REG32_00: u32 = 8;
 const NFT_REG32_15: u32 = 23;
 /// enum nft_verdicts and linux/netfilter.h.
 const NFT_CONTINUE: i32 = -1;
-const NFT_BREAK: i32 = -2;
 const NFT_JUMP: i32 = -3;
 const NFT_GOTO: i32 = -4;
 const NFT_RETURN: i32 = -5;
@@ -160,8 +159,8 @@ fn verdict(data: &[u8], names: &impl Names) -> io::Result<Option<Verdict>> {
         NFT_GOTO => Verdict::Goto(chain()?),
         NFT_RETURN => Verdict::Return,
         NF_ACCEPT => Verdict::Accept,
-        // NFT_BREAK is never dumped; drop, queue and the rest.
-        NFT_BREAK | _ => Verdict::Effect,
+        // Drop, queue and the rest.
+        _ => Verdict::Effect,
     }))
 }
 
@@ -246,8 +245,8 @@ fn fib(result: u32, flags: u32) -> Option<Source> {
     const SADDR: u32 = 1;
     const DADDR: u32 = 2;
     match (result, flags) {
-        (ADDRTYPE, SADDR) => Some(Source::SourceType),
-        (ADDRTYPE, DADDR) => Some(Source::DestinationType),
+        (ADDRTYPE, SADDR) => Some(Source::FibSaddr),
+        (ADDRTYPE, DADDR) => Some(Source::FibDaddr),
         _ => None,
     }
 }

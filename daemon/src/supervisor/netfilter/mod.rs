@@ -8,7 +8,7 @@
 //!
 //! | file       | what it does                                                              |
 //! |------------|---------------------------------------------------------------------------|
-//! | `dump`     | chains, rules, sets and elements out of the kernel                        |
+//! | `dump`     | chains, rules, sets and elements out of the kernel, put together in `tables` |
 //! | `lower`    | an expression of a rule made a step; `xt` for matches of iptables         |
 //! | `ruleset`  | the chains and their steps                                                |
 //! | `packet`   | what is known of a connection's packets: first out, later out, replies in |
@@ -30,6 +30,9 @@ mod lower;
 mod packet;
 mod register;
 mod ruleset;
+mod tables;
+#[cfg(test)]
+mod tests;
 mod walk;
 mod xt;
 

@@ -61,8 +61,8 @@ impl Registers {
             Source::OutputName => self.put(to.at, &name(packet.output())),
             Source::ConntrackState => self.put(to.at, &packet.conntrack_state().to_ne_bytes()),
             Source::ConntrackDirection => self.put(to.at, &[u8::from(packet.input().is_some())]),
-            Source::SourceType => self.put(to.at, &u32::from(packet.address_type(true)).to_ne_bytes()),
-            Source::DestinationType => self.put(to.at, &u32::from(packet.address_type(false)).to_ne_bytes()),
+            Source::FibSaddr => self.put(to.at, &u32::from(packet.address_type(true)).to_ne_bytes()),
+            Source::FibDaddr => self.put(to.at, &u32::from(packet.address_type(false)).to_ne_bytes()),
         }
     }
 

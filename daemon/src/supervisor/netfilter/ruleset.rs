@@ -110,8 +110,8 @@ pub enum Source {
     OutputName,
     ConntrackState,
     ConntrackDirection,
-    SourceType,
-    DestinationType,
+    FibSaddr,
+    FibDaddr,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
