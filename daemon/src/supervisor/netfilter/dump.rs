@@ -62,16 +62,12 @@ impl Reader {
     pub fn read(&mut self) -> io::Result<Ruleset> {
         self.budget = MAX_BYTES;
         let read = self.tables();
-        if read.is_err() {
-            // The rest of a dump must not stand before the next one.
-            self.discard()?;
-        }
+        // The rest of a dump must not stand before the next one.
+        let discarded = if read.is_err() { self.discard() } else { Ok(()) };
         match read {
             Ok(ruleset) => Ok(ruleset),
             Err(Unread::TooMany) => Ok(Ruleset { too_many: true, ..Ruleset::default() }),
-            // How nfnetlink says that there is no nf_tables in this kernel.
-            Err(Unread::Io(error)) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Ruleset::default()),
-            Err(Unread::Io(error)) => Err(error),
+            Err(Unread::Io(error)) => discarded.and(Err(error)),
         }
     }
 
@@ -88,7 +84,11 @@ impl Reader {
 
     fn tables(&mut self) -> Result<Ruleset, Unread> {
         let mut found = Found::default();
-        self.dump(NFT_MSG_GETCHAIN, None, |family, attributes| found.chain(family, attributes))?;
+        match self.dump(NFT_MSG_GETCHAIN, None, |family, attributes| found.chain(family, attributes)) {
+            // How nfnetlink says that there is no nf_tables in this kernel.
+            Err(Unread::Io(error)) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Ruleset::default()),
+            read => read?,
+        }
         if found.ruleset.bases.is_empty() {
             return Ok(found.ruleset);
         }
