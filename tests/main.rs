@@ -22,6 +22,7 @@ mod harness;
 mod isolation;
 mod lab;
 mod names;
+mod netfilter;
 mod programs;
 mod routes;
 mod run;
@@ -52,6 +53,7 @@ fn main() -> anyhow::Result<ExitCode> {
         programs::CASES,
         isolation::CASES,
         routes::CASES,
+        netfilter::CASES,
         signals::CASES,
         crash::CASES,
         attacks::CASES,

@@ -1,4 +1,4 @@
-//! The workspace's own kernel state decides: links, routes, rules, netfilter and nested namespaces keep their meaning.
+//! The workspace's own kernel state decides: links, routes, rules and nested namespaces keep their meaning.
 
 use anyhow::{Result, ensure};
 
@@ -8,7 +8,7 @@ use crate::lab::workspace::Workspace;
 
 crate::cases! {
     EVERY_WAY: link_down, second_device, nested_namespace, keep_id_may_configure;
-    BOTH_PATHS: rule, netfilter_reject, netfilter_dnat;
+    BOTH_PATHS: rule;
 }
 
 /// Connects to the remote, runs `change`, and tries again.
@@ -33,32 +33,6 @@ fn link_down(ws: Workspace) -> Result<()> {
 
 fn rule(ws: Workspace) -> Result<()> {
     before_and_after(&ws, "ip FAMILY rule add to ADDR prohibit priority 10", "EACCES")
-}
-
-fn netfilter_reject(ws: Workspace) -> Result<()> {
-    before_and_after(
-        &ws,
-        "nft 'add table inet t; add chain inet t out { type filter hook output priority 0; }; \
-         add rule inet t out tcp dport PORT reject with tcp reset'",
-        "ECONNREFUSED",
-    )
-}
-
-/// A connection that the workspace redirects to a server of its own stays inside.
-fn netfilter_dnat(ws: Workspace) -> Result<()> {
-    let whoami = TcpServer::whoami(&ws.lab.remote, REMOTE[0])?;
-    let port = whoami.addr.port();
-    let done = ws.python(&format!(
-        "server = tcp('127.0.0.1'); server.bind(('127.0.0.1', 0)); server.listen()
-inside = server.getsockname()[1]
-assert os.system(f\"nft 'add table ip t; add chain ip t out {{{{ type nat hook output priority -100; }}}}; \
-add rule ip t out tcp dport {port} dnat to 127.0.0.1:{{inside}}'\") == 0
-s = dial('{addr}', {port}, 5); server.settimeout(5)
-print('inside' if server.accept()[0] else '')",
-        addr = REMOTE[0]
-    ))?;
-    ensure!(whoami.accepted() == 0, "the remote was reached past the workspace's DNAT: {done}");
-    done.printed("inside")
 }
 
 /// What makes a namespace beside the caller's, joined to it by veth; `far` and `near` are the two ends' addresses.

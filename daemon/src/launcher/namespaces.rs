@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, bail};
-use nix::sched::CloneFlags;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use rustix::fs::CWD;
@@ -28,9 +28,9 @@ pub struct Namespaces {
 #[error("/proc cannot be mounted here (parts of it are masked, as in a container)")]
 pub struct ProcRefused;
 
-/// What is unshared. Mounts of a less privileged mount namespace are slaves of the host's: none of ours gets out.
+/// What is unshared first. Mounts of a less privileged mount namespace are slaves of the host's: none of ours gets out.
 pub fn flags(pid_namespace: bool) -> CloneFlags {
-    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
+    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
     if pid_namespace { flags | CloneFlags::CLONE_NEWPID } else { flags }
 }
 
@@ -42,6 +42,8 @@ impl Namespaces {
             Received::Message(Order::MapsWritten, _) => {}
             _ => bail!("the monitor is gone"),
         }
+        // Only now: files of /proc/net belong to the root that the user namespace has when the network namespace is made.
+        unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
         if pid_namespace {
             mount_proc()?;
         }

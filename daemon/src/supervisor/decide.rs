@@ -10,6 +10,7 @@ use sidestep_forwarder::policy::{Egress, Policy};
 
 use super::decode::Call;
 use super::facts::{Kind, NetnsCookie, SocketFacts, TcpState};
+use super::netfilter::Netfilter;
 use super::route::{HostRoute, InsideRoute};
 use super::sockaddr::Meaning;
 
@@ -57,6 +58,8 @@ pub enum Reason {
     PortZero,
     /// The route inside leads elsewhere: loopback, a bridge, another device, nowhere.
     Route,
+    /// A rule of the workspace's netfilter could touch it.
+    Netfilter,
     /// The host would not send it to one peer.
     HostRoute,
     Policy,
@@ -84,12 +87,25 @@ pub fn candidate(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate
     }
 }
 
-/// The rest of it: `inside` is what the workspace's kernel would do, `host` what the host's would.
-pub fn with_routes(ground: &Ground, destination: SocketAddr, inside: InsideRoute, host: HostRoute) -> Verdict {
-    if inside != InsideRoute::OurTap {
+/// What the two kernels say about a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ways {
+    /// Where the workspace's kernel would send a connection, and whether it would leave it as it is.
+    pub inside: InsideRoute,
+    pub netfilter: Netfilter,
+    /// Where the host's would send it.
+    pub host: HostRoute,
+}
+
+/// The rest of the decision.
+pub fn with_routes(ground: &Ground, destination: SocketAddr, ways: Ways) -> Verdict {
+    if ways.inside == InsideRoute::Elsewhere {
         return Verdict::InPlace(Reason::Route);
     }
-    match (ground.policy.egress(&ground.network, destination), host) {
+    if ways.netfilter == Netfilter::CouldTouch {
+        return Verdict::InPlace(Reason::Netfilter);
+    }
+    match (ground.policy.egress(&ground.network, destination), ways.host) {
         // The TAP refuses it in the same words, at the same place.
         (Egress::Denied(_) | Egress::Resolver, _) => Verdict::InPlace(Reason::Policy),
         (Egress::Host(_), HostRoute::Many) => Verdict::InPlace(Reason::HostRoute),
@@ -283,23 +299,25 @@ mod tests {
     #[test]
     fn routes_and_policy() {
         let to: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        let tap = InsideRoute::OurTap { source: None };
         let cases = [
-            (InsideRoute::OurTap, HostRoute::One, Verdict::Bypass(to)),
-            (InsideRoute::OurTap, HostRoute::Own, Verdict::Bypass(to)),
-            (InsideRoute::OurTap, HostRoute::None, Verdict::Bypass(to)),
-            (InsideRoute::OurTap, HostRoute::Many, Verdict::InPlace(Reason::HostRoute)),
-            (InsideRoute::Elsewhere, HostRoute::One, Verdict::InPlace(Reason::Route)),
+            (tap, Netfilter::Untouched, HostRoute::One, Verdict::Bypass(to)),
+            (tap, Netfilter::Untouched, HostRoute::Own, Verdict::Bypass(to)),
+            (tap, Netfilter::Untouched, HostRoute::None, Verdict::Bypass(to)),
+            (tap, Netfilter::Untouched, HostRoute::Many, Verdict::InPlace(Reason::HostRoute)),
+            (tap, Netfilter::CouldTouch, HostRoute::One, Verdict::InPlace(Reason::Netfilter)),
+            (tap, Netfilter::CouldTouch, HostRoute::Many, Verdict::InPlace(Reason::Netfilter)),
+            (InsideRoute::Elsewhere, Netfilter::Untouched, HostRoute::One, Verdict::InPlace(Reason::Route)),
+            (InsideRoute::Elsewhere, Netfilter::CouldTouch, HostRoute::One, Verdict::InPlace(Reason::Route)),
         ];
-        for (inside, host, want) in cases {
-            assert_eq!(with_routes(&ground(), to, inside, host), want, "{inside:?} {host:?}");
+        for (inside, netfilter, host, want) in cases {
+            let ways = Ways { inside, netfilter, host };
+            assert_eq!(with_routes(&ground(), to, ways), want, "{ways:?}");
         }
+        let open = Ways { inside: tap, netfilter: Netfilter::Untouched, host: HostRoute::One };
         let link_local = "[fe80::1%3]:80".parse().unwrap();
-        assert_eq!(
-            with_routes(&ground(), link_local, InsideRoute::OurTap, HostRoute::One),
-            Verdict::InPlace(Reason::Policy)
-        );
-        let mapped =
-            with_routes(&ground(), "[::ffff:192.0.2.1]:80".parse().unwrap(), InsideRoute::OurTap, HostRoute::One);
+        assert_eq!(with_routes(&ground(), link_local, open), Verdict::InPlace(Reason::Policy));
+        let mapped = with_routes(&ground(), "[::ffff:192.0.2.1]:80".parse().unwrap(), open);
         assert_eq!(mapped, Verdict::Bypass(to));
     }
 }

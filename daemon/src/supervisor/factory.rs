@@ -1,4 +1,4 @@
-//! Work that must be done inside a namespace of the workspace: making sockets, reading a sysctl, listening as somebody.
+//! Work that must be done inside a namespace of the workspace: making sockets, opening files, listening as somebody.
 //!
 //! A process of several threads cannot enter a user namespace, and sockets belong to the namespace of the process that
 //! makes them. So the supervisor forks the factory before its first thread; the factory forks a short-lived process for
@@ -33,6 +33,8 @@ const MAX_DESCRIPTORS: usize = 3;
 enum Job {
     /// In the network namespace given: a socket.
     Socket { domain: i32, kind: i32, protocol: i32 },
+    /// In the network namespace given: the names of its legacy iptables, a file of /proc/net.
+    LegacyTables { ipv6: bool },
     /// In the network namespace given: its first unprivileged port.
     UnprivilegedPort,
     /// In the user namespace given, with the effective ids of thread `tid`: listen on the socket given.
@@ -41,8 +43,8 @@ enum Job {
 
 #[derive(Serialize, Deserialize)]
 enum Answer {
-    /// A socket comes beside it.
-    Socket,
+    /// What was made comes beside it.
+    Descriptor,
     Number(i64),
     Errno(i32),
 }
@@ -71,11 +73,12 @@ impl Factory {
         netns: BorrowedFd<'_>,
         (domain, kind, protocol): (i32, i32, i32),
     ) -> io::Result<OwnedFd> {
-        match self.run(&Job::Socket { domain, kind, protocol }, userns, netns)? {
-            (Answer::Socket, Some(made)) => Ok(made),
-            (Answer::Errno(errno), _) => Err(io::Error::from_raw_os_error(errno)),
-            _ => Err(io::Error::other("the socket factory answered something else")),
-        }
+        self.descriptor(&Job::Socket { domain, kind, protocol }, userns, netns)
+    }
+
+    /// The names of the legacy iptables or ip6tables that `netns` has, one a line; they may be read again and again.
+    pub fn legacy_tables(&self, userns: BorrowedFd<'_>, netns: BorrowedFd<'_>, ipv6: bool) -> io::Result<OwnedFd> {
+        self.descriptor(&Job::LegacyTables { ipv6 }, userns, netns)
     }
 
     /// net.ipv4.ip_unprivileged_port_start of `netns`.
@@ -89,11 +92,19 @@ impl Factory {
         self.number(&Job::Listen { tid, backlog }, userns, on).map(drop)
     }
 
+    fn descriptor(&self, job: &Job, userns: BorrowedFd<'_>, beside: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        match self.run(job, userns, beside)? {
+            (Answer::Descriptor, Some(made)) => Ok(made),
+            (Answer::Errno(errno), _) => Err(io::Error::from_raw_os_error(errno)),
+            _ => Err(io::Error::other("the socket factory answered something else")),
+        }
+    }
+
     fn number(&self, job: &Job, userns: BorrowedFd<'_>, beside: BorrowedFd<'_>) -> io::Result<i64> {
         match self.run(job, userns, beside)? {
             (Answer::Number(number), _) => Ok(number),
             (Answer::Errno(errno), _) => Err(io::Error::from_raw_os_error(errno)),
-            (Answer::Socket, _) => Err(io::Error::other("the socket factory answered something else")),
+            (Answer::Descriptor, _) => Err(io::Error::other("the socket factory answered something else")),
         }
     }
 
@@ -135,7 +146,12 @@ fn work(job: &Job, userns: &OwnedFd, beside: &OwnedFd) -> io::Result<(Answer, Op
     match *job {
         Job::Socket { domain, kind, protocol } => {
             enter(beside, CloneFlags::CLONE_NEWNET)?;
-            Ok((Answer::Socket, Some(socket::new(domain, kind, protocol)?)))
+            Ok((Answer::Descriptor, Some(socket::new(domain, kind, protocol)?)))
+        }
+        Job::LegacyTables { ipv6 } => {
+            enter(beside, CloneFlags::CLONE_NEWNET)?;
+            let name = if ipv6 { "/proc/self/net/ip6_tables_names" } else { "/proc/self/net/ip_tables_names" };
+            Ok((Answer::Descriptor, Some(fs::File::open(name)?.into())))
         }
         Job::UnprivilegedPort => {
             enter(beside, CloneFlags::CLONE_NEWNET)?;

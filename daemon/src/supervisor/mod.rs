@@ -2,7 +2,7 @@
 //!
 //! The way of a call, one type per arrow: [`receivers`] take it from the kernel into a slot of the [`ledger`]; a
 //! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
-//! names; [`decide`] asks the [`route`]s and the policy and gives a verdict; [`swap`] or [`in_place`] act on it; what
+//! names; [`decide`] asks the [`route`]s, the [`netfilter`] rules and the policy and gives a verdict; [`swap`] or [`in_place`] act on it; what
 //! takes time goes to [`waits`]; [`session`] holds it all together and sends the reply.
 
 mod active;
@@ -14,6 +14,8 @@ mod facts;
 mod host_socket;
 mod in_place;
 pub mod ledger;
+mod netfilter;
+mod netlink;
 mod notification;
 mod options;
 mod privileged_port;
@@ -25,6 +27,7 @@ mod swap;
 mod tracee;
 mod waits;
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -131,6 +134,9 @@ fn serve(
         policy: start.policy,
         tap_ifindex: start.tap_ifindex,
     };
+    let netfilter = netfilter_sources(&factory, &handles)
+        .and_then(|sources| netfilter::Oracle::new(sources, ground.tap_ifindex))
+        .context("cannot ask for the workspace's netfilter rules")?;
     let inside = make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
     let outside = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
     let words =
@@ -152,6 +158,7 @@ fn serve(
         tracees: Tracees::default(),
         factory,
         inside: inside.context("cannot ask for the workspace's routes")?,
+        netfilter,
         host: outside.context("cannot ask for the host's routes")?,
         ground,
         swap,
@@ -164,6 +171,26 @@ fn serve(
     }
     receivers::start(&session).context("cannot start receiving")?;
     Ok(session)
+}
+
+fn netfilter_sources(factory: &Factory, handles: &Handles) -> io::Result<netfilter::Sources> {
+    let (userns, netns) = (handles.userns.as_fd(), handles.netns.as_fd());
+    let socket = || factory.socket(userns, netns, (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER));
+    let netlink = match socket() {
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
+        notices => Some((notices?, socket()?)),
+    };
+    let names = |ipv6| match factory.legacy_tables(userns, netns, ipv6) {
+        Ok(names) => Ok(Some(names)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Where nobody in the workspace is root, the kernel shows them to nobody.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            tracing::debug!("rules of iptables-legacy in the workspace are not seen");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    };
+    Ok(netfilter::Sources { netlink, legacy: [names(false)?, names(true)?] })
 }
 
 /// Looks after calls whose thread does not come back or whose caller has left, until the monitor is gone.

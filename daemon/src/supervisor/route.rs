@@ -13,10 +13,15 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::sys::socket;
 
+use super::netlink::{Messages, Request, array, malformed, table};
+
 /// What the workspace's kernel would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsideRoute {
-    OurTap,
+    OurTap {
+        /// The address a connection would come from.
+        source: Option<IpAddr>,
+    },
     /// Another device, the workspace itself, or nowhere.
     Elsewhere,
 }
@@ -38,9 +43,9 @@ pub enum HostRoute {
 struct Route {
     kind: u8,
     device: u32,
+    source: Option<IpAddr>,
 }
 
-const HEADER: usize = 16;
 const RTMSG: usize = 12;
 
 pub struct Oracle {
@@ -55,21 +60,16 @@ struct Netlink {
 impl Oracle {
     /// `netlink`: a NETLINK_ROUTE socket made in the namespace to be asked.
     pub fn new(netlink: OwnedFd) -> io::Result<Self> {
-        // A reply is there when the request returns; a bound keeps a lost one from holding a call up.
-        let quarter_second = libc::timeval { tv_sec: 0, tv_usec: 250_000 };
-        let mut timeout = [0; 16];
-        let (seconds, micros) = timeout.split_at_mut(8);
-        seconds.copy_from_slice(&quarter_second.tv_sec.to_ne_bytes());
-        micros.copy_from_slice(&quarter_second.tv_usec.to_ne_bytes());
-        socket::set_option(netlink.as_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, &timeout)?;
-        rustix::io::ioctl_fionbio(&netlink, false)?;
+        socket::answers_soon(netlink.as_fd())?;
         Ok(Self { netlink: Mutex::new(Netlink { socket: netlink, sequence: 0 }) })
     }
 
     /// Asks as the owner of a workspace's socket would be routed; `uid` is that owner.
     pub fn inside(&self, destination: IpAddr, uid: u32, tap: u32) -> InsideRoute {
         match self.ask(destination, Some(uid)) {
-            Ok(Some(Route { kind: libc::RTN_UNICAST, device })) if device == tap => InsideRoute::OurTap,
+            Ok(Some(Route { kind: libc::RTN_UNICAST, device, source })) if device == tap => {
+                InsideRoute::OurTap { source }
+            }
             _ => InsideRoute::Elsewhere,
         }
     }
@@ -95,9 +95,8 @@ impl Oracle {
             self.netlink.lock().map_err(|_| io::Error::other("a thread died while asking for a route"))?;
         netlink.sequence = netlink.sequence.wrapping_add(1);
         let sequence = netlink.sequence;
+        send(&netlink.socket, &request(destination, uid, sequence), SendFlags::empty())?;
         let mut buffer = [0; 512];
-        let request = request(destination, uid, sequence, &mut buffer);
-        send(&netlink.socket, request, SendFlags::empty())?;
         loop {
             let (length, _) = recv(&netlink.socket, &mut buffer, RecvFlags::empty())?;
             match parse_reply(buffer.get(..length).unwrap_or(&[]), sequence)? {
@@ -109,36 +108,20 @@ impl Oracle {
     }
 }
 
-/// nlmsghdr, rtmsg, RTA_DST and, where given, RTA_UID.
-fn request(destination: IpAddr, uid: Option<u32>, sequence: u32, buffer: &mut [u8; 512]) -> &[u8] {
+/// rtmsg, RTA_DST and, where given, RTA_UID.
+fn request(destination: IpAddr, uid: Option<u32>, sequence: u32) -> Vec<u8> {
     let (family, bits, octets) = match destination {
         IpAddr::V4(v4) => (libc::AF_INET, 32, v4.octets().to_vec()),
         IpAddr::V6(v6) => (libc::AF_INET6, 128, v6.octets().to_vec()),
     };
-    let mut message = Vec::with_capacity(64);
-    message.extend([0; 4]);
-    message.extend(libc::RTM_GETROUTE.to_ne_bytes());
-    message.extend(u16::try_from(libc::NLM_F_REQUEST).unwrap_or(1).to_ne_bytes());
-    message.extend(sequence.to_ne_bytes());
-    message.extend([0; 4]);
-    message.extend([u8::try_from(family).unwrap_or(0), bits]);
-    message.resize(HEADER + RTMSG, 0);
-    attribute(&mut message, libc::RTA_DST, &octets);
+    let mut rtmsg = [0; RTMSG];
+    rtmsg[0] = u8::try_from(family).unwrap_or(0);
+    rtmsg[1] = bits;
+    let mut request = Request::new(libc::RTM_GETROUTE, 0, sequence, &rtmsg).attribute(libc::RTA_DST, &octets);
     if let Some(uid) = uid {
-        attribute(&mut message, libc::RTA_UID, &uid.to_ne_bytes());
+        request = request.attribute(libc::RTA_UID, &uid.to_ne_bytes());
     }
-    let length = message.len();
-    message.splice(..4, u32::try_from(length).unwrap_or(0).to_ne_bytes());
-    let (start, _) = buffer.split_at_mut(length);
-    start.copy_from_slice(&message);
-    start
-}
-
-/// Values here are multiples of four bytes long: no padding.
-fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    message.extend(u16::try_from(4 + value.len()).unwrap_or(0).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(value);
+    request.bytes()
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -149,45 +132,39 @@ enum Reply {
     Stale,
 }
 
-fn parse_reply(message: &[u8], sequence: u32) -> io::Result<Reply> {
-    let malformed = || io::Error::other("a malformed netlink reply");
-    let kind = u16::from_ne_bytes(array(message, 4).ok_or_else(malformed)?);
-    if u32::from_ne_bytes(array(message, 8).ok_or_else(malformed)?) != sequence {
+fn parse_reply(datagram: &[u8], sequence: u32) -> io::Result<Reply> {
+    let message = Messages(datagram).next().ok_or_else(malformed)??;
+    if message.sequence != sequence {
         return Ok(Reply::Stale);
     }
-    if i32::from(kind) == libc::NLMSG_ERROR {
-        let errno = i32::from_ne_bytes(array(message, HEADER).ok_or_else(malformed)?).wrapping_neg();
-        return match errno {
+    if i32::from(message.kind) == libc::NLMSG_ERROR {
+        return match message.errno()? {
             libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL => Ok(Reply::Unroutable),
             errno => Err(io::Error::from_raw_os_error(errno)),
         };
     }
-    if kind != libc::RTM_NEWROUTE {
+    if message.kind != libc::RTM_NEWROUTE {
         return Err(malformed());
     }
-    let [route_kind] = array(message, HEADER + 7).ok_or_else(malformed)?;
-    let mut attributes = message.get(HEADER + RTMSG..).ok_or_else(malformed)?;
-    let mut device = 0;
-    while let (Some(length), Some(kind)) = (array(attributes, 0), array(attributes, 2)) {
-        let length = usize::from(u16::from_ne_bytes(length));
-        if u16::from_ne_bytes(kind) == libc::RTA_OIF {
-            device = u32::from_ne_bytes(array(attributes, 4).ok_or_else(malformed)?);
-        }
-        if length < 4 {
-            return Err(malformed());
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-    }
-    Ok(Reply::Route(Route { kind: route_kind, device }))
+    let [kind] = array(message.body, 7).ok_or_else(malformed)?;
+    // RTA_OIF is 4, RTA_PREFSRC 7.
+    let [_, _, _, _, device, _, _, source] = table(message.body.get(RTMSG..).ok_or_else(malformed)?)?;
+    let device = device.map_or(Some(0), |device| Some(u32::from_ne_bytes(array(device, 0)?))).ok_or_else(malformed)?;
+    Ok(Reply::Route(Route { kind, device, source: source.and_then(address) }))
 }
 
-fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..)?.first_chunk().copied()
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    match octets.len() {
+        4 => Some(IpAddr::from(array::<4>(octets, 0)?)),
+        16 => Some(IpAddr::from(array::<16>(octets, 0)?)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervisor::netlink::HEADER;
 
     fn own() -> Oracle {
         Oracle::new(socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).unwrap()).unwrap()
@@ -206,8 +183,7 @@ mod tests {
 
     #[test]
     fn replies_that_do_not_fit() {
-        let mut buffer = [0; 512];
-        let question = request("192.0.2.1".parse().unwrap(), Some(0), 7, &mut buffer).to_vec();
+        let question = request("192.0.2.1".parse().unwrap(), Some(0), 7);
         assert_eq!(question.len(), HEADER + RTMSG + 8 + 8);
         assert!(parse_reply(&question, 7).is_err(), "a request is no reply");
         assert_eq!(parse_reply(&question, 8).unwrap(), Reply::Stale);

@@ -1,6 +1,7 @@
 //! The pipeline of one call: receive → copy → decode → facts → decide → act → reply.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,12 +9,13 @@ use std::time::Instant;
 use crate::sys::listener::{Caller, Listener, Reply};
 
 use super::active::{Active, Busy, Entry};
-use super::decide::{Candidate, Ground, Verdict, candidate, with_routes};
+use super::decide::{Candidate, Ground, Verdict, Ways, candidate, with_routes};
 use super::decode::{Call, socket_number};
 use super::factory::Factory;
 use super::facts::{Kind, SocketCookie, SocketFacts};
 use super::in_place;
 use super::ledger::{Ledger, MAX_ATTEMPTS, Phase, Slot};
+use super::netfilter::{self, Netfilter};
 use super::notification::Notification;
 use super::route::{HostRoute, InsideRoute, Oracle};
 use super::swap::Swap;
@@ -28,6 +30,7 @@ pub struct Session {
     pub tracees: Tracees,
     pub factory: Factory,
     pub inside: Oracle,
+    pub netfilter: netfilter::Oracle,
     pub host: Oracle,
     pub ground: Ground,
     pub swap: Swap,
@@ -109,15 +112,21 @@ impl Session {
         match candidate(&self.ground, call, facts) {
             Candidate::Settled(verdict) => verdict,
             Candidate::Outward(destination) => {
-                let ip = destination.ip().to_canonical();
-                let inside = self.inside.inside(ip, facts.uid, self.ground.tap_ifindex);
-                let host = match inside {
-                    InsideRoute::OurTap => self.host.host(ip),
-                    InsideRoute::Elsewhere => HostRoute::None,
-                };
-                with_routes(&self.ground, destination, inside, host)
+                with_routes(&self.ground, destination, self.ways(destination, facts.uid))
             }
         }
+    }
+
+    /// Cheap questions first; what an answer makes superfluous is not asked.
+    fn ways(&self, destination: SocketAddr, uid: u32) -> Ways {
+        let ip = destination.ip().to_canonical();
+        let inside = self.inside.inside(ip, uid, self.ground.tap_ifindex);
+        let InsideRoute::OurTap { source } = inside else {
+            return Ways { inside, netfilter: Netfilter::CouldTouch, host: HostRoute::None };
+        };
+        let netfilter = self.netfilter.ask(source, destination);
+        let host = if netfilter == Netfilter::Untouched { self.host.host(ip) } else { HostRoute::None };
+        Ways { inside, netfilter, host }
     }
 
     fn act(&self, stopped: Stopped<'_>, call: &Call, verdict: Verdict, work: &Entry<'_>) -> Outcome {

@@ -2,6 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 /// Reads a socket option into `value`, returns the bytes the kernel wrote.
 pub fn option(socket: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> io::Result<usize> {
@@ -68,6 +71,13 @@ pub fn new(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     check(descriptor.min(0))?;
     // SAFETY: a non-negative result is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Makes a netlink socket blocking, but not for long: answers are there when the request returns, and a lost one must
+/// not hold anything up.
+pub fn answers_soon(netlink: BorrowedFd<'_>) -> io::Result<()> {
+    set_socket_timeout(netlink, Timeout::Recv, Some(Duration::from_millis(250)))?;
+    Ok(rustix::io::ioctl_fionbio(netlink, false)?)
 }
 
 /// Whether somebody is to get signals about this open file (F_SETOWN); process groups read as negative numbers.

@@ -1,0 +1,189 @@
+//! Reading a namespace's tables: chains, rules and sets of all families in three dumps, then the elements of those sets
+//! that rules on a connection's way look into.
+//!
+//! The kernel does not promise that several dumps see one state; who asks compares notifications before and after.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use super::ruleset::{Ruleset, Set};
+use super::tables::{Found, InTable, NFT_SET_CONCAT, NFT_SET_EVAL, NFT_SET_INTERVAL, NFT_SET_TIMEOUT, Table, boundary};
+use crate::supervisor::netlink::{Attributes, Messages, Request, malformed, table};
+
+/// More than this of rules and sets is not read: everything stays in place. 50,000 rules of k3s have some 20 MB.
+const MAX_BYTES: usize = 64 << 20;
+/// The kernel fills 32 KiB at a time where there is room (NLMSG_GOODSIZE at least).
+const BUFFER: usize = 64 << 10;
+
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+/// enum nf_tables_msg_types
+const NFT_MSG_GETCHAIN: u16 = 4;
+const NFT_MSG_GETRULE: u16 = 7;
+const NFT_MSG_GETSET: u16 = 10;
+const NFT_MSG_GETSETELEM: u16 = 13;
+/// struct nfgenmsg
+const NFGENMSG: usize = 4;
+
+/// A NETLINK_NETFILTER socket of the namespace in question; blocking, with a time limit.
+pub struct Reader {
+    socket: OwnedFd,
+    sequence: u32,
+    /// What may still be read for this set of rules.
+    budget: usize,
+    buffer: Vec<u8>,
+}
+
+/// Why rules were not read.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error("more than {MAX_BYTES} bytes of rules")]
+    TooMany,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<Unread> for io::Error {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Io(error) => error,
+            other => Self::other(other),
+        }
+    }
+}
+
+impl Reader {
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket, sequence: 0, budget: 0, buffer: vec![0; BUFFER] }
+    }
+
+    pub fn read(&mut self) -> io::Result<Ruleset> {
+        self.budget = MAX_BYTES;
+        let read = self.tables();
+        // The rest of a dump must not stand before the next one.
+        let discarded = if read.is_err() { self.discard() } else { Ok(()) };
+        match read {
+            Ok(ruleset) => Ok(ruleset),
+            Err(Unread::TooMany) => Ok(Ruleset { too_many: true, ..Ruleset::default() }),
+            Err(Unread::Io(error)) => discarded.and(Err(error)),
+        }
+    }
+
+    fn discard(&self) -> io::Result<()> {
+        for _ in 0..2 * MAX_BYTES / BUFFER {
+            match recv(&self.socket, &mut [0; 1], RecvFlags::DONTWAIT) {
+                Ok(_) => {}
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Unread::TooMany.into())
+    }
+
+    fn tables(&mut self) -> Result<Ruleset, Unread> {
+        let mut found = Found::default();
+        match self.dump(NFT_MSG_GETCHAIN, None, |family, attributes| found.chain(family, attributes)) {
+            // How nfnetlink says that there is no nf_tables in this kernel.
+            Err(Unread::Io(error)) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Ruleset::default()),
+            read => read?,
+        }
+        if found.ruleset.bases.is_empty() {
+            return Ok(found.ruleset);
+        }
+        self.dump(NFT_MSG_GETSET, None, |family, attributes| found.set(family, attributes))?;
+        self.dump(NFT_MSG_GETRULE, None, |family, attributes| found.rule(family, attributes))?;
+        found.lower()?;
+        found.ruleset.prune();
+        for id in found.ruleset.sets_looked_into() {
+            let Some((table, name, flags)) = found.set_flags.get(id) else { continue };
+            let elements = self.elements(&found, table, name, *flags)?;
+            if let Some(set) = found.ruleset.sets.get_mut(id) {
+                *set = elements;
+            }
+        }
+        Ok(found.ruleset)
+    }
+
+    fn elements(&mut self, found: &Found, of: &Table, name: &[u8], flags: u32) -> Result<Set, Unread> {
+        if flags & (NFT_SET_TIMEOUT | NFT_SET_EVAL) != 0 || flags & NFT_SET_INTERVAL != 0 && flags & NFT_SET_CONCAT != 0
+        {
+            return Ok(Set::Opaque);
+        }
+        let mut boundaries = Vec::new();
+        let mut opaque = false;
+        let names = InTable { found, table: of };
+        self.dump(NFT_MSG_GETSETELEM, Some((of, name)), |_, attributes| {
+            let [_, _, _, list] = table(attributes)?;
+            for element in Attributes(list.unwrap_or(&[])) {
+                match boundary(element?.1, flags, &names)? {
+                    Some(boundary) => boundaries.push(boundary),
+                    None => opaque = true,
+                }
+            }
+            Ok(())
+        })?;
+        if opaque {
+            return Ok(Set::Opaque);
+        }
+        if flags & NFT_SET_INTERVAL == 0 {
+            return Ok(Set::Exact(boundaries.into_iter().map(|element| (element.key, element.verdict)).collect()));
+        }
+        // Where one range ends and another begins, the beginning counts.
+        boundaries.sort_by(|a, b| a.key.cmp(&b.key).then(b.gap.cmp(&a.gap)));
+        Ok(Set::Intervals(boundaries))
+    }
+
+    /// `take` gets the family and the attributes of each message. `of` names a set.
+    fn dump(
+        &mut self,
+        what: u16,
+        of: Option<(&Table, &[u8])>,
+        mut take: impl FnMut(u8, &[u8]) -> io::Result<()>,
+    ) -> Result<(), Unread> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let family = of.map_or(0, |((family, _), _)| *family);
+        let mut request = Request::new(kind(what), libc::NLM_F_DUMP, self.sequence, &[family, 0, 0, 0]);
+        if let Some(((_, of), set)) = of {
+            request = request.attribute(1, &with_nul(of)).attribute(2, &with_nul(set));
+        }
+        send(&self.socket, &request.bytes(), SendFlags::empty()).map_err(io::Error::from)?;
+        loop {
+            let (received, length) =
+                recv(&self.socket, self.buffer.as_mut_slice(), RecvFlags::TRUNC).map_err(io::Error::from)?;
+            self.budget = self.budget.checked_sub(length).ok_or(Unread::TooMany)?;
+            if length > received {
+                return Err(malformed().into());
+            }
+            let datagram = self.buffer.get(..length).unwrap_or(&[]);
+            for message in Messages(datagram) {
+                let message = message?;
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                if i32::from(message.flags) & libc::NLM_F_DUMP_INTR != 0 {
+                    return Err(io::Error::from_raw_os_error(libc::EINTR).into());
+                }
+                match i32::from(message.kind) {
+                    libc::NLMSG_DONE => return Ok(()),
+                    libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.errno()?).into()),
+                    // NFT_MSG_NEWx comes one before NFT_MSG_GETx.
+                    _ if message.kind != kind(what) - 1 => return Err(malformed().into()),
+                    _ => {
+                        let family = message.body.first().ok_or_else(malformed)?;
+                        take(*family, message.body.get(NFGENMSG..).ok_or_else(malformed)?)?;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn kind(message: u16) -> u16 {
+    NFNL_SUBSYS_NFTABLES << 8 | message
+}
+
+fn with_nul(name: &[u8]) -> Vec<u8> {
+    [name, &[0]].concat()
+}

@@ -1,0 +1,176 @@
+//! Whether the workspace's netfilter could touch a connection: rule 1 says that only one it would leave alone is taken
+//! out, and routes do not tell.
+//!
+//! The rules of the namespace's nftables (iptables-nft included) are read into a [`ruleset`] when they are first asked
+//! for, and again when a notification says that they changed. The kernel queues a notification before the system call
+//! that changed the rules returns, so looking for one before each use leaves no gap; that look is all a connect costs
+//! where there are no rules. Where there are, three [`packet`]s that stand for the connection [`walk`] through them:
+//!
+//! | file       | what it does                                                              |
+//! |------------|---------------------------------------------------------------------------|
+//! | `dump`     | chains, rules, sets and elements out of the kernel, put together in `tables` |
+//! | `lower`    | an expression of a rule made a step; `xt` for matches of iptables         |
+//! | `ruleset`  | the chains and their steps                                                |
+//! | `packet`   | what is known of a connection's packets: first out, later out, replies in |
+//! | `register` | the registers of nftables' machine, bit by bit known or not               |
+//! | `walk`     | the three packets through the chains                                      |
+//!
+//! Legacy iptables sends no notification: a namespace that has any of its tables keeps everything in place; their names
+//! are read before each use (/proc/net/ip_tables_names, kept open).
+//!
+//! What could touch a connection: whatever may match and does anything but accept, count or masquerade (it leaves with
+//! the TAP's address anyhow), and a policy of drop. Everything not understood may match or does something; whatever
+//! goes wrong in reading is an answer, too: it could.
+//!
+//! Limits: tc and BPF programs are not asked; neither are hooks of kernel modules; what counters count lacks
+//! connections taken out; a connection taken out earlier stays so when rules change.
+
+mod dump;
+mod lower;
+mod packet;
+mod register;
+mod ruleset;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod walk;
+mod xt;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, netdevice, recv};
+
+use crate::sys::socket;
+
+use super::netlink;
+
+use self::dump::Reader;
+use self::packet::{Connection, Device};
+use self::ruleset::Ruleset;
+
+/// linux/netfilter/nfnetlink.h
+const NFNLGRP_NFTABLES: u32 = 7;
+/// Rules that change while they are read are read again, this often.
+const ATTEMPTS: u32 = 3;
+/// Notifications taken at a time; what is left of a flood only makes the next look read the rules again.
+const NOTICES: u32 = 1024;
+
+/// What the workspace's netfilter would do with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Netfilter {
+    Untouched,
+    CouldTouch,
+}
+
+/// What an [`Oracle`] asks with, all of it made in the namespace to be asked.
+pub struct Sources {
+    /// NETLINK_NETFILTER sockets, one for notifications and one for dumps; None: this kernel has no nfnetlink.
+    pub netlink: Option<(OwnedFd, OwnedFd)>,
+    /// /proc/net/ip_tables_names and ip6_tables_names; None: this kernel has no legacy tables, or does not show them.
+    pub legacy: [Option<OwnedFd>; 2],
+}
+
+pub struct Oracle {
+    rules: Option<Mutex<Rules>>,
+    legacy: [Option<OwnedFd>; 2],
+    tap: u32,
+    complained: AtomicBool,
+}
+
+struct Rules {
+    notices: OwnedFd,
+    reader: Reader,
+    /// None: to be read.
+    current: Option<Arc<Ruleset>>,
+}
+
+impl Oracle {
+    pub fn new(sources: Sources, tap: u32) -> io::Result<Self> {
+        let rules = match sources.netlink {
+            Some((notices, dumps)) => {
+                // A socket without a port gets no notifications.
+                socket::bind(notices.as_fd(), &netlink::any_port())?;
+                let group = NFNLGRP_NFTABLES.to_ne_bytes();
+                socket::set_option(notices.as_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, &group)?;
+                socket::answers_soon(dumps.as_fd())?;
+                Some(Mutex::new(Rules { notices, reader: Reader::new(dumps), current: None }))
+            }
+            None => None,
+        };
+        Ok(Self { rules, legacy: sources.legacy, tap, complained: AtomicBool::new(false) })
+    }
+
+    /// About a connection that the routes lead to the TAP, from `source` where they say it.
+    pub fn ask(&self, source: Option<IpAddr>, destination: SocketAddr) -> Netfilter {
+        match self.could_touch(source, destination) {
+            Ok(false) => Netfilter::Untouched,
+            Ok(true) => Netfilter::CouldTouch,
+            Err(error) => {
+                if !self.complained.swap(true, Ordering::Relaxed) {
+                    tracing::debug!(%error, "the workspace's netfilter rules cannot be read: in place");
+                }
+                Netfilter::CouldTouch
+            }
+        }
+    }
+
+    fn could_touch(&self, source: Option<IpAddr>, destination: SocketAddr) -> io::Result<bool> {
+        let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+        if let Some(names) = &self.legacy[usize::from(destination.is_ipv6())]
+            && rustix::io::pread(names, &mut [0; 1], 0)? != 0
+        {
+            return Ok(true);
+        }
+        let Some(rules) = &self.rules else { return Ok(false) };
+        let (current, name) = {
+            let mut rules = rules.lock().map_err(|_| io::Error::other("a thread died while reading rules"))?;
+            let current = rules.current()?;
+            if current.is_empty() {
+                return Ok(false);
+            }
+            // Asked each time: a device may be renamed.
+            (current, netdevice::index_to_name_inlined(&rules.notices, self.tap)?)
+        };
+        let tap = Device { index: self.tap, name: name.as_str() };
+        Ok(current.could_touch(&Connection { source: source.map(|ip| ip.to_canonical()), destination, tap }))
+    }
+}
+
+impl Rules {
+    fn current(&mut self) -> io::Result<Arc<Ruleset>> {
+        if self.changed()? {
+            self.current = None;
+        }
+        if let Some(current) = &self.current {
+            return Ok(Arc::clone(current));
+        }
+        for _ in 0..ATTEMPTS {
+            match self.reader.read() {
+                // The dumps are of one state if nothing changed around them.
+                Ok(read) if !self.changed()? => return Ok(Arc::clone(self.current.insert(Arc::new(read)))),
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::other("the rules change faster than they can be read"))
+    }
+
+    /// Whether notifications came since the last look; takes them.
+    fn changed(&mut self) -> io::Result<bool> {
+        for taken in 0..NOTICES {
+            match recv(&self.notices, &mut [0; 1], RecvFlags::DONTWAIT) {
+                // ENOBUFS: there were more than the socket holds.
+                Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(taken > 0),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+}
