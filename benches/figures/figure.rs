@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::report::progress;
 use crate::station::{Contender, Station};
 use crate::statistics::{Estimate, Summary, estimate, summary};
 
@@ -81,7 +82,7 @@ impl Figure {
         rounds: u32,
         measure: impl Fn(&Station) -> Result<f64>,
     ) -> Result<Vec<Row>> {
-        eprintln!("measuring {} ...", self.name);
+        progress(&self.name);
         let values = paired(stations, rounds, measure)?;
         let host =
             stations.iter().position(|station| station.contender == Contender::Host).map(|at| values[at].clone());

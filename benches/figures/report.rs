@@ -1,14 +1,15 @@
 //! The table for people, in Markdown, and the same data for machines.
 
 use std::fs::File;
+use std::io::IsTerminal as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Error, Result};
 use rustix::io::FdFlags;
 use serde::Serialize;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::process::CommandExt as _;
 
 use crate::figure::{Row, Verdict};
 use crate::machine::Machine;
@@ -26,6 +27,7 @@ impl Report {
 
     /// Adds the rows and prints them, so that a run that is broken off has told what it knew.
     pub fn add(&mut self, rows: Vec<Row>) {
+        progress("");
         if self.figures.is_empty() {
             println!("| figure | path | median | min–max | to the host, same round [95 %] | target | |");
             println!("|---|---|---:|---:|---:|---|---|");
@@ -70,6 +72,13 @@ fn line(row: &Row) -> String {
         number(row.summary.max),
         row.target.as_deref().unwrap_or(""),
     )
+}
+
+/// Tells a person at a terminal what is being measured, in a line that makes room for the next one and for the table.
+pub fn progress(what: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{what}{}", if what.is_empty() { "" } else { " ..." });
+    }
 }
 
 /// Three or so digits that mean something.
