@@ -57,7 +57,8 @@ pub struct Row {
 pub fn paired(stations: &[Station], rounds: u32, measure: impl Fn(&Station) -> Result<f64>) -> Result<Vec<Vec<f64>>> {
     let measure = |station: &Station| match (measure(station), station.contender) {
         (Err(error), Contender::Peer(_)) => {
-            eprintln!("{error:#}");
+            progress("");
+            eprintln!("{}", format!("{error:#}").lines().next().unwrap_or_default());
             Ok(0.0)
         }
         (result, _) => result,

@@ -56,8 +56,9 @@ impl Peer {
     }
 
     fn run_pasta(self, workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
-        let mtu = self.mtu.to_string();
-        let words = ["pasta", "--quiet", "--config-net", "--ipv4-only", "--mtu", &mtu, "--", "sh", "-c"];
+        let mtu = self.mtu;
+        let line = format!("pasta --quiet --config-net --ipv4-only --mtu {mtu} {PASTA_ADDRESSES} -- sh -c");
+        let words: Vec<&str> = line.split(' ').collect();
         let script = WAIT_AND_RUN.replace("CUBIC", CUBIC);
         let program = workspace.program(words).arg(script).arg("sh");
         let program = argv.iter().fold(program, |program, word| program.arg(word));
@@ -81,6 +82,8 @@ impl Peer {
     }
 }
 
+/// Without its own it takes the host's address, and old versions then get no answer across the lab's cable.
+const PASTA_ADDRESSES: &str = "--address 10.0.2.100 --netmask 24 --gateway 10.0.2.2 --ns-ifname tap0";
 const READY: &str = "in the namespace";
 /// Runs its arguments once there is a default route, with the congestion control that all paths have.
 const WAIT_AND_RUN: &str = "echo in the namespace
