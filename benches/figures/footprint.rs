@@ -1,0 +1,87 @@
+//! What a workspace costs before it does anything: memory, and time until its command runs.
+
+use std::fs;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::Arguments;
+use crate::figure::{Comparison, Figure};
+use crate::lab::processes::Tree;
+use crate::report::Report;
+use crate::station::{Contender, FIGURES, Station};
+
+/// Memory hardly scatters.
+const MEMORY_ROUNDS: u32 = 3;
+/// As the target is worded.
+const START_ROUNDS: u32 = 20;
+/// By then a workspace has done all that it does by itself.
+const SETTLED: Duration = Duration::from_millis(500);
+
+/// PSS (proc_pid_smaps_rollup) of all processes of `sidestep run` but the command, which is asleep.
+pub fn memory(report: &mut Report) -> Result<()> {
+    let stations = Station::all(&Contender::OURS[1..])?;
+    let figure = Figure {
+        name: "memory, idle (PSS)".to_owned(),
+        unit: "MB",
+        comparison: Comparison::Value,
+        target: |_| Some(30.0),
+    };
+    report.add(figure.measure(&stations, MEMORY_ROUNDS, idle_megabytes)?);
+    Ok(())
+}
+
+/// From just before the exec of `sidestep run` until the command's `main`; the host's row is the same without sidestep.
+pub fn start(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    let stations = Station::all(&Contender::OURS)?;
+    let figure = Figure {
+        name: "start of the command".to_owned(),
+        unit: "ms",
+        comparison: Comparison::Value,
+        target: |contender| (!contender.is_host()).then_some(100.0),
+    };
+    report.add(figure.measure(&stations, START_ROUNDS.max(arguments.rounds), start_milliseconds)?);
+    Ok(())
+}
+
+#[allow(clippy::cast_precision_loss, reason = "kilobytes of memory")]
+fn idle_megabytes(station: &Station) -> Result<f64> {
+    let argv = ["sh", "-c", "echo ready; exec sleep 60"].map(str::to_owned);
+    let mut running = station.program(&argv).start(&station.workspace.lab.host)?;
+    running.line_with("ready")?;
+    thread::sleep(SETTLED);
+    let tree = Tree::of(running.pid())?;
+    let ours = tree.processes.iter().filter(|process| !process.command.starts_with("sleep "));
+    let kilobytes = ours.map(|process| pss_kilobytes(process.pid)).collect::<Result<Vec<u64>>>()?;
+    ensure!(kilobytes.len() > 1, "only one process of `sidestep run`: {tree:#?}");
+    drop(running);
+    tree.is_gone(Duration::from_secs(5))?;
+    Ok(kilobytes.iter().sum::<u64>() as f64 * 1024.0 / 1e6)
+}
+
+fn pss_kilobytes(pid: i32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let pss = text.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok());
+    pss.with_context(|| format!("no Pss in {path}"))
+}
+
+#[allow(clippy::cast_precision_loss, reason = "nanoseconds of a moment")]
+fn start_milliseconds(station: &Station) -> Result<f64> {
+    let mut command = station.program(&[FIGURES.to_owned(), "clock".to_owned()]).command();
+    command.stdin(Stdio::null());
+    let (begun, output) = station.workspace.lab.host.within(|| (monotonic_nanoseconds(), command.output()));
+    let output = output?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let running: u64 = text.trim().parse().with_context(|| format!("no clock from a workspace: {output:?}"))?;
+    Ok(running.saturating_sub(begun) as f64 / 1e6)
+}
+
+/// A clock that processes have in common.
+pub fn monotonic_nanoseconds() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}

@@ -1,0 +1,121 @@
+//! Where a figure is measured: a path to the network, in a lab of its own with servers at its remote end.
+//!
+//! Every path has its own lab, made alike, so that no path inherits another's TIME_WAITs or buffers.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path as File;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::connections;
+use crate::lab::command::{Program, Running};
+use crate::lab::servers;
+use crate::lab::workspace::{Caller, Path, Way, Workspace};
+use crate::peers::Peer;
+
+/// This program at a path that every uid of the lab can reach.
+pub const FIGURES: &str = "/run/lab/figures";
+pub const IPERF3_PORT: u16 = 5201;
+
+/// What carries the packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contender {
+    Host,
+    /// The host under another name: the control.
+    HostAgain,
+    Tap {
+        mtu: u32,
+    },
+    Bypass,
+    Peer(Peer),
+}
+
+pub struct Station {
+    pub contender: Contender,
+    pub workspace: Workspace,
+    _iperf3: Running,
+}
+
+/// Copies the running program, whose own path the lab may hide, to [`FIGURES`], with the lab's furniture in place.
+pub fn install_this_program() -> Result<()> {
+    std::fs::copy("/proc/self/exe", FIGURES).context("copy this program into the lab")?;
+    std::fs::set_permissions(File::new(FIGURES), std::fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+impl Contender {
+    /// The contenders that every figure has.
+    pub const OURS: [Self; 3] = [Self::Host, Self::Tap { mtu: 1500 }, Self::Bypass];
+
+    pub fn is_host(self) -> bool {
+        matches!(self, Self::Host | Self::HostAgain)
+    }
+
+    fn path(self) -> Path {
+        match self {
+            Self::Host | Self::HostAgain | Self::Peer(_) => Path::Host,
+            Self::Tap { .. } => Path::Tap,
+            Self::Bypass => Path::Bypass,
+        }
+    }
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.pad("host"),
+            Self::HostAgain => f.pad("host again"),
+            Self::Tap { mtu } => write!(f, "TAP, MTU {mtu}"),
+            Self::Bypass => f.pad("bypass"),
+            Self::Peer(peer) => peer.fmt(f),
+        }
+    }
+}
+
+impl Station {
+    /// A station for each, each with its own lab.
+    pub fn all(contenders: &[Contender]) -> Result<Vec<Self>> {
+        contenders.iter().map(|&contender| Self::new(contender)).collect()
+    }
+
+    fn new(contender: Contender) -> Result<Self> {
+        let mut workspace = Workspace::new(Way { path: contender.path(), caller: Caller::User })?;
+        if let Contender::Tap { mtu } = contender {
+            workspace = workspace.flag(format!("--mtu={mtu}"));
+        }
+        let remote = &workspace.lab.remote;
+        for addr in crate::lab::REMOTE {
+            connections::serve(remote, addr)?;
+        }
+        let iperf3 = servers::iperf3(remote, IPERF3_PORT)?;
+        Ok(Self { contender, workspace, _iperf3: iperf3 })
+    }
+
+    pub fn program(&self, argv: &[String]) -> Program {
+        self.workspace.program(argv)
+    }
+
+    /// Standard output of a command that this station's path carried.
+    pub fn run(&self, argv: &[String], deadline: Duration) -> Result<String> {
+        let measured = match self.contender {
+            Contender::Peer(peer) => peer.run(&self.workspace, argv, deadline),
+            _ => self.program(argv).deadline(deadline).run(&self.workspace.lab.host)?.output(),
+        };
+        measured.with_context(|| format!("measuring {}", self.contender))
+    }
+
+    /// The one number that a mode of this program prints on this station's path.
+    pub fn figure(&self, words: &[&str]) -> Result<f64> {
+        let argv: Vec<String> = [FIGURES].iter().chain(words).map(|&word| word.to_owned()).collect();
+        let text = self.run(&argv, Duration::from_secs(60))?;
+        text.trim().parse().with_context(|| format!("{words:?} printed {text:?}"))
+    }
+}
+
+/// Where connections are closed at once, at the remote's address.
+pub fn closer(addr: IpAddr) -> SocketAddr {
+    SocketAddr::new(addr, connections::PORT)
+}
