@@ -213,7 +213,11 @@ async fn watch(session: Option<Arc<Session>>, stop: OwnedFd) -> anyhow::Result<(
 fn look(session: &Session, now: Instant) {
     let found = session.active.inspect(now);
     if let Some((_, tid)) = found.stuck.first() {
-        tracing::warn!(tid, count = found.stuck.len(), "calls of the workspace hold on to the supervisor: they get EIO");
+        tracing::warn!(
+            tid,
+            count = found.stuck.len(),
+            "calls of the workspace hold on to the supervisor: they get EIO"
+        );
     }
     for (id, _) in found.stuck {
         let _ = session.send(id, STUCK_REPLY);

@@ -3,7 +3,7 @@
 //!
 //! Each query has a host socket of its own, connected to one resolver: its port is as random as the kernel makes it,
 //! and only that resolver can answer. Silence for [`FAILOVER_MS`], or an ICMP error, moves the query to the next
-//! resolver; the one that answered last is asked first. A query is known by its sender and identifier, so one sent
+//! resolver, while those asked before may still answer; the one that answered last is asked first. A query is known by its sender and identifier, so one sent
 //! again by the workspace is sent again. DNS over TCP is an ordinary flow (see `tcp`).
 
 use std::net::{IpAddr, SocketAddr};
@@ -47,15 +47,46 @@ struct QueryKey {
 #[derive(Debug)]
 struct Query {
     key: QueryKey,
-    socket: OwnedFd,
-    /// Which of the host's resolvers is being asked.
-    resolver: usize,
+    /// Resolvers asked, by their place in the configuration, each with its socket; the last one is being waited for.
+    asked: Vec<(usize, OwnedFd)>,
     bytes: Vec<u8>,
     /// Resolvers that refused, one after the other.
     refusals: usize,
     timer: TimerId,
     failover_at: Time,
     expires_at: Time,
+}
+
+/// What the resolvers of one query have said.
+#[derive(Debug)]
+enum Heard {
+    Nothing,
+    Answer {
+        len: usize,
+        resolver: usize,
+    },
+    /// One of them cannot be asked: an ICMP error.
+    Refusal,
+}
+
+impl Query {
+    /// Reads what has come, an answer before anything else.
+    fn hear(&self, buffer: &mut [u8]) -> Heard {
+        let mut heard = Heard::Nothing;
+        for (resolver, socket) in &self.asked {
+            for _ in 0..ANSWERS_A_TURN {
+                match rustix::net::recv(socket, &mut *buffer, RecvFlags::DONTWAIT) {
+                    Ok((len, _)) if buffer.get(..2) == Some(&self.key.id[..]) && len >= HEADER_LEN => {
+                        return Heard::Answer { len, resolver: *resolver };
+                    }
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(Errno::AGAIN) => break,
+                    Err(_) => heard = Heard::Refusal,
+                }
+            }
+        }
+        heard
+    }
 }
 
 /// All unanswered queries.
@@ -80,7 +111,9 @@ impl Dns {
         let key = QueryKey { guest: ip.src, guest_port: datagram.src_port, resolver: ip.dst, id: [a, b] };
         if let Some(query) = self.queries.find(&key).and_then(|index| self.queries.get(index)) {
             // A failure here is met by the failover.
-            let _ = rustix::net::send(&query.socket, datagram.payload, SendFlags::NOSIGNAL);
+            if let Some((_, socket)) = query.asked.last() {
+                let _ = rustix::net::send(socket, datagram.payload, SendFlags::NOSIGNAL);
+            }
             return;
         }
         if self.queries.is_full() {
@@ -88,12 +121,12 @@ impl Dns {
             return;
         }
         let count = edge.config.resolvers.len();
-        let asked = (0..count).find_map(|step| {
+        let first = (0..count).find_map(|step| {
             let resolver = (edge.preferred_resolver + step) % count;
             let address = *edge.config.resolvers.get(resolver)?;
             Some((resolver, ask(address, datagram.payload)?))
         });
-        let Some((resolver, socket)) = asked else {
+        let Some((resolver, socket)) = first else {
             edge.counters.dns.unanswered += 1;
             return edge.unreachable_to_tap(ip.bytes, Reason::Port);
         };
@@ -103,7 +136,7 @@ impl Dns {
             let (failover_at, expires_at) = (edge.now.after(FAILOVER_MS), edge.now.after(LIFETIME_MS));
             edge.timers.set(timer, failover_at);
             let bytes = datagram.payload.to_vec();
-            Some(Query { key, socket, resolver, bytes, refusals: 0, timer, failover_at, expires_at })
+            Some(Query { key, asked: vec![(resolver, socket)], bytes, refusals: 0, timer, failover_at, expires_at })
         });
         if inserted.is_none() {
             edge.counters.drops.host_full += 1;
@@ -114,19 +147,15 @@ impl Dns {
     pub fn host_event(&mut self, edge: &mut Edge, id: FlowId) {
         let Some(index) = self.queries.current(id) else { return };
         let Some(query) = self.queries.get(index) else { return };
-        for _ in 0..ANSWERS_A_TURN {
-            let buffer = edge.frame.payload_mut(usize::from(u16::MAX));
-            match rustix::net::recv(&query.socket, &mut *buffer, RecvFlags::DONTWAIT) {
-                Ok((count, _)) if buffer.get(..2) == Some(&query.key.id[..]) && count >= HEADER_LEN => {
-                    let key = query.key;
-                    edge.udp_to_tap((key.resolver, PORT), (key.guest, key.guest_port), count);
-                    edge.counters.dns.answers += 1;
-                    edge.preferred_resolver = query.resolver;
-                    return self.remove(edge, index);
-                }
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
-                Err(_) => return self.refused(edge, index),
+        match query.hear(edge.frame.payload_mut(usize::from(u16::MAX))) {
+            Heard::Nothing => {}
+            Heard::Refusal => self.refused(edge, index),
+            Heard::Answer { len, resolver } => {
+                let key = query.key;
+                edge.udp_to_tap((key.resolver, PORT), (key.guest, key.guest_port), len);
+                edge.counters.dns.answers += 1;
+                edge.preferred_resolver = resolver;
+                self.remove(edge, index);
             }
         }
     }
@@ -172,15 +201,23 @@ impl Dns {
         if count < 2 {
             return;
         }
-        query.resolver = (query.resolver + 1) % count;
-        let Some(&address) = edge.config.resolvers.get(query.resolver) else { return };
+        let next = query.asked.last().map_or(0, |&(last, _)| (last + 1) % count);
+        if let Some(at) = query.asked.iter().position(|&(resolver, _)| resolver == next) {
+            let again = query.asked.remove(at);
+            // A failure here is met by the next failover.
+            let _ = rustix::net::send(&again.1, &query.bytes, SendFlags::NOSIGNAL);
+            query.asked.push(again);
+            edge.counters.dns.failovers += 1;
+            return;
+        }
+        let Some(&address) = edge.config.resolvers.get(next) else { return };
         let Some(socket) = ask(address, &query.bytes) else { return };
         let Some(id) = self.queries.id(index) else { return };
         if edge.watch(&socket, id).is_ok()
             && let Some(query) = self.queries.get_mut(index)
         {
             edge.counters.dns.failovers += 1;
-            query.socket = socket;
+            query.asked.push((next, socket));
         }
     }
 

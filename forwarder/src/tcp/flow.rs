@@ -297,3 +297,55 @@ pub fn header(key: &FlowKey, seq: Seq, ack: Seq, flags: TcpFlags, window: u16) -
         urgent: 0.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    use super::*;
+    use crate::flow::Kind;
+    use crate::timer::Wheel;
+
+    fn flow(socket: TcpStream) -> Flow {
+        socket.set_nonblocking(true).unwrap();
+        let id = FlowId { kind: Kind::Tcp, index: 0, generation: 0 };
+        let key =
+            FlowKey { guest: [10, 0, 2, 100].into(), guest_port: 1, remote: [192, 0, 2, 1].into(), remote_port: 2 };
+        let mut send = Send::new(Seq(0), 60_000, 0, 1460);
+        send.established();
+        let options = SynAckOptions { mss: 1460, window_scale: true, sack: true };
+        let timer = Wheel::new(Time(0)).insert(id);
+        let receive = Receive::new(Seq(0), true);
+        Flow::new(id, key, socket.into(), receive, send, Seq(0), options, timer, Time(0))
+    }
+
+    /// With SO_PEEK_OFF and without, the same bytes are seen at the same offsets, before and after some are taken.
+    #[test]
+    fn peeks_see_the_same_with_and_without_offsets_of_the_kernel() {
+        for peek in [PeekOffset::Unset, PeekOffset::Missing] {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let mut host = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let mut flow = flow(listener.accept().unwrap().0);
+            flow.peek = peek;
+            let (mut buffer, mut scratch) = ([0; 4], vec![0; 16]);
+            assert_eq!(flow.peek(0, &mut buffer, &mut scratch), Ok(Peeked::Empty));
+            host.write_all(b"0123456789").unwrap();
+            for (offset, want) in [(0, "0123"), (4, "4567"), (8, "89"), (2, "2345"), (6, "6789")] {
+                let want_len = want.len();
+                assert_eq!(flow.peek(offset, &mut buffer, &mut scratch), Ok(Peeked::Data(want_len)), "{peek:?}");
+                assert_eq!(&buffer[..want_len], want.as_bytes());
+            }
+            assert_eq!(flow.peek(10, &mut buffer, &mut scratch), Ok(Peeked::Empty));
+            flow.send.sent(6);
+            flow.send.acknowledge(Seq(7), 60_000, true);
+            flow.discard_acknowledged(&mut scratch[..4]);
+            assert_eq!(flow.send.unread(), 0);
+            assert_eq!(flow.peek(0, &mut buffer, &mut scratch), Ok(Peeked::Data(4)));
+            assert_eq!(&buffer, b"6789");
+            drop(host);
+            flow.host_closing = true;
+            assert_eq!(flow.peek(4, &mut buffer, &mut scratch), Ok(Peeked::EndOfStream), "{peek:?}");
+        }
+    }
+}
