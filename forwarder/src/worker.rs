@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -56,14 +56,20 @@ pub fn run(
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     raise_descriptor_limit();
-    let tap = Tap::adopt(tap).context("cannot set up the TAP")?;
+    let tap = match Tap::adopt(tap) {
+        Err(error) if is_deleted(&error) => {
+            ready()?;
+            return wait_without_tap(&stop);
+        }
+        adopted => adopted.context("cannot set up the TAP")?,
+    };
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("cannot create an epoll")?;
     let tap_events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
     epoll::add(&epoll, &tap, epoll::EventData::new_u64(TAP_EVENT), tap_events).context("cannot watch the TAP")?;
     epoll::add(&epoll, &stop, epoll::EventData::new_u64(STOP_EVENT), epoll::EventFlags::IN)
         .context("cannot watch the stop descriptor")?;
     let start = Instant::now();
-    let mut worker = Worker {
+    let worker = Worker {
         edge: Edge::new(config, tap, epoll, Time(0)),
         engine: Engine::new(),
         batch: Batch { bytes: vec![0; BATCH * MAX_FRAME].into_boxed_slice(), lens: [0; BATCH] },
@@ -84,7 +90,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&mut self, stop: &OwnedFd) -> anyhow::Result<()> {
+    fn run(mut self, stop: &OwnedFd) -> anyhow::Result<()> {
         let mut events = Vec::with_capacity(EVENTS);
         let mut due = Vec::new();
         loop {
@@ -108,7 +114,14 @@ impl Worker {
                 }
             }
             if self.tap_readable {
-                self.read_tap().context("cannot read the TAP")?;
+                match self.read_tap() {
+                    Err(error) if is_deleted(&error) => {
+                        // Its connections end with it.
+                        drop(self);
+                        return wait_without_tap(stop);
+                    }
+                    read => read.context("cannot read the TAP")?,
+                }
             }
             if self.edge.is_tap_full() && events.is_empty() {
                 self.edge.tap_writable();
@@ -159,6 +172,28 @@ impl Worker {
         let seconds = i64::try_from(millis / 1000).unwrap_or(i64::MAX);
         let nanos = i64::try_from(millis % 1000).unwrap_or(0) * 1_000_000;
         Some(Timespec { tv_sec: seconds, tv_nsec: nanos })
+    }
+}
+
+/// The workspace, which may, has deleted the interface: the descriptor is of no use any more.
+fn is_deleted(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBADFD)
+}
+
+/// A workspace without its TAP has no network, but it goes on, and so do its connections on host sockets.
+fn wait_without_tap(stop: &OwnedFd) -> anyhow::Result<()> {
+    tracing::warn!("the workspace has deleted its TAP: it has no network except by the bypass");
+    let mut polled = [PollFd::new(stop, PollFlags::IN)];
+    loop {
+        match poll(&mut polled, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("cannot wait for the monitor"),
+        }
+        let events = polled.first().map_or(PollFlags::empty(), PollFd::revents);
+        let is_gone = events.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL);
+        if is_gone || (events.contains(PollFlags::IN) && is_closed(stop, epoll::EventFlags::IN)) {
+            return Ok(());
+        }
     }
 }
 
