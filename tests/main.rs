@@ -21,6 +21,7 @@ mod epoll;
 mod harness;
 mod isolation;
 mod lab;
+mod listening;
 mod names;
 mod netfilter;
 mod programs;
@@ -46,6 +47,7 @@ fn main() -> anyhow::Result<ExitCode> {
         harness::CASES,
         run::CASES,
         tcp::CASES,
+        listening::CASES,
         names::CASES,
         datagrams::CASES,
         differential::CASES,

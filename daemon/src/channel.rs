@@ -2,7 +2,7 @@
 //!
 //! launcher → monitor: what it made, with the descriptors; monitor → launcher: go on.
 //! monitor → worker: its start, with its descriptors; worker → monitor: ready. The end of the channel at a worker means
-//! that the monitor is gone.
+//! that the monitor is gone. supervisor → factory: a job; the answer comes on a channel of the job's own.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;

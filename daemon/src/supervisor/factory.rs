@@ -8,26 +8,19 @@
 //! Limits: a job has [`TIME_LIMIT`]; a factory that died makes every job an error, which fails closed.
 
 use std::fs;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::channel::{Channel, Received};
 use crate::sys::{fork, socket};
 
 const TIME_LIMIT: Duration = Duration::from_secs(2);
-const MAX_MESSAGE: usize = 256;
-/// The reply socket, the user namespace, and one more.
-const MAX_DESCRIPTORS: usize = 3;
+/// Beside a job: the channel for the answer, the user namespace, and one more.
+const DESCRIPTORS: usize = 3;
 
 #[derive(Serialize, Deserialize)]
 enum Job {
@@ -51,19 +44,19 @@ enum Answer {
 
 /// The supervisor's end.
 pub struct Factory {
-    requests: OwnedFd,
+    jobs: Channel,
 }
 
 impl Factory {
     /// Forks the factory. Only in a process with one thread.
     pub fn start() -> io::Result<Self> {
-        let (ours, theirs) = pair()?;
+        let (ours, theirs) = Channel::pair()?;
         fork::fork(|| {
             // The supervisor's end must not stay open here: its closing is what ends the factory.
-            let closed = nix::unistd::close(ours.as_raw_fd());
-            i32::from(closed.map_err(io::Error::from).and_then(|()| serve(&theirs)).is_err())
+            let closed = nix::unistd::close(ours.as_fd().as_raw_fd());
+            i32::from(closed.is_err() || serve(&theirs).is_err())
         })?;
-        Ok(Self { requests: ours })
+        Ok(Self { jobs: ours })
     }
 
     /// A nonblocking socket that belongs to `netns`, which `userns` owns.
@@ -109,25 +102,22 @@ impl Factory {
     }
 
     fn run(&self, job: &Job, userns: BorrowedFd<'_>, beside: BorrowedFd<'_>) -> io::Result<(Answer, Option<OwnedFd>)> {
-        let (ours, theirs) = pair()?;
-        set_socket_timeout(&ours, Timeout::Recv, Some(TIME_LIMIT))?;
-        send(self.requests.as_fd(), job, &[theirs.as_fd(), userns, beside])?;
+        let (ours, theirs) = Channel::pair()?;
+        self.jobs.send(job, &[theirs.as_fd(), userns, beside]).map_err(io::Error::other)?;
         drop(theirs);
-        let (answer, mut descriptors) = receive(ours.as_fd())?
-            .ok_or_else(|| io::Error::other("the socket factory ended in the middle of a job"))?;
-        Ok((answer, descriptors.pop()))
+        match ours.receive(Some(TIME_LIMIT)).map_err(io::Error::other)? {
+            Received::Message(answer, mut descriptors) => Ok((answer, descriptors.pop())),
+            Received::Timeout => Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)),
+            Received::Closed => Err(io::Error::other("the socket factory ended in the middle of a job")),
+        }
     }
 }
 
-fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
-}
-
 /// The factory's life: a child for each job, until the supervisor is gone.
-fn serve(requests: &OwnedFd) -> io::Result<()> {
+fn serve(jobs: &Channel) -> anyhow::Result<()> {
     fork::reap_children_automatically()?;
-    while let Some((job, descriptors)) = receive::<Job>(requests.as_fd())? {
-        let Ok([reply, userns, beside]) = <[OwnedFd; MAX_DESCRIPTORS]>::try_from(descriptors) else { continue };
+    while let Received::Message(job, descriptors) = jobs.receive::<Job>(None)? {
+        let Ok([reply, userns, beside]) = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors) else { continue };
         // Without a child the reply socket closes, which the supervisor takes for a failure.
         let _ = fork::fork(|| {
             let (answer, made) = match work(&job, &userns, &beside) {
@@ -135,7 +125,7 @@ fn serve(requests: &OwnedFd) -> io::Result<()> {
                 Err(error) => (Answer::Errno(error.raw_os_error().unwrap_or(libc::EIO)), None),
             };
             let descriptors: Vec<_> = made.iter().map(AsFd::as_fd).collect();
-            i32::from(send(reply.as_fd(), &answer, &descriptors).is_err())
+            i32::from(Channel::from(reply).send(&answer, &descriptors).is_err())
         });
     }
     Ok(())
@@ -189,36 +179,4 @@ fn become_user_of(tid: u32) -> io::Result<()> {
     nix::unistd::setegid(effective("Gid:")?.into())?;
     nix::unistd::seteuid(effective("Uid:")?.into())?;
     Ok(())
-}
-
-fn send<T: Serialize>(to: BorrowedFd<'_>, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::other("too many descriptors for one message"));
-    }
-    sendmsg(to, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-/// One message and its descriptors; None at the end of the conversation.
-fn receive<T: DeserializeOwned>(from: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut bytes = [0; MAX_MESSAGE];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let descriptors = control
-        .drain()
-        .filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    if received.bytes == 0 {
-        return Ok(None);
-    }
-    let message = serde_json::from_slice(bytes.get(..received.bytes).unwrap_or(&[])).map_err(io::Error::other)?;
-    Ok(Some((message, descriptors)))
 }
