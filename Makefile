@@ -9,7 +9,7 @@ SIDESTEP := target/release/sidestep
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config
 RUN_PACKAGES := iproute2 uidmap
 TEST_PACKAGES := bash bind9-dnsutils busybox-static curl hey iperf3 iptables iputils-ping mawk mount nftables nodejs \
-	passwd procps psmisc python3-minimal redis-server redis-tools strace util-linux
+	passwd procps psmisc python3 redis-server redis-tools strace util-linux
 PEER_PACKAGES := passt slirp4netns
 PACKAGES := $(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES) $(PEER_PACKAGES)
 
