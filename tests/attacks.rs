@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::lab::REMOTE;
 use crate::lab::command::Program;
@@ -37,22 +37,26 @@ fn race(ws: Workspace, mode: &str, rounds: u32) -> Result<()> {
         std::io::copy(&mut stream, &mut std::io::sink()).map(drop)
     })?;
     let forbidden = TcpServer::start(&ws.lab.host, (LOOPBACK, 0), |_| Ok(()))?;
-    let done = ws
-        .program([race.as_os_str()])
-        .arg(mode)
-        .arg(rounds.to_string())
-        .arg(REMOTE[0].to_string())
-        .arg(allowed.addr.port().to_string())
-        .arg(LOOPBACK.to_string())
-        .arg(forbidden.addr.port().to_string())
-        .run(&ws.lab.host)?
-        .succeeded()?;
-    ensure!(forbidden.accepted() == 0, "the forbidden server was reached {} times: {done}", forbidden.accepted());
-    ensure!(done.stdout.contains(" reached 0"), "{done}");
-    // A race nobody ran proves nothing.
+    // A race nobody ran proves nothing: it is run again where the scheduler let the other thread win nearly always.
     let least = if mode == "descriptor" { 1 } else { rounds as usize / 20 };
-    ensure!(allowed.accepted() >= least, "only {} of {rounds} reached the allowed server: {done}", allowed.accepted());
-    Ok(())
+    for _ in 0..20 {
+        let done = ws
+            .program([race.as_os_str()])
+            .arg(mode)
+            .arg(rounds.to_string())
+            .arg(REMOTE[0].to_string())
+            .arg(allowed.addr.port().to_string())
+            .arg(LOOPBACK.to_string())
+            .arg(forbidden.addr.port().to_string())
+            .run(&ws.lab.host)?
+            .succeeded()?;
+        ensure!(forbidden.accepted() == 0, "the forbidden server was reached {} times: {done}", forbidden.accepted());
+        ensure!(done.stdout.contains(" reached 0"), "{done}");
+        if allowed.accepted() >= least {
+            return Ok(());
+        }
+    }
+    bail!("only {} of 20 times {rounds} reached the allowed server", allowed.accepted())
 }
 
 fn address_race(ws: Workspace) -> Result<()> {
