@@ -31,6 +31,10 @@ impl Terminal {
     /// Starts `program` as the leader of a session with this terminal.
     pub fn start(program: Program, netns: &Netns) -> Result<Self> {
         let pty = openpty(None, None).context("make a terminal")?;
+        // A copy in another test's child would keep the terminal from ever hanging up.
+        for end in [&pty.master, &pty.slave] {
+            rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
+        }
         let mut command = program.behind(["setsid", "--ctty"]).env("TERM", "dumb").command();
         let slave = File::from(pty.slave);
         command
