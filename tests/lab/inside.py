@@ -16,6 +16,15 @@ def dial(addr, port, timeout=20):
     s = tcp(addr)
     s.settimeout(timeout)
     s.connect((addr, port))
+    try:
+        s.getpeername()
+    except OSError:
+        # Linux queues an ICMP error over IPv4 for MSG_ERRQUEUE, and wakes poll(), a moment before it sets SO_ERROR.
+        # A program with a timeout that looks in between takes the refusal for a connection.
+        hangup = select.poll()
+        hangup.register(s, 0)
+        hangup.poll(timeout * 1000)
+        raise OSError(s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 'refused') from None
     return s
 
 
