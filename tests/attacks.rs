@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::lab::REMOTE;
 use crate::lab::command::Program;
+use crate::lab::effort;
 use crate::lab::processes::Tree;
 use crate::lab::servers::TcpServer;
 use crate::lab::workspace::Workspace;
@@ -29,8 +30,10 @@ fn attacker(ws: &Workspace, source: &str, name: &str) -> Result<PathBuf> {
     Ok(out)
 }
 
+/// `rounds` tries in one run of the attacker; 20,000 in the soak.
 fn race(ws: Workspace, mode: &str, rounds: u32) -> Result<()> {
-    let ws = ws.deadline(Duration::from_secs(90));
+    let rounds = effort::tries(rounds, 20_000);
+    let ws = ws.deadline(effort::lasting(Duration::from_secs(90), Duration::from_secs(900)));
     let race = attacker(&ws, include_str!("attacks/race.c"), mode)?;
     let allowed = TcpServer::start(&ws.lab.remote, (REMOTE[0], 0), |stream| {
         let mut stream = stream;

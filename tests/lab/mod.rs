@@ -9,6 +9,7 @@
 
 pub mod command;
 pub mod dns;
+pub mod effort;
 pub mod netns;
 pub mod processes;
 pub mod servers;
