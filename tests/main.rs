@@ -25,6 +25,7 @@ mod lab;
 mod listening;
 mod names;
 mod netfilter;
+mod policy;
 mod programs;
 mod routes;
 mod run;
@@ -55,6 +56,7 @@ fn main() -> anyhow::Result<ExitCode> {
         epoll::CASES,
         programs::CASES,
         isolation::CASES,
+        policy::CASES,
         routes::CASES,
         netfilter::CASES,
         signals::CASES,

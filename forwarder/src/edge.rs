@@ -2,7 +2,7 @@
 //! the other, and the configuration between them.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll;
@@ -11,6 +11,7 @@ use crate::counters::Counters;
 use crate::flow::FlowId;
 use crate::gateway::unreachable::{self, Reason};
 use crate::network::MacAddr;
+use crate::policy::{self, Egress, Request, Transport};
 use crate::tap::{Tap, Written};
 use crate::timer::{Time, Wheel};
 use crate::wire::build::Macs;
@@ -84,6 +85,11 @@ impl Edge {
             IpAddr::V4(_) => Some(IpAddr::V4(network.v4.gateway())),
             IpAddr::V6(_) => network.v6.map(|v6| IpAddr::V6(v6.gateway())),
         }
+    }
+
+    /// What the policy says about a destination of the workspace.
+    pub fn egress(&self, destination: SocketAddr, transport: Transport) -> Egress {
+        self.config.policy.egress(&self.config.network, Request { destination, transport }, policy::is_own)
     }
 
     /// The host's resolver to ask after `step` others, beginning with the one that answered last; None after all.

@@ -15,7 +15,7 @@ use crate::edge::Edge;
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::gateway::unreachable::Reason;
 use crate::network::Role;
-use crate::policy::Egress;
+use crate::policy::{Egress, Transport};
 use crate::timer::{Time, TimerId};
 use crate::wire::transport::{ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, ICMPV6_ECHO_REPLY, ICMPV6_ECHO_REQUEST, IcmpHeader};
 use crate::wire::{IcmpEcho, IpPacket};
@@ -51,20 +51,19 @@ impl Icmp {
 
     /// Takes in an echo request.
     pub fn echo_from_tap(&mut self, edge: &mut Edge, ip: &IpPacket<'_>, echo: &IcmpEcho<'_>) {
-        let network = &edge.config.network;
-        if matches!(network.role(ip.dst), Some(Role::Gateway | Role::Resolver)) {
+        if matches!(edge.config.network.role(ip.dst), Some(Role::Gateway | Role::Resolver)) {
             let len = edge.frame.put_payload(echo.payload);
             reply_to_tap(edge, (ip.dst, ip.src), echo.id, echo.sequence, len);
             return;
         }
         // Ping has no ports; any will do for the policy's question.
-        let destination = match edge.config.policy.egress(network, SocketAddr::new(ip.dst, 0)) {
+        let destination = match edge.egress(SocketAddr::new(ip.dst, 0), Transport::Icmp) {
             Egress::Host(address) => address,
             Egress::Resolver => return,
-            Egress::Denied(_) => {
+            Egress::Denied(denial) => {
                 edge.counters.ping.denied += 1;
                 if !ip.dst.is_multicast() {
-                    edge.unreachable_to_tap(ip.bytes, Reason::Network);
+                    edge.unreachable_to_tap(ip.bytes, Reason::of_denial(denial));
                 }
                 return;
             }

@@ -19,7 +19,7 @@ use crate::edge::Edge;
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::gateway::dns::{self, Dns};
 use crate::gateway::unreachable::Reason;
-use crate::policy::{Denial, Egress};
+use crate::policy::{Denial, Egress, Transport};
 use crate::sys;
 use crate::tap::Written;
 use crate::timer::{Time, TimerId};
@@ -120,15 +120,15 @@ impl Udp {
         destination: SocketAddr,
     ) -> Option<SocketAddr> {
         let is_broadcast = ip.dst == IpAddr::V4(edge.config.network.v4.broadcast());
-        match edge.config.policy.egress(&edge.config.network, destination) {
+        match edge.egress(destination, Transport::Udp) {
             Egress::Host(host) => return Some(host),
             Egress::Resolver if destination.port() == dns::PORT => self.dns.query_from_tap(edge, ip, datagram),
             Egress::Resolver => edge.unreachable_to_tap(ip.bytes, Reason::Port),
             Egress::Denied(Denial::Multicast) => edge.counters.drops.multicast += 1,
             Egress::Denied(_) if is_broadcast => edge.counters.drops.multicast += 1,
-            Egress::Denied(_) => {
+            Egress::Denied(denial) => {
                 edge.counters.udp.flows.denied += 1;
-                edge.unreachable_to_tap(ip.bytes, Reason::Prohibited);
+                edge.unreachable_to_tap(ip.bytes, Reason::of_denied_datagram(denial));
             }
         }
         None

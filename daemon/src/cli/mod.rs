@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod egress;
 mod forwarder;
 mod init;
 mod run;

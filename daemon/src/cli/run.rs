@@ -10,6 +10,7 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use sidestep_forwarder::network::{Ipv4Subnet, MAX_MTU, MIN_MTU};
 
+use super::egress::EgressRules;
 use crate::launcher::{Bypass, Choice, Mtu, Settings};
 use crate::logging::{self, LogFormat, LogLevel, LogSettings};
 use crate::monitor;
@@ -41,6 +42,14 @@ pub struct Run {
           require_equals = true)]
     bypass: Option<Bypass>,
 
+    /// With --bypass: take connected UDP sockets out as well
+    ///
+    /// A UDP socket on the host's network can send to any address there, not only where it was connected: a workspace
+    /// then reaches by UDP what its own routes and firewall rules would keep from it, the host's loopback included.
+    /// So it goes with no --deny that applies to UDP.
+    #[arg(long)]
+    bypass_udp: bool,
+
     /// MTU of the TAP, 1280 to 65520; auto: that of the device of the host's default route
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_mtu)]
     mtu: Mtu,
@@ -60,6 +69,9 @@ pub struct Run {
     /// Let the workspace reach the host's 127.0.0.1 and ::1 by the gateway's address (default: refused)
     #[arg(long)]
     host_loopback: bool,
+
+    #[command(flatten)]
+    egress: EgressRules,
 
     /// Pid namespace: nothing is left behind when it ends; auto: wherever /proc can be mounted
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", require_equals = true)]
@@ -98,11 +110,13 @@ impl Run {
                 Some(bypass) => bypass,
                 None => bypass_from(&env::var("SIDESTEP_BYPASS").unwrap_or_default())?,
             },
+            bypass_udp: self.bypass_udp,
             mtu: self.mtu,
             cidr: self.cidr,
             ifname: self.ifname,
             ipv6: self.ipv6,
             host_loopback: self.host_loopback,
+            egress_rules: self.egress.0,
             pidns: self.pidns,
             keep_id: self.keep_id,
             state_dir: self.state_dir,

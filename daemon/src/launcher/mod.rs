@@ -26,6 +26,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::network::Ipv4Subnet;
+use sidestep_forwarder::policy::Rule;
 
 pub use plan::Plan;
 pub use workspace::{Made, Workspace, launch};
@@ -36,11 +37,13 @@ use crate::logging::LogSettings;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub bypass: Bypass,
+    pub bypass_udp: bool,
     pub mtu: Mtu,
     pub cidr: Ipv4Subnet,
     pub ifname: String,
     pub ipv6: Choice,
     pub host_loopback: bool,
+    pub egress_rules: Vec<Rule>,
     pub pidns: Choice,
     pub keep_id: bool,
     pub state_dir: Option<PathBuf>,

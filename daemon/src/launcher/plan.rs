@@ -8,17 +8,20 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet, MacAddr, VirtualNetwork};
-use sidestep_forwarder::policy::Policy;
+use sidestep_forwarder::policy::{Policy, Transport};
 
 use super::confine::Confinement;
 use super::id_map::IdMaps;
 use super::resolv_conf::{self, ResolvConf};
-use super::{Choice, Mtu, Settings, host};
+use super::{Bypass, Choice, Mtu, Settings, host};
 use crate::logging::LogFormat;
+use crate::supervisor::Extent;
 
 pub struct Plan {
     pub network: VirtualNetwork,
     pub policy: Policy,
+    /// What the bypass takes out besides TCP of the workspace's own namespace.
+    pub extent: Extent,
     /// The host's, for the forwarder.
     pub resolvers: Vec<IpAddr>,
     pub ifname: String,
@@ -50,10 +53,12 @@ impl Plan {
             guest_mac: mac(settings.cidr, Ipv4Subnet::guest),
             gateway_mac: mac(settings.cidr, Ipv4Subnet::gateway),
         };
+        let policy = Policy { host_loopback: settings.host_loopback, rules: settings.egress_rules.clone() };
         let host_resolv_conf = ResolvConf::parse(&fs::read_to_string(resolv_conf::PATH).unwrap_or_default());
         let command = settings.command.iter().map(|argument| CString::new(argument.as_bytes()));
         Ok(Self {
-            policy: Policy { host_loopback: settings.host_loopback },
+            extent: extent(settings, &policy)?,
+            policy,
             resolv_conf: host_resolv_conf.for_workspace(&network),
             resolvers: host_resolv_conf.nameservers,
             network,
@@ -66,6 +71,18 @@ impl Plan {
             sigmask,
         })
     }
+}
+
+fn extent(settings: &Settings, policy: &Policy) -> anyhow::Result<Extent> {
+    if settings.bypass_udp {
+        ensure!(settings.bypass != Bypass::Off, "--bypass-udp takes UDP past the TAP, which needs --bypass as well");
+        ensure!(
+            !policy.restricts(Transport::Udp),
+            "--bypass-udp cannot keep to a --deny: a UDP socket taken out sends wherever it likes; give the rule for \
+             /tcp only, or leave --bypass-udp out"
+        );
+    }
+    Ok(Extent { udp: settings.bypass_udp })
 }
 
 fn wants_ipv6(choice: Choice) -> anyhow::Result<bool> {

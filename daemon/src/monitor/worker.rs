@@ -88,6 +88,7 @@ impl Workers {
                 strict: made.active == Active::Strict,
                 network: plan.network.clone(),
                 policy: plan.policy.clone(),
+                extent: plan.extent,
                 tap_ifindex: made.tap_ifindex,
             },
             state_dir: state_dir.to_owned(),

@@ -6,8 +6,9 @@
 use std::net::SocketAddr;
 
 use sidestep_forwarder::network::VirtualNetwork;
-use sidestep_forwarder::policy::{Egress, Policy};
+use sidestep_forwarder::policy::{Egress, Policy, Request, Transport};
 
+use super::Extent;
 use super::decode::Call;
 use super::facts::{Kind, NetnsCookie, SocketFacts, TcpState};
 use super::netfilter::Netfilter;
@@ -21,6 +22,7 @@ pub struct Ground {
     pub workspace: NetnsCookie,
     pub network: VirtualNetwork,
     pub policy: Policy,
+    pub extent: Extent,
     /// Index of our TAP in the workspace's namespace.
     pub tap_ifindex: u32,
 }
@@ -29,7 +31,7 @@ pub struct Ground {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Dialled from the host's namespace, and the host socket put in the process's descriptor.
-    Bypass(SocketAddr),
+    Bypass(Exit),
     /// Carried out by the supervisor on the process's own socket, in that socket's namespace. A host socket is first
     /// replaced by one of the workspace's namespace.
     InPlace(Reason),
@@ -40,10 +42,19 @@ pub enum Verdict {
     Continue(Reason),
 }
 
+/// Where a connection taken out goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    pub to: SocketAddr,
+    /// The interface to bind the host socket to: a UDP socket's, which could be aimed elsewhere later.
+    pub device: Option<u32>,
+}
+
 /// Why, for the log and the counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     NotIp,
+    /// No socket that is taken out: UDP without `--bypass-udp`, raw, MPTCP.
     NotTcp,
     NestedNamespace,
     NotConnect,
@@ -70,7 +81,7 @@ pub enum Reason {
 pub enum Candidate {
     Settled(Verdict),
     /// Ask the routes about this destination, then [`with_routes`].
-    Outward(SocketAddr),
+    Outward(SocketAddr, Transport),
 }
 
 /// The part of the decision that needs no route.
@@ -83,7 +94,7 @@ pub fn candidate(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate
     }
     match in_place_reason(ground, call, facts) {
         Some(reason) => Candidate::Settled(Verdict::InPlace(reason)),
-        None => outward(ground, call),
+        None => outward(ground, call, facts.kind),
     }
 }
 
@@ -98,18 +109,23 @@ pub struct Ways {
 }
 
 /// The rest of the decision.
-pub fn with_routes(ground: &Ground, destination: SocketAddr, ways: Ways) -> Verdict {
+pub fn with_routes(ground: &Ground, request: Request, ways: Ways) -> Verdict {
     if ways.inside == InsideRoute::Elsewhere {
         return Verdict::InPlace(Reason::Route);
     }
     if ways.netfilter == Netfilter::CouldTouch {
         return Verdict::InPlace(Reason::Netfilter);
     }
-    match (ground.policy.egress(&ground.network, destination), ways.host) {
+    let Egress::Host(to) = ground.policy.egress(&ground.network, request, |_| ways.host == HostRoute::Own) else {
         // The TAP refuses it in the same words, at the same place.
-        (Egress::Denied(_) | Egress::Resolver, _) => Verdict::InPlace(Reason::Policy),
-        (Egress::Host(_), HostRoute::Many) => Verdict::InPlace(Reason::HostRoute),
-        (Egress::Host(to), HostRoute::One | HostRoute::Own | HostRoute::None) => Verdict::Bypass(to),
+        return Verdict::InPlace(Reason::Policy);
+    };
+    match (request.transport, ways.host) {
+        (_, HostRoute::Many) => Verdict::InPlace(Reason::HostRoute),
+        (Transport::Tcp, _) => Verdict::Bypass(Exit { to, device: None }),
+        (_, HostRoute::One { device }) => Verdict::Bypass(Exit { to, device: Some(device) }),
+        // No interface to bind to that leads there and not to the host's loopback.
+        (_, HostRoute::Own | HostRoute::None) => Verdict::InPlace(Reason::HostRoute),
     }
 }
 
@@ -126,7 +142,7 @@ fn in_place_reason(ground: &Ground, call: &Call, facts: &SocketFacts) -> Option<
     let Call::Connect(_) = call else { return Some(Reason::NotConnect) };
     if facts.netns != ground.workspace {
         Some(Reason::NestedNamespace)
-    } else if facts.kind != Kind::Tcp {
+    } else if transport(ground, facts.kind).is_none() {
         Some(Reason::NotTcp)
     } else if facts.state != TcpState::Closed {
         Some(Reason::InUse)
@@ -139,8 +155,18 @@ fn in_place_reason(ground: &Ground, call: &Call, facts: &SocketFacts) -> Option<
     }
 }
 
-fn outward(ground: &Ground, call: &Call) -> Candidate {
+/// None: sockets of this kind are not taken out.
+fn transport(ground: &Ground, kind: Kind) -> Option<Transport> {
+    match kind {
+        Kind::Tcp => Some(Transport::Tcp),
+        Kind::Udp => ground.extent.udp.then_some(Transport::Udp),
+        Kind::OtherIp | Kind::NotIp => None,
+    }
+}
+
+fn outward(ground: &Ground, call: &Call, kind: Kind) -> Candidate {
     let in_place = |reason| Candidate::Settled(Verdict::InPlace(reason));
+    let Some(transport) = transport(ground, kind) else { return in_place(Reason::NotTcp) };
     let Call::Connect(address) = call else { return in_place(Reason::NotConnect) };
     let Meaning::Ip(destination) = address.meaning() else { return in_place(Reason::NotAnAddress) };
     let ip = destination.ip().to_canonical();
@@ -151,22 +177,24 @@ fn outward(ground: &Ground, call: &Call) -> Candidate {
     } else if ground.network.role(ip).is_some() || ip.is_unspecified() || ip.is_loopback() {
         in_place(Reason::VirtualAddress)
     } else {
-        Candidate::Outward(destination)
+        Candidate::Outward(destination, transport)
     }
 }
 
 /// Host sockets exist in the workspace only because a connect was taken out; each further call on one is settled so
 /// that none of them ever moves it to another destination.
 fn on_host_socket(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate {
-    if facts.kind != Kind::Tcp {
+    if transport(ground, facts.kind).is_none() {
         return Candidate::Settled(Verdict::Deny(libc::EPERM, Reason::NotTcp));
     }
     match (call, facts.state) {
         (Call::Connect(address), state) => match (address.meaning(), state) {
             (Meaning::Unspecified, _) => Candidate::Settled(Verdict::InPlace(Reason::Disconnect)),
-            (_, TcpState::Closed) => outward(ground, call),
+            // A UDP socket may be connected again and again: each time it is decided anew.
+            (_, TcpState::Closed) => outward(ground, call, facts.kind),
             _ => Candidate::Settled(Verdict::OnHostSocket),
         },
+        (Call::Bind(_), _) if facts.kind == Kind::Udp => Candidate::Settled(Verdict::Deny(libc::EINVAL, Reason::InUse)),
         (Call::Bind(_) | Call::Listen { .. }, TcpState::Closed) => {
             Candidate::Settled(Verdict::InPlace(Reason::NotConnect))
         }
@@ -180,6 +208,7 @@ mod tests {
     use crate::supervisor::facts::SocketCookie;
     use crate::supervisor::sockaddr::RawAddress;
     use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet};
+    use sidestep_forwarder::policy::{Action, Rule};
 
     const HOST: NetnsCookie = NetnsCookie(1);
     const WORKSPACE: NetnsCookie = NetnsCookie(2);
@@ -193,7 +222,14 @@ mod tests {
             guest_mac: [2; 6],
             gateway_mac: [4; 6],
         };
-        Ground { host: HOST, workspace: WORKSPACE, network, policy: Policy::default(), tap_ifindex: 2 }
+        Ground {
+            host: HOST,
+            workspace: WORKSPACE,
+            network,
+            policy: Policy::default(),
+            extent: Extent::default(),
+            tap_ifindex: 2,
+        }
     }
 
     fn fresh(netns: NetnsCookie) -> SocketFacts {
@@ -218,18 +254,19 @@ mod tests {
     fn settled(call: &Call, facts: SocketFacts) -> Verdict {
         match candidate(&ground(), call, &facts) {
             Candidate::Settled(verdict) => verdict,
-            Candidate::Outward(to) => panic!("{call:?} went outward to {to}"),
+            Candidate::Outward(to, _) => panic!("{call:?} went outward to {to}"),
         }
     }
 
     #[test]
     fn only_a_fresh_tcp_socket_of_the_workspace_goes_outward() {
         let call = connect("192.0.2.1:80");
-        let outward = Candidate::Outward("192.0.2.1:80".parse().unwrap());
+        let outward = Candidate::Outward("192.0.2.1:80".parse().unwrap(), Transport::Tcp);
         assert_eq!(candidate(&ground(), &call, &fresh(WORKSPACE)), outward);
         let cases = [
             (SocketFacts { netns: NESTED, ..fresh(WORKSPACE) }, Reason::NestedNamespace),
             (SocketFacts { kind: Kind::OtherIp, ..fresh(WORKSPACE) }, Reason::NotTcp),
+            (SocketFacts { kind: Kind::Udp, ..fresh(WORKSPACE) }, Reason::NotTcp),
             (SocketFacts { state: TcpState::InUse, ..fresh(WORKSPACE) }, Reason::InUse),
             (SocketFacts { bound: true, ..fresh(WORKSPACE) }, Reason::Bound),
             (SocketFacts { signals: true, ..fresh(WORKSPACE) }, Reason::Signals),
@@ -289,35 +326,95 @@ mod tests {
         assert_eq!(settled(&elsewhere, udp), Verdict::Deny(libc::EPERM, Reason::NotTcp));
         // A connect from a closed host socket is decided anew, like one from a fresh socket.
         let again = candidate(&ground(), &elsewhere, &in_state(TcpState::Closed));
-        assert_eq!(again, Candidate::Outward("192.0.2.9:80".parse().unwrap()));
+        assert_eq!(again, Candidate::Outward("192.0.2.9:80".parse().unwrap(), Transport::Tcp));
         assert_eq!(
             settled(&connect("127.0.0.1:80"), in_state(TcpState::Closed)),
             Verdict::InPlace(Reason::VirtualAddress)
         );
     }
 
+    fn request(destination: &str, transport: Transport) -> Request {
+        Request { destination: destination.parse().unwrap(), transport }
+    }
+
     #[test]
     fn routes_and_policy() {
-        let to: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        let tcp = request("192.0.2.1:80", Transport::Tcp);
+        let out = Verdict::Bypass(Exit { to: tcp.destination, device: None });
         let tap = InsideRoute::OurTap { source: None };
+        let one = HostRoute::One { device: 3 };
         let cases = [
-            (tap, Netfilter::Untouched, HostRoute::One, Verdict::Bypass(to)),
-            (tap, Netfilter::Untouched, HostRoute::Own, Verdict::Bypass(to)),
-            (tap, Netfilter::Untouched, HostRoute::None, Verdict::Bypass(to)),
+            (tap, Netfilter::Untouched, one, out),
+            (tap, Netfilter::Untouched, HostRoute::Own, out),
+            (tap, Netfilter::Untouched, HostRoute::None, out),
             (tap, Netfilter::Untouched, HostRoute::Many, Verdict::InPlace(Reason::HostRoute)),
-            (tap, Netfilter::CouldTouch, HostRoute::One, Verdict::InPlace(Reason::Netfilter)),
+            (tap, Netfilter::CouldTouch, one, Verdict::InPlace(Reason::Netfilter)),
             (tap, Netfilter::CouldTouch, HostRoute::Many, Verdict::InPlace(Reason::Netfilter)),
-            (InsideRoute::Elsewhere, Netfilter::Untouched, HostRoute::One, Verdict::InPlace(Reason::Route)),
-            (InsideRoute::Elsewhere, Netfilter::CouldTouch, HostRoute::One, Verdict::InPlace(Reason::Route)),
+            (InsideRoute::Elsewhere, Netfilter::Untouched, one, Verdict::InPlace(Reason::Route)),
+            (InsideRoute::Elsewhere, Netfilter::CouldTouch, one, Verdict::InPlace(Reason::Route)),
         ];
         for (inside, netfilter, host, want) in cases {
             let ways = Ways { inside, netfilter, host };
-            assert_eq!(with_routes(&ground(), to, ways), want, "{ways:?}");
+            assert_eq!(with_routes(&ground(), tcp, ways), want, "{ways:?}");
         }
-        let open = Ways { inside: tap, netfilter: Netfilter::Untouched, host: HostRoute::One };
-        let link_local = "[fe80::1%3]:80".parse().unwrap();
+        let open = Ways { inside: tap, netfilter: Netfilter::Untouched, host: one };
+        let link_local = request("[fe80::1%3]:80", Transport::Tcp);
         assert_eq!(with_routes(&ground(), link_local, open), Verdict::InPlace(Reason::Policy));
-        let mapped = with_routes(&ground(), "[::ffff:192.0.2.1]:80".parse().unwrap(), open);
-        assert_eq!(mapped, Verdict::Bypass(to));
+        assert_eq!(with_routes(&ground(), request("[::ffff:192.0.2.1]:80", Transport::Tcp), open), out);
+    }
+
+    #[test]
+    fn rules_of_the_policy_keep_a_connection_in_place() {
+        let deny = |text: &str| Rule { action: Action::Deny, matches: text.parse().unwrap() };
+        let policy = Policy { rules: vec![deny("192.0.2.0/24:80"), deny("host")], ..Policy::default() };
+        let ground = Ground { policy, ..ground() };
+        let one = HostRoute::One { device: 3 };
+        let cases = [
+            ("192.0.2.1:80", one, false),
+            ("192.0.2.1:81", one, true),
+            ("192.0.2.1:81", HostRoute::Own, false),
+            ("[::ffff:192.0.2.1]:80", one, false),
+        ];
+        for (destination, host, bypassed) in cases {
+            let inside = InsideRoute::OurTap { source: None };
+            let ways = Ways { inside, netfilter: Netfilter::Untouched, host };
+            let verdict = with_routes(&ground, request(destination, Transport::Tcp), ways);
+            let denied = verdict == Verdict::InPlace(Reason::Policy);
+            assert_eq!(
+                (matches!(verdict, Verdict::Bypass(_)), denied),
+                (bypassed, !bypassed),
+                "{destination} {host:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn udp_leaves_by_one_interface_and_only_on_request() {
+        let ground = Ground { extent: Extent { udp: true }, ..ground() };
+        let call = connect("192.0.2.1:53");
+        let outward = Candidate::Outward("192.0.2.1:53".parse().unwrap(), Transport::Udp);
+        let fresh_udp = |netns| SocketFacts { kind: Kind::Udp, ..fresh(netns) };
+        assert_eq!(candidate(&ground, &call, &fresh_udp(WORKSPACE)), outward);
+        assert_eq!(candidate(&ground, &call, &fresh_udp(HOST)), outward, "a connected one may be connected again");
+        let sent = SocketFacts { bound: true, ..fresh_udp(WORKSPACE) };
+        assert_eq!(candidate(&ground, &call, &sent), Candidate::Settled(Verdict::InPlace(Reason::Bound)));
+        let bind = Call::Bind(RawAddress::from("0.0.0.0:0".parse::<SocketAddr>().unwrap()));
+        let refused = Verdict::Deny(libc::EINVAL, Reason::InUse);
+        assert_eq!(candidate(&ground, &bind, &fresh_udp(HOST)), Candidate::Settled(refused));
+
+        let udp = request("192.0.2.1:53", Transport::Udp);
+        let out = Verdict::Bypass(Exit { to: udp.destination, device: Some(3) });
+        let kept = Verdict::InPlace(Reason::HostRoute);
+        let cases = [
+            (HostRoute::One { device: 3 }, out),
+            (HostRoute::Own, kept),
+            (HostRoute::None, kept),
+            (HostRoute::Many, kept),
+        ];
+        for (host, want) in cases {
+            let inside = InsideRoute::OurTap { source: None };
+            let ways = Ways { inside, netfilter: Netfilter::Untouched, host };
+            assert_eq!(with_routes(&ground, udp, ways), want, "{host:?}");
+        }
     }
 }

@@ -21,10 +21,30 @@ pub struct SocketCookie(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Tcp,
-    /// UDP, raw, ping, MPTCP, SCTP: an IP socket all the same, never answered with CONTINUE.
+    Udp,
+    /// Raw, ping, MPTCP, SCTP: an IP socket all the same, never answered with CONTINUE.
     OtherIp,
     /// AF_UNIX, netlink, packet and the rest: no IP address to reach.
     NotIp,
+}
+
+impl Kind {
+    fn of(socket_type: i32, protocol: i32) -> Self {
+        match (socket_type, protocol) {
+            (libc::SOCK_STREAM, libc::IPPROTO_TCP) => Self::Tcp,
+            (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => Self::Udp,
+            _ => Self::OtherIp,
+        }
+    }
+
+    /// Type and protocol, as socket(2) takes them, where there may be a host socket in the place of such a one.
+    pub fn exchangeable(self) -> Option<(i32, i32)> {
+        match self {
+            Self::Tcp => Some((libc::SOCK_STREAM, libc::IPPROTO_TCP)),
+            Self::Udp => Some((libc::SOCK_DGRAM, libc::IPPROTO_UDP)),
+            Self::OtherIp | Self::NotIp => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +66,7 @@ pub struct SocketFacts {
     pub cookie: SocketCookie,
     /// Of a TCP socket; Closed for others.
     pub state: TcpState,
-    /// bind(2) was called, on an address or a port.
+    /// It has an address or a port, by bind(2) or (UDP) by having sent.
     pub bound: bool,
     pub nonblocking: bool,
     /// Signal-driven I/O (O_ASYNC, F_SETOWN) is set up on the open file.
@@ -66,16 +86,16 @@ impl SocketFacts {
         let socket_type = socket::int_option(copy, libc::SOL_SOCKET, libc::SO_TYPE)?;
         let protocol = socket::int_option(copy, libc::SOL_SOCKET, libc::SO_PROTOCOL)?;
         let netns = NetnsCookie(socket::u64_option(copy, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE)?);
-        let tcp = socket_type == libc::SOCK_STREAM && protocol == libc::IPPROTO_TCP;
+        let kind = Kind::of(socket_type, protocol);
         let flags = rustix::fs::fcntl_getfl(copy)?.bits().cast_signed();
         Ok(Self {
-            kind: if tcp { Kind::Tcp } else { Kind::OtherIp },
+            kind,
             ipv6: domain == libc::AF_INET6,
             raw: socket_type == libc::SOCK_RAW,
             netns,
             cookie,
-            state: if tcp { tcp_state(copy)? } else { TcpState::Closed },
-            bound: tcp && is_bound(copy)?,
+            state: if kind == Kind::Tcp { tcp_state(copy)? } else { TcpState::Closed },
+            bound: kind.exchangeable().is_some() && is_bound(copy)?,
             nonblocking: flags & libc::O_NONBLOCK != 0,
             signals: flags & libc::O_ASYNC != 0 || socket::has_signal_owner(copy),
             uid: rustix::fs::fstat(copy)?.st_uid,
@@ -147,7 +167,7 @@ mod tests {
         assert_eq!((facts.kind, facts.state, facts.bound, facts.ipv6), (Kind::Tcp, TcpState::Closed, false, true));
         assert!(facts.nonblocking && !facts.signals);
         assert_eq!(facts.netns, own_netns().unwrap());
-        assert_eq!(of(udp.as_fd()).kind, Kind::OtherIp);
+        assert_eq!((of(udp.as_fd()).kind, of(udp.as_fd()).bound), (Kind::Udp, true));
         assert_eq!(of(unix.as_fd()).kind, Kind::NotIp);
         let file = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(SocketFacts::of(file.as_fd()).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));

@@ -9,7 +9,7 @@ use rustix::time::Timespec;
 
 use crate::sys::socket;
 
-use super::facts::SocketFacts;
+use super::facts::{Kind, SocketFacts};
 use super::options::Pristine;
 use super::sockaddr::{RawAddress, for_domain};
 
@@ -21,29 +21,56 @@ pub enum Progress {
     Failed(i32),
 }
 
-/// Untouched sockets of both families, of the workspace's namespace or of the host's.
-pub struct PristinePair {
+/// Untouched sockets of one namespace, the workspace's or the host's.
+pub struct Untouched {
+    tcp: PristinePair,
+    /// None: UDP is not taken out.
+    udp: Option<PristinePair>,
+}
+
+/// Untouched sockets of both families.
+struct PristinePair {
     v4: Pristine,
     /// None: the namespace has no IPv6.
     v6: Option<Pristine>,
 }
 
-impl PristinePair {
-    /// `make` gives a new TCP socket of the domain asked for.
-    pub fn read(make: impl Fn(i32) -> io::Result<OwnedFd>) -> io::Result<Self> {
-        let v4 = Pristine::read(make(libc::AF_INET)?.as_fd(), false);
-        let v6 = make(libc::AF_INET6).ok().map(|fresh| Pristine::read(fresh.as_fd(), true));
-        Ok(Self { v4, v6 })
+impl Untouched {
+    /// `make` gives a new socket of the domain, type and protocol asked for.
+    pub fn read(udp: bool, make: impl Fn(i32, i32, i32) -> io::Result<OwnedFd>) -> io::Result<Self> {
+        let pair = |kind: Kind| {
+            let (socket_type, protocol) = kind.exchangeable().unwrap_or_default();
+            let v4 = Pristine::read(make(libc::AF_INET, socket_type, protocol)?.as_fd(), kind, false);
+            let v6 = make(libc::AF_INET6, socket_type, protocol).ok();
+            Ok::<_, io::Error>(PristinePair { v4, v6: v6.map(|fresh| Pristine::read(fresh.as_fd(), kind, true)) })
+        };
+        Ok(Self { tcp: pair(Kind::Tcp)?, udp: udp.then(|| pair(Kind::Udp)).transpose()? })
+    }
+
+    /// Those of this process's namespace.
+    pub fn on_host(udp: bool) -> io::Result<Self> {
+        let Self { tcp, udp } = Self::read(udp, socket::new)?;
+        let udp = udp.map(|PristinePair { v4, v6 }| PristinePair {
+            v4: v4.whatever_interface(),
+            v6: v6.map(Pristine::whatever_interface),
+        });
+        Ok(Self { tcp, udp })
     }
 
     pub fn of(&self, facts: &SocketFacts) -> Option<&Pristine> {
-        if facts.ipv6 { self.v6.as_ref() } else { Some(&self.v4) }
+        let pair = match facts.kind {
+            Kind::Tcp => &self.tcp,
+            Kind::Udp => self.udp.as_ref()?,
+            Kind::OtherIp | Kind::NotIp => return None,
+        };
+        if facts.ipv6 { pair.v6.as_ref() } else { Some(&pair.v4) }
     }
 }
 
 /// A new socket of this process's namespace, like `facts`, nonblocking. None: this host has no such family.
 pub fn like(facts: &SocketFacts) -> io::Result<Option<OwnedFd>> {
-    match socket::new(domain(facts), libc::SOCK_STREAM, libc::IPPROTO_TCP) {
+    let Some((socket_type, protocol)) = facts.kind.exchangeable() else { return Ok(None) };
+    match socket::new(domain(facts), socket_type, protocol) {
         Ok(host) => Ok(Some(host)),
         Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(None),
         Err(e) => Err(e),

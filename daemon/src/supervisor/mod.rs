@@ -46,7 +46,7 @@ use self::active::{Active, STUCK_REPLY};
 use self::decide::Ground;
 use self::epoll::Epolls;
 use self::factory::Factory;
-use self::host_socket::PristinePair;
+use self::host_socket::Untouched;
 use self::ledger::Ledger;
 use self::route::Oracle;
 use self::session::Session;
@@ -64,8 +64,16 @@ pub struct Start {
     pub strict: bool,
     pub network: VirtualNetwork,
     pub policy: Policy,
+    pub extent: Extent,
     /// Index of the TAP inside the workspace's network namespace.
     pub tap_ifindex: u32,
+}
+
+/// What the bypass takes out besides TCP of the workspace's own namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// `--bypass-udp`: connected UDP sockets, bound to the interface they leave by.
+    pub udp: bool,
 }
 
 /// Descriptors the monitor keeps copies of, in the order in which they are sent.
@@ -122,16 +130,16 @@ fn serve(
     let make = |domain, kind, protocol| {
         factory.socket(handles.userns.as_fd(), handles.netns.as_fd(), (domain, kind, protocol))
     };
-    let workspace = PristinePair::read(|domain| make(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP))
-        .context("cannot make a socket in the workspace's network namespace")?;
-    let host = PristinePair::read(|domain| socket::new(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP))
-        .context("cannot make a socket")?;
+    let workspace =
+        Untouched::read(start.extent.udp, make).context("cannot make a socket in the workspace's network namespace")?;
+    let host = Untouched::on_host(start.extent.udp).context("cannot make a socket")?;
     let probe = make(libc::AF_INET, libc::SOCK_DGRAM, 0).context("cannot make a socket in the workspace")?;
     let ground = Ground {
         host: facts::own_netns().context("this kernel has no SO_NETNS_COOKIE (Linux 5.14)")?,
         workspace: facts::netns_of(probe.as_fd()).context("this kernel has no SO_NETNS_COOKIE (Linux 5.14)")?,
         network: start.network,
         policy: start.policy,
+        extent: start.extent,
         tap_ifindex: start.tap_ifindex,
     };
     let netfilter = netfilter_sources(&factory, &handles)

@@ -8,7 +8,9 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sys::socket;
+use crate::sys::socket::{self, SO_BINDTOIFINDEX};
+
+use super::facts::Kind;
 
 /// The largest option below: struct timeval, 16 bytes; a congestion control's name has as many.
 const VALUE: usize = 16;
@@ -20,8 +22,13 @@ const IPV6_ADDR_PREFERENCES: i32 = 72;
 const IPV6_MINHOPCOUNT: i32 = 73;
 const IPV6_AUTOFLOWLABEL: i32 = 70;
 const IPV6_UNICAST_IF: i32 = 76;
+const IPV6_RECVERR_RFC4884: i32 = 31;
+const IP_RECVFRAGSIZE: i32 = 25;
+const IP_RECVERR_RFC4884: i32 = 26;
+const UDP_ENCAP: i32 = 100;
+const UDP_NO_CHECK6_TX: i32 = 101;
+const UDP_NO_CHECK6_RX: i32 = 102;
 const SO_BUF_LOCK: i32 = 72;
-const SO_BINDTOIFINDEX: i32 = 62;
 const SO_TXREHASH: i32 = 74;
 const SOCK_SNDBUF_LOCK: i32 = 1;
 const SOCK_RCVBUF_LOCK: i32 = 2;
@@ -41,6 +48,10 @@ const fn tcp(name: i32) -> SocketOption {
     SocketOption { level: libc::IPPROTO_TCP, name, ipv6_only: false }
 }
 
+const fn udp(name: i32) -> SocketOption {
+    SocketOption { level: libc::IPPROTO_UDP, name, ipv6_only: false }
+}
+
 const fn ip(name: i32) -> SocketOption {
     SocketOption { level: libc::IPPROTO_IP, name, ipv6_only: false }
 }
@@ -50,7 +61,7 @@ const fn ipv6(name: i32) -> SocketOption {
 }
 
 /// Set on the new socket where they differ.
-const CARRIED: [SocketOption; 45] = [
+const CARRIED: [SocketOption; 29] = [
     general(libc::SO_REUSEADDR),
     general(libc::SO_REUSEPORT),
     general(libc::SO_KEEPALIVE),
@@ -66,6 +77,23 @@ const CARRIED: [SocketOption; 45] = [
     general(libc::SO_ZEROCOPY),
     general(libc::SO_MAX_PACING_RATE),
     general(SO_TXREHASH),
+    ip(libc::IP_TOS),
+    ip(libc::IP_TTL),
+    ip(libc::IP_MTU_DISCOVER),
+    ip(libc::IP_RECVERR),
+    ip(libc::IP_RECVTOS),
+    ip(libc::IP_BIND_ADDRESS_NO_PORT),
+    ipv6(libc::IPV6_V6ONLY),
+    ipv6(libc::IPV6_UNICAST_HOPS),
+    ipv6(libc::IPV6_TCLASS),
+    ipv6(libc::IPV6_MTU_DISCOVER),
+    ipv6(libc::IPV6_RECVERR),
+    ipv6(IPV6_ADDR_PREFERENCES),
+    ipv6(IPV6_MINHOPCOUNT),
+    ipv6(IPV6_AUTOFLOWLABEL),
+];
+
+const CARRIED_TCP: [SocketOption; 15] = [
     tcp(libc::TCP_NODELAY),
     tcp(libc::TCP_CORK),
     tcp(libc::TCP_KEEPIDLE),
@@ -81,38 +109,73 @@ const CARRIED: [SocketOption; 45] = [
     tcp(libc::TCP_INQ),
     tcp(libc::TCP_THIN_LINEAR_TIMEOUTS),
     tcp(TCP_TX_DELAY),
-    ip(libc::IP_TOS),
-    ip(libc::IP_TTL),
-    ip(libc::IP_MTU_DISCOVER),
-    ip(libc::IP_RECVERR),
-    ip(libc::IP_RECVTOS),
-    ip(libc::IP_BIND_ADDRESS_NO_PORT),
-    ipv6(libc::IPV6_V6ONLY),
-    ipv6(libc::IPV6_UNICAST_HOPS),
-    ipv6(libc::IPV6_TCLASS),
-    ipv6(libc::IPV6_MTU_DISCOVER),
-    ipv6(libc::IPV6_RECVERR),
-    ipv6(IPV6_ADDR_PREFERENCES),
-    ipv6(IPV6_MINHOPCOUNT),
-    ipv6(IPV6_AUTOFLOWLABEL),
-    // After IP_TOS, which sets it too.
-    general(libc::SO_PRIORITY),
 ];
+
+const CARRIED_UDP: [SocketOption; 33] = [
+    udp(libc::UDP_CORK),
+    udp(libc::UDP_SEGMENT),
+    udp(libc::UDP_GRO),
+    udp(UDP_NO_CHECK6_TX),
+    udp(UDP_NO_CHECK6_RX),
+    general(libc::SO_BROADCAST),
+    general(libc::SO_NO_CHECK),
+    general(libc::SO_TIMESTAMPING),
+    general(libc::SO_RXQ_OVFL),
+    general(libc::SO_PEEK_OFF),
+    general(libc::SO_SELECT_ERR_QUEUE),
+    ip(libc::IP_PKTINFO),
+    ip(libc::IP_RECVTTL),
+    ip(libc::IP_RECVOPTS),
+    ip(libc::IP_RETOPTS),
+    ip(libc::IP_RECVORIGDSTADDR),
+    ip(libc::IP_CHECKSUM),
+    ip(IP_RECVFRAGSIZE),
+    ip(IP_RECVERR_RFC4884),
+    ip(libc::IP_MULTICAST_TTL),
+    ip(libc::IP_MULTICAST_LOOP),
+    ip(libc::IP_MULTICAST_ALL),
+    ipv6(libc::IPV6_RECVPKTINFO),
+    ipv6(libc::IPV6_RECVHOPLIMIT),
+    ipv6(libc::IPV6_RECVTCLASS),
+    ipv6(libc::IPV6_RECVPATHMTU),
+    ipv6(libc::IPV6_RECVORIGDSTADDR),
+    ipv6(libc::IPV6_RECVFRAGSIZE),
+    ipv6(IPV6_RECVERR_RFC4884),
+    ipv6(libc::IPV6_DONTFRAG),
+    ipv6(libc::IPV6_FLOWINFO_SEND),
+    ipv6(libc::IPV6_MULTICAST_HOPS),
+    ipv6(libc::IPV6_MULTICAST_LOOP),
+];
+
+/// After IP_TOS, which sets it too.
+const CARRIED_LAST: SocketOption = general(libc::SO_PRIORITY);
 
 /// These bend where or how packets go in the workspace's own network, or cannot be read back whole: a socket on which
 /// one differs stays there.
-const KEEPS_IN_PLACE: [SocketOption; 10] = [
+const KEEPS_IN_PLACE: [SocketOption; 7] = [
     general(libc::SO_MARK),
     general(SO_BINDTOIFINDEX),
-    tcp(libc::TCP_ULP),
-    tcp(libc::TCP_FASTOPEN_CONNECT),
-    tcp(libc::TCP_REPAIR),
     ip(libc::IP_TRANSPARENT),
     ip(libc::IP_UNICAST_IF),
     ip(libc::IP_OPTIONS),
     ip(IP_LOCAL_PORT_RANGE),
     ipv6(IPV6_UNICAST_IF),
 ];
+
+const KEEPS_IN_PLACE_TCP: [SocketOption; 3] =
+    [tcp(libc::TCP_ULP), tcp(libc::TCP_FASTOPEN_CONNECT), tcp(libc::TCP_REPAIR)];
+
+const KEEPS_IN_PLACE_UDP: [SocketOption; 4] =
+    [udp(UDP_ENCAP), general(libc::SO_TXTIME), ip(libc::IP_MULTICAST_IF), ipv6(libc::IPV6_MULTICAST_IF)];
+
+/// What a kind of socket has beside the options of all: carried, and keeping it in place.
+fn options_of(kind: Kind) -> (&'static [SocketOption], &'static [SocketOption]) {
+    match kind {
+        Kind::Tcp => (&CARRIED_TCP, &KEEPS_IN_PLACE_TCP),
+        Kind::Udp => (&CARRIED_UDP, &KEEPS_IN_PLACE_UDP),
+        Kind::OtherIp | Kind::NotIp => (&[], &[]),
+    }
+}
 
 /// An option's value as the kernel writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +197,7 @@ impl Value {
     }
 }
 
-/// What an untouched socket of one namespace and family reads.
+/// What an untouched socket of one namespace, kind and family reads.
 pub struct Pristine {
     ipv6: bool,
     carried: Vec<(SocketOption, Value)>,
@@ -151,13 +214,24 @@ pub struct Difference {
 pub static NOT_CARRIED: AtomicU64 = AtomicU64::new(0);
 
 impl Pristine {
-    /// `untouched` is a TCP socket just made.
-    pub fn read(untouched: BorrowedFd<'_>, ipv6: bool) -> Self {
-        let read = |options: &[SocketOption]| {
-            let options = options.iter().filter(|option| ipv6 || !option.ipv6_only);
+    /// `untouched` is a socket of that kind just made.
+    pub fn read(untouched: BorrowedFd<'_>, kind: Kind, ipv6: bool) -> Self {
+        let read = |options: &[&[SocketOption]]| {
+            let options = options.iter().copied().flatten().filter(|option| ipv6 || !option.ipv6_only);
             options.filter_map(|&option| Some((option, Value::read(untouched, option)?))).collect()
         };
-        Self { ipv6, carried: read(&CARRIED), keeps_in_place: read(&KEEPS_IN_PLACE) }
+        let (carried, keeps_in_place) = options_of(kind);
+        Self {
+            ipv6,
+            carried: read(&[&CARRIED, carried, &[CARRIED_LAST]]),
+            keeps_in_place: read(&[&KEEPS_IN_PLACE, keeps_in_place]),
+        }
+    }
+
+    /// For host sockets that are bound to an interface when they are made.
+    pub fn whatever_interface(mut self) -> Self {
+        self.keeps_in_place.retain(|(option, _)| option.name != SO_BINDTOIFINDEX || option.level != libc::SOL_SOCKET);
+        self
     }
 
     /// What differs on `socket`, or None when it must stay in its namespace.
@@ -226,9 +300,17 @@ mod tests {
     use super::*;
     use std::os::fd::{AsFd, OwnedFd};
 
+    fn new(kind: Kind, ipv6: bool) -> OwnedFd {
+        let (socket_type, protocol) = kind.exchangeable().unwrap();
+        socket::new(if ipv6 { libc::AF_INET6 } else { libc::AF_INET }, socket_type, protocol).unwrap()
+    }
+
     fn fresh(ipv6: bool) -> OwnedFd {
-        let domain = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };
-        socket::new(domain, libc::SOCK_STREAM, 0).unwrap()
+        new(Kind::Tcp, ipv6)
+    }
+
+    fn pristine(ipv6: bool) -> Pristine {
+        Pristine::read(fresh(ipv6).as_fd(), Kind::Tcp, ipv6)
     }
 
     fn set(on: &OwnedFd, level: i32, name: i32, value: i32) {
@@ -237,10 +319,10 @@ mod tests {
 
     #[test]
     fn an_untouched_socket_differs_in_nothing() {
-        for ipv6 in [false, true] {
-            let pristine = Pristine::read(fresh(ipv6).as_fd(), ipv6);
+        for (kind, ipv6) in [(Kind::Tcp, false), (Kind::Tcp, true), (Kind::Udp, false), (Kind::Udp, true)] {
+            let pristine = Pristine::read(new(kind, ipv6).as_fd(), kind, ipv6);
             assert!(pristine.carried.len() >= 30, "this kernel has most options: {}", pristine.carried.len());
-            assert_eq!(pristine.difference(fresh(ipv6).as_fd()).unwrap().values, []);
+            assert_eq!(pristine.difference(new(kind, ipv6).as_fd()).unwrap().values, []);
         }
     }
 
@@ -261,7 +343,7 @@ mod tests {
             (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 0x20),
         ];
         let (old, new) = (fresh(true), fresh(true));
-        let pristine = Pristine::read(fresh(true).as_fd(), true);
+        let pristine = pristine(true);
         for (level, name, value) in settings {
             set(&old, level, name, value);
         }
@@ -275,17 +357,44 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_socket_keeps_what_was_set() {
+        let settings = [
+            (libc::IPPROTO_UDP, libc::UDP_SEGMENT, 1200),
+            (libc::IPPROTO_UDP, libc::UDP_GRO, 1),
+            (libc::SOL_SOCKET, libc::SO_BROADCAST, 1),
+            (libc::IPPROTO_IP, libc::IP_PKTINFO, 1),
+            (libc::IPPROTO_IP, libc::IP_RECVTTL, 1),
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1),
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1),
+            (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, 5),
+        ];
+        let (old, to) = (new(Kind::Udp, true), new(Kind::Udp, true));
+        for (level, name, value) in settings {
+            set(&old, level, name, value);
+        }
+        let pristine = Pristine::read(new(Kind::Udp, true).as_fd(), Kind::Udp, true);
+        let difference = pristine.difference(old.as_fd()).unwrap();
+        assert_eq!(difference.values.len(), settings.len());
+        difference.apply(to.as_fd());
+        for (level, name, value) in settings {
+            assert_eq!(socket::int_option(to.as_fd(), level, name).unwrap(), value, "level {level} option {name}");
+        }
+        set(&old, libc::IPPROTO_UDP, UDP_ENCAP, 2);
+        assert!(pristine.difference(old.as_fd()).is_none());
+    }
+
+    #[test]
     fn the_receive_buffer_keeps_tuning_itself_unless_it_was_fixed() {
         let old = fresh(false);
         set(&old, libc::SOL_SOCKET, libc::SO_SNDBUF, 50_000);
         let new = fresh(false);
-        Pristine::read(fresh(false).as_fd(), false).difference(old.as_fd()).unwrap().apply(new.as_fd());
+        pristine(false).difference(old.as_fd()).unwrap().apply(new.as_fd());
         assert_eq!(socket::int_option(new.as_fd(), libc::SOL_SOCKET, SO_BUF_LOCK).unwrap(), SOCK_SNDBUF_LOCK);
     }
 
     #[test]
     fn options_that_keep_a_socket_in_place() {
-        let pristine = Pristine::read(fresh(false).as_fd(), false);
+        let pristine = pristine(false);
         for (level, name, value) in
             [(libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1), (libc::IPPROTO_IP, libc::IP_UNICAST_IF, 1_i32.to_be())]
         {

@@ -29,7 +29,10 @@ pub enum InsideRoute {
 /// What the host's kernel would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostRoute {
-    One,
+    One {
+        /// Index of the device it leaves by.
+        device: u32,
+    },
     /// The destination is an address of the host itself.
     Own,
     /// Broadcast, multicast, anycast.
@@ -76,7 +79,7 @@ impl Oracle {
 
     pub fn host(&self, destination: IpAddr) -> HostRoute {
         match self.ask(destination, None) {
-            Ok(Some(Route { kind: libc::RTN_UNICAST, .. })) => HostRoute::One,
+            Ok(Some(Route { kind: libc::RTN_UNICAST, device, .. })) => HostRoute::One { device },
             Ok(Some(Route { kind: libc::RTN_LOCAL, .. })) => HostRoute::Own,
             Ok(Some(Route { kind: libc::RTN_BROADCAST | libc::RTN_MULTICAST | libc::RTN_ANYCAST, .. })) => {
                 HostRoute::Many

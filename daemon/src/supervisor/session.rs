@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use sidestep_forwarder::policy::Request;
+
 use crate::sys::listener::{Caller, Listener, Reply};
 
 use super::active::{Active, Busy, Entry};
@@ -111,8 +113,9 @@ impl Session {
     fn decide(&self, call: &Call, facts: &SocketFacts) -> Verdict {
         match candidate(&self.ground, call, facts) {
             Candidate::Settled(verdict) => verdict,
-            Candidate::Outward(destination) => {
-                with_routes(&self.ground, destination, self.ways(destination, facts.uid))
+            Candidate::Outward(destination, transport) => {
+                let ways = self.ways(destination, facts.uid);
+                with_routes(&self.ground, Request { destination, transport }, ways)
             }
         }
     }
@@ -134,7 +137,7 @@ impl Session {
             return failure;
         }
         match verdict {
-            Verdict::Bypass(to) => match self.swap.bypass(&self.listener, stopped, to) {
+            Verdict::Bypass(exit) => match self.swap.bypass(&self.listener, stopped, exit) {
                 Ok(outcome) => outcome,
                 Err(stopped) => self.in_place(stopped, call, work),
             },
@@ -147,7 +150,7 @@ impl Session {
 
     /// The act in the socket's namespace; a host socket first becomes one of the workspace's again.
     fn in_place(&self, stopped: Stopped<'_>, call: &Call, work: &Entry<'_>) -> Outcome {
-        let stopped = if stopped.facts.netns == self.ground.host && stopped.facts.kind == Kind::Tcp {
+        let stopped = if stopped.facts.netns == self.ground.host && stopped.facts.kind.exchangeable().is_some() {
             match self.swap.back(&self.listener, &self.factory, stopped) {
                 Ok(stopped) => stopped,
                 Err(outcome) => return outcome,

@@ -23,10 +23,11 @@ use dashmap::DashMap;
 use crate::sys::listener::{Caller, Listener, Reply};
 use crate::sys::socket;
 
+use super::decide::Exit;
 use super::epoll::{self, Epolls};
 use super::factory::Factory;
-use super::facts::{NetnsCookie, SocketCookie, SocketFacts, TcpState};
-use super::host_socket::{self, PristinePair, Progress};
+use super::facts::{Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
+use super::host_socket::{self, Progress, Untouched};
 use super::session::{Outcome, Stopped};
 use super::tracee;
 use super::waits::End;
@@ -38,8 +39,8 @@ const MAX_KEPT: usize = 1024;
 
 pub struct Swap {
     /// What untouched sockets read in the workspace's namespace and in the host's.
-    pub workspace: PristinePair,
-    pub host: PristinePair,
+    pub workspace: Untouched,
+    pub host: Untouched,
     pub host_netns: NetnsCookie,
     /// The workspace's namespaces, for sockets on the way back.
     pub userns: OwnedFd,
@@ -63,14 +64,9 @@ struct Parked {
 
 impl Swap {
     /// Connects a host socket and puts it in the process's descriptor. Err: the socket must stay where it is.
-    pub fn bypass<'a>(
-        &self,
-        listener: &Listener,
-        stopped: Stopped<'a>,
-        to: SocketAddr,
-    ) -> Result<Outcome, Stopped<'a>> {
-        if let Some(host) = self.memory.unpark(stopped.facts.cookie, to) {
-            return Ok(self.place(listener, &stopped, host, to));
+    pub fn bypass<'a>(&self, listener: &Listener, stopped: Stopped<'a>, exit: Exit) -> Result<Outcome, Stopped<'a>> {
+        if let Some(host) = self.memory.unpark(stopped.facts.cookie, exit.to) {
+            return Ok(self.place(listener, &stopped, host, exit.to));
         }
         let pristine = if stopped.facts.netns == self.host_netns { &self.host } else { &self.workspace };
         let Some(difference) = pristine.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) else {
@@ -82,17 +78,25 @@ impl Swap {
             Err(error) => return Ok(Outcome::of(Err(error))),
         };
         difference.apply(host.as_fd());
+        if let Some(device) = exit.device
+            && let Err(error) = socket::bind_to_device(host.as_fd(), device)
+        {
+            tracing::debug!(%error, "a host socket cannot be bound to its interface");
+            return Err(stopped);
+        }
         stopped.begin_act();
-        match host_socket::start_connect(host.as_fd(), to, &stopped.facts) {
+        match host_socket::start_connect(host.as_fd(), exit.to, &stopped.facts) {
             Progress::Failed(errno) => Ok(Outcome::errno(errno)),
-            Progress::Connected | Progress::Underway => Ok(self.place(listener, &stopped, host, to)),
+            Progress::Connected | Progress::Underway => Ok(self.place(listener, &stopped, host, exit.to)),
         }
     }
 
     /// A blocking connect that is over at once is answered in one step. Any other goes into place first, so that a
     /// caller who is interrupted finds its connect under way when it comes back.
     fn place(&self, listener: &Listener, stopped: &Stopped<'_>, host: OwnedFd, to: SocketAddr) -> Outcome {
-        let progress = if stopped.facts.nonblocking {
+        let progress = if stopped.facts.kind == Kind::Udp {
+            Progress::Connected
+        } else if stopped.facts.nonblocking {
             Progress::Underway
         } else {
             host_socket::progress(host.as_fd()).unwrap_or(Progress::Underway)
@@ -106,8 +110,8 @@ impl Swap {
                 self.memory.park(stopped.facts.cookie, Parked { host, to, since: Instant::now() });
                 Outcome::CallerLeft
             }
-            Ok(Caller::Waiting) if stopped.facts.nonblocking => answered(&host, Reply::Errno(libc::EINPROGRESS)),
             Ok(Caller::Waiting) if progress == Progress::Connected => answered(&host, Reply::Return(0)),
+            Ok(Caller::Waiting) if stopped.facts.nonblocking => answered(&host, Reply::Errno(libc::EINPROGRESS)),
             Ok(Caller::Waiting) => wait(host),
         }
     }
@@ -168,7 +172,8 @@ impl Swap {
             tracing::debug!(tid = stopped.tid, %error, "a host socket cannot become the workspace's again");
             Outcome::of(Err(error))
         };
-        let kind = (host_socket::domain(&stopped.facts), libc::SOCK_STREAM, libc::IPPROTO_TCP);
+        let Some((socket_type, protocol)) = stopped.facts.kind.exchangeable() else { return Ok(stopped) };
+        let kind = (host_socket::domain(&stopped.facts), socket_type, protocol);
         let fresh = factory.socket(self.userns.as_fd(), self.netns.as_fd(), kind).map_err(failed)?;
         if let Some(difference) = self.host.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) {
             difference.apply(fresh.as_fd());

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
+/// asm-generic/socket.h; libc lacks it for this target.
+pub const SO_BINDTOIFINDEX: i32 = 62;
+
 /// Reads a socket option into `value`, returns the bytes the kernel wrote.
 pub fn option(socket: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> io::Result<usize> {
     let mut length = socklen(value.len())?;
@@ -71,6 +74,11 @@ pub fn new(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     check(descriptor.min(0))?;
     // SAFETY: a non-negative result is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Binds the socket to an interface. Without CAP_NET_RAW over the socket's namespace nobody takes that back.
+pub fn bind_to_device(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX, &index.to_ne_bytes())
 }
 
 /// Makes a netlink socket blocking, but not for long: answers are there when the request returns, and a lost one must

@@ -53,7 +53,8 @@ impl Lab {
             guest_mac: [2; 6],
             gateway_mac: [4; 6],
         };
-        let config = Config { network, policy: Policy { host_loopback: true }, resolvers: Vec::new() };
+        let config =
+            Config { network, policy: Policy { host_loopback: true, rules: Vec::new() }, resolvers: Vec::new() };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let edge = Edge::new(config, Tap::ready(tap), epoll, Time(0));
         Self { edge, engine: Engine::new(), guest, buffer: FrameBuffer::default() }

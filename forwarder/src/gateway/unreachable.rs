@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use crate::network::VirtualNetwork;
+use crate::policy::Denial;
 use crate::wire::FrameBuffer;
 use crate::wire::ip::{Ipv4Header, Ipv6Header};
 use crate::wire::transport::IcmpHeader;
@@ -23,6 +24,8 @@ pub enum Reason {
     Port,
     /// ENETUNREACH (EACCES over IPv6), for datagrams: sockets ignore [`Self::Network`], as routes come and go.
     Prohibited,
+    /// EHOSTUNREACH (ECONNREFUSED over IPv6, which has no such code), for datagrams.
+    HostProhibited,
     /// EMSGSIZE, with the MTU that fits.
     TooBig(u16),
 }
@@ -48,6 +51,14 @@ impl Reason {
         }
     }
 
+    pub fn of_denial(denial: Denial) -> Self {
+        if denial == Denial::Rule { Self::Host } else { Self::Network }
+    }
+
+    pub fn of_denied_datagram(denial: Denial) -> Self {
+        if denial == Denial::Rule { Self::HostProhibited } else { Self::Prohibited }
+    }
+
     /// Type, code and the last two bytes of the ICMP header.
     fn v4(self) -> (u8, u8, u16) {
         match self {
@@ -55,6 +66,7 @@ impl Reason {
             Self::Host => (3, 1, 0),
             Self::Port => (3, 3, 0),
             Self::Prohibited => (3, 9, 0),
+            Self::HostProhibited => (3, 10, 0),
             Self::TooBig(mtu) => (3, 4, mtu),
         }
     }
@@ -63,7 +75,7 @@ impl Reason {
         match self {
             Self::Network => (1, 0, 0),
             Self::Host => (1, 3, 0),
-            Self::Port => (1, 4, 0),
+            Self::Port | Self::HostProhibited => (1, 4, 0),
             Self::Prohibited => (1, 1, 0),
             Self::TooBig(mtu) => (2, 0, mtu),
         }

@@ -14,7 +14,7 @@ use crate::edge::Edge;
 use crate::flow::FlowKey;
 use crate::gateway::dns;
 use crate::gateway::unreachable::Reason;
-use crate::policy::Egress;
+use crate::policy::{Egress, Transport};
 use crate::wire::transport::TcpSegment;
 use crate::wire::{IPV4_LEN, IPV6_LEN, IpPacket, TCP_LEN, TcpFlags};
 
@@ -54,16 +54,16 @@ impl Tcp {
 
     /// A SYN for a new connection: ask the policy, then dial.
     fn open(&mut self, edge: &mut Edge, ip: &IpPacket<'_>, key: &FlowKey, segment: &TcpSegment<'_>) {
-        let (destination, resolver) = match edge.config.policy.egress(&edge.config.network, key.remote_addr()) {
+        let (destination, resolver) = match edge.egress(key.remote_addr(), Transport::Tcp) {
             Egress::Host(address) => (address, None),
             Egress::Resolver if key.remote_port == dns::PORT => match edge.resolver(0) {
                 Some(address) => (SocketAddr::new(address, dns::PORT), Some(0)),
                 None => return to_tap::refuse(edge, key, segment),
             },
             Egress::Resolver => return to_tap::refuse(edge, key, segment),
-            Egress::Denied(_) => {
+            Egress::Denied(denial) => {
                 edge.counters.tcp.flows.denied += 1;
-                return edge.unreachable_to_tap(ip.bytes, Reason::Network);
+                return edge.unreachable_to_tap(ip.bytes, Reason::of_denial(denial));
             }
         };
         let options = segment.syn_options();

@@ -1,0 +1,156 @@
+//! `--deny` and `--allow`: the same answers through the TAP and past it.
+
+use std::net::IpAddr;
+
+use anyhow::{Result, ensure};
+
+use crate::lab::servers::TcpServer;
+use crate::lab::workspace::{Workspace, contains};
+use crate::lab::{HOST_V4, HOST_V6, REMOTE, servers};
+
+crate::cases! {
+    EVERY_WAY: networks, ports, first_rule_decides, host, every_connect;
+    BOTH_PATHS: metadata, datagrams, gateway, what_is_refused;
+}
+
+fn accept(ws: &Workspace, addr: IpAddr) -> Result<TcpServer> {
+    TcpServer::echo(&ws.lab.remote, addr)
+}
+
+/// What connects to the addresses give, in order.
+fn attempts(ws: &Workspace, destinations: &[(IpAddr, u16)]) -> Result<String> {
+    let list: Vec<_> = destinations.iter().map(|(addr, port)| format!("('{addr}', {port})")).collect();
+    ws.python(&format!("print(*[attempt(*destination, 5) for destination in [{}]])", list.join(", ")))?.output()
+}
+
+fn networks(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("--deny=192.0.2.0/30").flag("--deny=2001:db8:1::2");
+    for addr in REMOTE {
+        let server = accept(&ws, addr)?;
+        let got = attempts(&ws, &[(addr, server.addr.port())])?;
+        ensure!(got == "EHOSTUNREACH" && server.accepted() == 0, "{addr}: {got}");
+        ensure!(!ws.run(["ping", "-c1", "-W5", &addr.to_string()])?.status.success(), "a denied address was pinged");
+    }
+    let server = TcpServer::echo(&ws.lab.host, IpAddr::V6(HOST_V6))?;
+    ensure!(attempts(&ws, &[(IpAddr::V6(HOST_V6), server.addr.port())])? == "connected");
+    // The same address in another spelling.
+    let server = accept(&ws, REMOTE[0])?;
+    let done = ws.python(&format!("print(attempt('::ffff:{}', {}, 5))", REMOTE[0], server.addr.port()))?;
+    done.printed("EHOSTUNREACH")
+}
+
+fn ports(ws: Workspace) -> Result<()> {
+    let open = [accept(&ws, REMOTE[0])?, accept(&ws, REMOTE[1])?].map(|server| server.addr);
+    let closed = [accept(&ws, REMOTE[0])?, accept(&ws, REMOTE[1])?].map(|server| server.addr);
+    let ws = closed.iter().fold(ws, |ws, addr| ws.flag(format!("--deny={addr}/tcp")));
+    for (open, closed) in open.into_iter().zip(closed) {
+        let got = attempts(&ws, &[(open.ip(), open.port()), (closed.ip(), closed.port())])?;
+        ensure!(got == "connected EHOSTUNREACH", "{closed}: {got}");
+    }
+    Ok(())
+}
+
+fn first_rule_decides(ws: Workspace) -> Result<()> {
+    let (v4, v6) = (accept(&ws, REMOTE[0])?, accept(&ws, REMOTE[1])?);
+    let ws = ws.flag(format!("--allow={}:{}", REMOTE[0], v4.addr.port())).flag("--deny=0.0.0.0/0").flag("--deny=::/0");
+    let got = attempts(&ws, &[(REMOTE[0], v4.addr.port()), (REMOTE[0], 1), (REMOTE[1], v6.addr.port())])?;
+    ensure!(got == "connected EHOSTUNREACH EHOSTUNREACH", "{got}");
+    Ok(())
+}
+
+fn host(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("--deny=host");
+    for (own, remote) in [IpAddr::V4(HOST_V4), IpAddr::V6(HOST_V6)].into_iter().zip(REMOTE) {
+        let own = TcpServer::echo(&ws.lab.host, own)?;
+        let remote = accept(&ws, remote)?;
+        let got = attempts(&ws, &[(own.addr.ip(), own.addr.port()), (remote.addr.ip(), remote.addr.port())])?;
+        ensure!(got == "EHOSTUNREACH connected" && own.accepted() == 0, "{}: {got}", own.addr);
+    }
+    // An address that the host gets later is its own from then on.
+    let later: IpAddr = "203.0.113.9".parse()?;
+    ws.lab.host.run("ip addr add 203.0.113.9/32 dev lo")?;
+    let server = TcpServer::echo(&ws.lab.host, later)?;
+    let got = attempts(&ws, &[(later, server.addr.port())])?;
+    ensure!(got == "EHOSTUNREACH", "{later}: {got}");
+    Ok(())
+}
+
+/// A socket that was connected where it may be is asked again for each new destination.
+fn every_connect(ws: Workspace) -> Result<()> {
+    // IPv6: over IPv4 a refusal stays in the socket's error queue, and poll() takes it for the next connect's.
+    let (open, closed) = (accept(&ws, REMOTE[1])?, accept(&ws, REMOTE[1])?);
+    let ws = ws.flag(format!("--deny={}", closed.addr));
+    ws.python(&format!(
+        "libc = ctypes.CDLL(None, use_errno=True)
+def dissolve(s): libc.connect(s.fileno(), struct.pack('HHI8x', socket.AF_UNSPEC, 0, 0), 16)
+s = tcp(':'); s.settimeout(5)
+for _ in range(3):
+    print(outcome(lambda: s.connect(('{addr}', {}))))
+    dissolve(s)
+    print(outcome(lambda: s.connect(('{addr}', {}))))
+    dissolve(s)",
+        open.addr.port(),
+        closed.addr.port(),
+        addr = REMOTE[1]
+    ))?
+    .printed(&["connected\nEHOSTUNREACH"; 3].join("\n"))?;
+    ensure!(closed.accepted() == 0, "the denied server was reached");
+    Ok(())
+}
+
+fn metadata(ws: Workspace) -> Result<()> {
+    let metadata: IpAddr = "169.254.169.254".parse()?;
+    ws.lab.remote.run("ip addr add 169.254.169.254/32 dev lo")?;
+    let server = accept(&ws, metadata)?;
+    let destination = [(metadata, server.addr.port())];
+    ensure!(attempts(&ws, &destination)? == "connected", "the lab has no metadata service");
+    let ws = ws.flag("--deny=metadata");
+    ensure!(attempts(&ws, &destination)? == "EHOSTUNREACH");
+    ensure!(server.accepted() == 1, "the metadata service was reached");
+    Ok(())
+}
+
+/// A denied datagram is answered with an error: on a connected socket the next call shows it.
+fn datagrams(ws: Workspace) -> Result<()> {
+    for (addr, errno) in REMOTE.into_iter().zip(["EHOSTUNREACH", "ECONNREFUSED"]) {
+        let ws = Workspace::new(ws.way)?;
+        let (open, closed) = (servers::udp_echo(&ws.lab.remote, addr)?, servers::udp_echo(&ws.lab.remote, addr)?);
+        ws.flag(format!("--deny={closed}/udp"))
+            .python(&format!(
+                "for port in {}, {}:
+    s = socket.socket(family('{addr}'), socket.SOCK_DGRAM); s.settimeout(10); s.connect(('{addr}', port))
+    s.send(b'x'); print(outcome(lambda: s.recv(9)))",
+                open.port(),
+                closed.port()
+            ))?
+            .printed(&format!("connected\n{errno}"))?;
+    }
+    Ok(())
+}
+
+/// Rules are about where the gateway leads.
+fn gateway(ws: Workspace) -> Result<()> {
+    let (open, closed) = (accept_on_loopback(&ws)?, accept_on_loopback(&ws)?);
+    let ws = ws.flag("--host-loopback").flag(format!("--deny=127.0.0.1:{}", closed.addr.port()));
+    let gateway = "10.0.2.2".parse()?;
+    let got = attempts(&ws, &[(gateway, open.addr.port()), (gateway, closed.addr.port())])?;
+    ensure!(got == "connected EHOSTUNREACH", "{got}");
+    Ok(())
+}
+
+fn accept_on_loopback(ws: &Workspace) -> Result<TcpServer> {
+    TcpServer::echo(&ws.lab.host, "127.0.0.1".parse()?)
+}
+
+fn what_is_refused(ws: Workspace) -> Result<()> {
+    for (flag, says) in [
+        ("--deny=192.0.2.1/24", "write 192.0.2.0/24"),
+        ("--deny=nowhere", "\"nowhere\" is no address, CIDR, metadata or host"),
+        ("--allow=192.0.2.1:http", "\"http\" is no port or range of ports"),
+        ("--deny=2001:db8::1:443/sctp", "in brackets"),
+    ] {
+        let done = Workspace::new(ws.way)?.flag(flag).run(["true"])?.exited(125)?;
+        contains(&done.stderr, says)?;
+    }
+    Ok(())
+}
