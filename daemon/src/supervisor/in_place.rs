@@ -4,6 +4,7 @@
 //! again. The copy of the descriptor is the same open file, so everything the call changes, the process has changed.
 
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use crate::sys::socket;
 
@@ -13,6 +14,7 @@ use super::facts::Kind;
 use super::privileged_port;
 use super::session::{Outcome, Stopped};
 use super::sockaddr::RawAddress;
+use super::swap::connect_deadline;
 
 /// connect(2). One that waits does so on this thread, which the watch interrupts when the caller has left.
 pub fn connect(stopped: &Stopped<'_>, work: &Entry<'_>, address: &RawAddress) -> Outcome {
@@ -21,7 +23,20 @@ pub fn connect(stopped: &Stopped<'_>, work: &Entry<'_>, address: &RawAddress) ->
     let result = if stopped.facts.nonblocking || stopped.facts.kind != Kind::Tcp {
         connect()
     } else {
-        match work.asleep(connect) {
+        let until = stopped.slot.note_deadline(connect_deadline(stopped.copy.as_fd()));
+        let asleep = || {
+            stopped.slot.end_attempt();
+            let result = connect();
+            stopped.slot.begin_attempt();
+            result
+        };
+        match work.asleep(until, asleep) {
+            // What the kernel says where it keeps the time itself.
+            Ok(Err(e))
+                if e.raw_os_error() == Some(libc::EINTR) && until.is_some_and(|until| until <= Instant::now()) =>
+            {
+                return Outcome::errno(libc::EINPROGRESS);
+            }
             Ok(result) => result,
             Err(_) => return Outcome::errno(libc::EAGAIN),
         }
@@ -32,7 +47,7 @@ pub fn connect(stopped: &Stopped<'_>, work: &Entry<'_>, address: &RawAddress) ->
             // A predecessor began this very connect and died: its success is this call's.
             Some(libc::EISCONN) if again => Outcome::SUCCESS,
             Some(libc::EALREADY) if again => Outcome::errno(libc::EINPROGRESS),
-            // Only the watch interrupts: there is nobody left to answer.
+            // The watch interrupted: there is nobody left to answer.
             Some(libc::EINTR) => Outcome::CallerLeft,
             errno => Outcome::errno(errno.unwrap_or(libc::EIO)),
         },

@@ -29,7 +29,7 @@ mod waits;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -111,7 +111,7 @@ pub fn run(
 /// Threads of the event loop's pool that may be at work, or lost, at the same time.
 const MAX_WORKERS: usize = 512;
 
-/// Starts answering; unanswered calls of a predecessor come first.
+/// Starts answering.
 fn serve(
     start: Start,
     handles: Handles,
@@ -141,7 +141,7 @@ fn serve(
     let outside = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
     let words =
         shared_memory::map_words(&handles.ledger, ledger::SIZE / size_of::<u64>()).context("cannot map the ledger")?;
-    let (ledger, unanswered) = Ledger::open(words);
+    let (ledger, inherited) = Ledger::open(words);
     let swap = Swap {
         workspace,
         host,
@@ -154,6 +154,7 @@ fn serve(
     let session = Arc::new(Session {
         listener: Listener::new(listener),
         ledger,
+        inherited: Mutex::new(inherited),
         active: Active::default(),
         tracees: Tracees::default(),
         factory,
@@ -165,10 +166,6 @@ fn serve(
         waits,
         strict: start.strict,
     });
-    for slot in unanswered {
-        let session = Arc::clone(&session);
-        std::thread::Builder::new().name("recovery".into()).spawn(move || session.recover(slot))?;
-    }
     receivers::start(&session).context("cannot start receiving")?;
     Ok(session)
 }
@@ -226,6 +223,9 @@ fn look(session: &Session, now: Instant) {
         if !session.listener.is_waiting(id) {
             session.active.interrupt(id);
         }
+    }
+    for id in found.overdue {
+        session.active.interrupt(id);
     }
     session.swap.memory.expire(now);
 }

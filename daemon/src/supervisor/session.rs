@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::sys::listener::{Caller, Listener, Reply};
@@ -26,6 +26,8 @@ use super::waits::{End, Waits};
 pub struct Session {
     pub listener: Listener,
     pub ledger: Ledger,
+    /// What a predecessor had received and not answered: taken up before anything new.
+    pub inherited: Mutex<Vec<Slot>>,
     pub active: Active,
     pub tracees: Tracees,
     pub factory: Factory,
@@ -74,7 +76,7 @@ impl Session {
         let notification = slot.notification();
         let outcome = match self.active.enter(notification.id, notification.tid, &slot, Instant::now()) {
             Err(Busy) => Outcome::errno(libc::EAGAIN),
-            Ok(_) if slot.count_attempt() >= MAX_ATTEMPTS => Outcome::errno(libc::EIO),
+            Ok(_) if slot.begin_attempt() >= MAX_ATTEMPTS => Outcome::errno(libc::EIO),
             Ok(work) => self.handle(&slot, &notification, &work).unwrap_or_else(|e| self.unseen(&notification, e)),
         };
         self.conclude(slot, outcome);
@@ -83,6 +85,7 @@ impl Session {
     /// A connect that waited in the event loop has come to an end. On a thread that may be lost.
     pub fn resume(self: &Arc<Self>, slot: Slot, host: OwnedFd, end: End) {
         let notification = slot.notification();
+        slot.begin_attempt();
         let outcome = match self.active.enter(notification.id, notification.tid, &slot, Instant::now()) {
             Err(Busy) => Outcome::errno(libc::EAGAIN),
             Ok(_work) => self.swap.end_of_wait(host, end),
@@ -130,6 +133,7 @@ impl Session {
     }
 
     fn act(&self, stopped: Stopped<'_>, call: &Call, verdict: Verdict, work: &Entry<'_>) -> Outcome {
+        self.swap.complete(&stopped);
         if let Some(failure) = self.untold_failure(&stopped, call) {
             return failure;
         }
@@ -186,7 +190,11 @@ impl Session {
 
     fn conclude(self: &Arc<Self>, slot: Slot, outcome: Outcome) {
         match outcome {
-            Outcome::Wait { host, deadline } => return self.waits.start(self, slot, host, deadline),
+            Outcome::Wait { host, deadline } => {
+                let deadline = slot.note_deadline(deadline);
+                slot.end_attempt();
+                return self.waits.start(self, slot, host, deadline);
+            }
             Outcome::Reply(reply) => {
                 let _ = self.reply(&slot, reply);
             }
