@@ -54,7 +54,7 @@ use self::swap::Swap;
 use self::tracee::Tracees;
 use self::waits::Waits;
 
-/// How often the watch looks for calls that are stuck or that nobody waits for.
+/// How often the watch looks for calls that are stuck or that nobody waits for, and for callers that have ended.
 const WATCH: Duration = Duration::from_millis(250);
 
 /// What the supervisor needs to know; its descriptors come beside it, in [`Handles`].
@@ -228,6 +228,7 @@ fn look(session: &Session, now: Instant) {
         session.active.interrupt(id);
     }
     session.swap.memory.expire(now);
+    session.tracees.forget_ended();
 }
 
 /// A thread that panicked may hold anything; a new supervisor with the ledger is better than half of this one.

@@ -82,6 +82,11 @@ impl Tracees {
         let copy = tracee.copy_descriptor(number.0).map_err(|e| TraceeError::from_copy(&e))?;
         Ok((tracee, copy))
     }
+
+    /// Closes the pidfds of threads that have ended: each is a descriptor, and keeps the kernel's record of a process.
+    pub fn forget_ended(&self) {
+        self.kept.retain(|_, tracee| !pidfd::has_ended(tracee.pidfd.as_fd()));
+    }
 }
 
 impl TraceeError {

@@ -4,6 +4,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 /// Linux 6.9: a pidfd of a thread that does not lead its group.
@@ -16,6 +17,12 @@ pub fn open_thread(tid: u32) -> io::Result<OwnedFd> {
         Err(rustix::io::Errno::INVAL) => Ok(pidfd_open(pid, PidfdFlags::empty())?),
         other => Ok(other?),
     }
+}
+
+/// Whether what the pidfd names has ended, zombies included.
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// A copy of the tracee's descriptor `number`: the same open file. Close-on-exec here whatever it is there.
