@@ -36,6 +36,7 @@ pub const BOTH_PATHS: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Bypass,
 /// Where the lab has to be changed under sidestep in ways that only its root may.
 pub const BOTH_PATHS_AS_ROOT: &[Way] = &[way(Path::Tap, Caller::Root), way(Path::Bypass, Caller::Root)];
 pub const BYPASS: &[Way] = &[way(Path::Bypass, Caller::User), way(Path::Bypass, Caller::Root)];
+pub const TAP: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Tap, Caller::Root)];
 pub const HOST: &[Way] = &[way(Path::Host, Caller::User), way(Path::Host, Caller::Root)];
 pub const USER: &[Way] = &[way(Path::Tap, Caller::User)];
 

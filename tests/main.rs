@@ -18,6 +18,7 @@ mod cases;
 mod crash;
 mod datagrams;
 mod differential;
+mod endurance;
 mod epoll;
 mod harness;
 mod isolation;
@@ -59,6 +60,7 @@ fn main() -> anyhow::Result<ExitCode> {
         netfilter::CASES,
         signals::CASES,
         crash::CASES,
+        endurance::CASES,
         attacks::CASES,
     ];
     let trials = modules.into_iter().flatten().flat_map(cases::Case::trials).collect();
