@@ -270,10 +270,10 @@ fn figures(line: &str) -> Result<(f64, f64)> {
 
 /// Processes and threads come and go and use each other's numbers; the workers are as small afterwards as before.
 fn thousands_of_processes(ws: Workspace) -> Result<()> {
-    /// Connects = processes × these two.
+    /// Connects of each process: these two multiplied.
     const THREADS: u32 = 4;
     const EACH: u32 = 25;
-    let processes = effort::tries(50, 5000);
+    let processes = effort::tries(5_000, 500_000) / (THREADS * EACH);
     let ws = ws.deadline(effort::lasting(LONG, Duration::from_secs(1800)));
     // Several, so that no pair of ends comes back while it is in TIME_WAIT.
     let servers: Vec<_> = (0..8).map(|_| TcpServer::whoami(&ws.lab.remote, REMOTE[0])).collect::<Result<_>>()?;

@@ -8,7 +8,8 @@
 //! |----------------|------------------------------------------------------------|
 //! | `SIDESTEP_BIN` | the binary under test, where it is not the one cargo built |
 //! | `LAB_LOG`      | `--log-level` of every `sidestep run`                      |
-//! | `LAB_SOAK`     | set: as often and as long as `make soak` tries things      |
+//! | `LAB_SOAK`     | set: as often and as long as `make soak` tries things; a   |
+//! |                | path: a line there about each test that depends on it      |
 
 // A test fails by panicking, or by returning the error.
 #![allow(clippy::unwrap_used, reason = "tests")]
