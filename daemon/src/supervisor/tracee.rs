@@ -148,10 +148,11 @@ pub fn is_close_on_exec(tid: u32, number: TraceeFd) -> io::Result<bool> {
     Ok(flags & libc::O_CLOEXEC != 0)
 }
 
-/// Who the tracee is to the kernel's permission checks.
+/// Who the tracee is to the kernel's permission checks, in numbers of the user namespace that this process is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credentials {
     pub euid: u32,
+    pub egid: u32,
     pub effective_capabilities: u64,
 }
 
@@ -170,6 +171,7 @@ fn parse_credentials(status: &str) -> Option<Credentials> {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     Some(Credentials {
         euid: field("Uid:")?.split_whitespace().nth(1)?.parse().ok()?,
+        egid: field("Gid:")?.split_whitespace().nth(1)?.parse().ok()?,
         effective_capabilities: u64::from_str_radix(field("CapEff:")?.trim(), 16).ok()?,
     })
 }
@@ -180,8 +182,8 @@ mod tests {
 
     #[test]
     fn credentials_are_the_effective_ones() {
-        let status = "Name:\tsh\nUid:\t1000\t1001\t1002\t1003\nCapInh:\t0\nCapEff:\t0000000000000400\n";
-        let want = Credentials { euid: 1001, effective_capabilities: 1 << 10 };
+        let status = "Name:\tsh\nUid:\t1000\t1001\t1002\t1003\nGid:\t100\t101\t102\t103\nCapInh:\t0\nCapEff:\t0000000000000400\n";
+        let want = Credentials { euid: 1001, egid: 101, effective_capabilities: 1 << 10 };
         assert_eq!(parse_credentials(status), Some(want));
         assert_eq!(parse_credentials("Name:\tsh\n"), None);
     }
