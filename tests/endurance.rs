@@ -20,7 +20,7 @@ use crate::lab::workspace::{Path, Workspace};
 use crate::lab::{BLACK_HOLE, REMOTE, effort, poll};
 
 crate::cases! {
-    BYPASS: supervisor_under_load;
+    BYPASS: supervisor_under_load, callers_that_leave;
     TAP: forwarder_under_load;
     BOTH_PATHS: forwarder_beside_the_bypass, beside_black_holes;
     BOTH_PATHS_AS_ROOT: thousands_of_processes;
@@ -129,6 +129,46 @@ fn judge_load(report: &str) -> Result<()> {
         let bound = 2.0 + 3.0 * of("stall") + 3.0 * of("hole");
         ensure!(of(kind) < bound, "{kind}: {} s, with {bound} s: {worst:?}", of(kind));
     }
+    Ok(())
+}
+
+/// Callers that die in a connect that waits, taken out or in place, take nothing of the supervisor's with them.
+fn callers_that_leave(ws: Workspace) -> Result<()> {
+    let mut running = ws.start_python(&format!(
+        "full = tcp('127.0.0.1'); full.bind(('127.0.0.1', 0)); full.listen(0)
+queued = []
+while True:
+    queued.append(tcp('127.0.0.1')); queued[-1].settimeout(.2)
+    if outcome(lambda: queued[-1].connect(full.getsockname())) != 'connected': break
+say('ready'); sys.stdin.readline()
+child = os.fork()
+if child == 0:
+    for where in (full.getsockname(), ('{hole}', 80)):
+        for _ in range(40): threading.Thread(target=lambda: tcp(where[0]).connect(where)).start()
+    signal.pause()
+say('waiting'); sys.stdin.readline()
+os.kill(child, signal.SIGKILL); os.wait()
+say('left'); sys.stdin.readline()",
+        hole = BLACK_HOLE[0]
+    ))?;
+    running.line_with("ready")?;
+    let supervisor = Tree::of(running.pid())?.worker("supervisor")?.clone();
+    let before = supervisor.footprint()?;
+    running.write("connect\n")?;
+    running.line_with("waiting")?;
+    poll("80 connects wait", SOON, || {
+        let now = supervisor.footprint()?;
+        Ok((now.threads >= before.threads + 38 && now.descriptors >= before.descriptors + 80).then_some(()))
+    })?;
+    running.write("leave\n")?;
+    running.line_with("left")?;
+    let mut now = before;
+    poll("the supervisor is as small as before", SOON, || {
+        now = supervisor.footprint()?;
+        Ok(is_near(now, before).then_some(()))
+    })
+    .with_context(|| format!("{before:?} before, {now:?} afterwards"))?;
+    running.finish()?.succeeded()?;
     Ok(())
 }
 

@@ -95,6 +95,7 @@ pub fn run(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(MAX_WORKERS)
+        .thread_keep_alive(KEEP_WORKERS)
         .build()
         .context("cannot start the event loop")?;
     let session = match session {
@@ -110,6 +111,8 @@ pub fn run(
 
 /// Threads of the event loop's pool that may be at work, or lost, at the same time.
 const MAX_WORKERS: usize = 512;
+/// How long one with nothing to do stays.
+const KEEP_WORKERS: Duration = Duration::from_secs(1);
 
 /// Starts answering.
 fn serve(

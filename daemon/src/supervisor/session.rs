@@ -160,7 +160,7 @@ impl Session {
             stopped
         };
         match call {
-            Call::Connect(address) => in_place::connect(&stopped, work, address),
+            Call::Connect(address) => in_place::connect(&self.listener, &stopped, work, address),
             Call::Bind(address) => in_place::bind(&stopped, &self.factory, address),
             &Call::Listen { backlog } if stopped.facts.kind == Kind::NotIp => {
                 in_place::listen_as(&stopped, &self.factory, backlog)
