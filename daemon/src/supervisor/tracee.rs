@@ -43,7 +43,12 @@ pub struct Tracee {
 
 impl Tracee {
     fn open(tid: u32) -> Result<Self, TraceeError> {
-        let pidfd = pidfd::open_thread(tid).map_err(|e| TraceeError::from_open(&e))?;
+        let pidfd = match pidfd::open_thread(tid) {
+            // Linux before 6.9 has them of processes only. The descriptors are the same, unless the thread unshared them.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => process_of(tid).map_or(Err(e), pidfd::open_process),
+            other => other,
+        };
+        let pidfd = pidfd.map_err(|e| TraceeError::from_open(&e))?;
         Ok(Self { tid, pidfd, process: OnceLock::new(), epolls: KnownEpolls::default() })
     }
 

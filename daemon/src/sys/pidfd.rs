@@ -10,13 +10,19 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 /// Linux 6.9: a pidfd of a thread that does not lead its group.
 const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
 
-/// Opens a pidfd of the thread `tid`. Before Linux 6.9 only a group leader's works; others are EINVAL.
+/// Opens a pidfd of the thread `tid`. EINVAL before Linux 6.9.
 pub fn open_thread(tid: u32) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(tid).ok().and_then(Pid::from_raw).ok_or(io::Error::from_raw_os_error(libc::ESRCH))?;
-    match pidfd_open(pid, PIDFD_THREAD) {
-        Err(rustix::io::Errno::INVAL) => Ok(pidfd_open(pid, PidfdFlags::empty())?),
-        other => Ok(other?),
-    }
+    open(tid, PIDFD_THREAD)
+}
+
+/// Opens a pidfd of the process `tgid`.
+pub fn open_process(tgid: u32) -> io::Result<OwnedFd> {
+    open(tgid, PidfdFlags::empty())
+}
+
+fn open(pid: u32, flags: PidfdFlags) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::Error::from_raw_os_error(libc::ESRCH))?;
+    Ok(pidfd_open(pid, flags)?)
 }
 
 /// Whether what the pidfd names has ended, zombies included.
