@@ -30,7 +30,7 @@ pub struct Tree {
 /// What a process takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Footprint {
-    /// Bytes that are its own share of memory (PSS).
+    /// Bytes that it has written and nobody shares. Its share of the program's pages (PSS) grows when other tests end.
     pub memory: u64,
     pub descriptors: usize,
     pub threads: usize,
@@ -107,9 +107,9 @@ impl Process {
     pub fn footprint(&self) -> Result<Footprint> {
         let count = |what: &str| -> Result<usize> { Ok(fs::read_dir(format!("/proc/{}/{what}", self.pid))?.count()) };
         let maps = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))?;
-        let pss: Option<u64> =
-            maps.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse().ok());
-        let memory = pss.context("smaps_rollup without Pss")? * 1024;
+        let private: Option<u64> =
+            maps.lines().find_map(|line| line.strip_prefix("Private_Dirty:")?.trim().strip_suffix(" kB")?.parse().ok());
+        let memory = private.context("smaps_rollup without Private_Dirty")? * 1024;
         Ok(Footprint { memory, descriptors: count("fd")?, threads: count("task")? })
     }
 
