@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use libtest_mimic::{Failed, Trial};
 
+use crate::lab::effort;
 use crate::lab::workspace::{Caller, Path, Way, Workspace};
 
 /// A test function and the ways it is run.
@@ -36,6 +37,7 @@ pub const BOTH_PATHS: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Bypass,
 /// Where the lab has to be changed under sidestep in ways that only its root may.
 pub const BOTH_PATHS_AS_ROOT: &[Way] = &[way(Path::Tap, Caller::Root), way(Path::Bypass, Caller::Root)];
 pub const BYPASS: &[Way] = &[way(Path::Bypass, Caller::User), way(Path::Bypass, Caller::Root)];
+pub const TAP: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Tap, Caller::Root)];
 pub const HOST: &[Way] = &[way(Path::Host, Caller::User), way(Path::Host, Caller::Root)];
 pub const USER: &[Way] = &[way(Path::Tap, Caller::User)];
 
@@ -64,7 +66,10 @@ impl Case {
     pub fn trials(&self) -> impl Iterator<Item = Trial> + use<> {
         let (name, test) = (self.name.trim_start_matches("whole::"), self.test);
         self.ways.iter().map(move |&way| {
-            Trial::test(format!("{name}::{way}"), move || Workspace::new(way).and_then(test).map_err(failed))
+            let name = format!("{name}::{way}");
+            Trial::test(name.clone(), move || {
+                effort::reported(&name, || Workspace::new(way).and_then(test)).map_err(failed)
+            })
         })
     }
 }

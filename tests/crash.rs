@@ -14,7 +14,7 @@ use crate::lab::{REMOTE, poll};
 
 crate::cases! {
     EVERY_WAY: monitor, init, forwarder, supervisor, ordinary_end;
-    BOTH_PATHS: supervisor_again_and_again, command_killed;
+    BOTH_PATHS: supervisor_again_and_again, forwarder_again_and_again, command_killed;
     BYPASS: supervisor_amid_connects;
 }
 
@@ -109,18 +109,28 @@ fn supervisor(ws: Workspace) -> Result<()> {
 fn kill_and_go_on(ws: Workspace, worker: &str) -> Result<()> {
     let this = Connecting::start(&ws)?;
     let victim = this.tree.worker(worker)?;
+    // What it is to ps(1) and top(1).
+    ensure!(victim.command == format!("sidestep {worker}"), "{victim:?}");
     victim.kill(Signal::SIGKILL)?;
     poll("the worker is gone", SOON, || Ok((!victim.is_alive()).then_some(())))?;
     this.goes_on(worker)
 }
 
-/// A worker that dies over and over ends the workspace, with one line.
 fn supervisor_again_and_again(ws: Workspace) -> Result<()> {
+    again_and_again(ws, "supervisor")
+}
+
+fn forwarder_again_and_again(ws: Workspace) -> Result<()> {
+    again_and_again(ws, "forwarder")
+}
+
+/// A worker that dies over and over ends the workspace, with one line and the code of sidestep's own failures.
+fn again_and_again(ws: Workspace, worker: &str) -> Result<()> {
     let mut this = Connecting::start(&ws)?;
     let mut killed = Vec::new();
     poll("the workspace gives up", Duration::from_secs(20), || {
         let now = Tree::of(this.running.pid())?;
-        if let Ok(victim) = now.worker("supervisor")
+        if let Ok(victim) = now.worker(worker)
             && !killed.contains(victim)
             && victim.kill(Signal::SIGKILL).is_ok()
         {
@@ -128,10 +138,13 @@ fn supervisor_again_and_again(ws: Workspace) -> Result<()> {
         }
         Ok(this.running.has_ended()?.then_some(()))
     })?;
-    ensure!((5..=7).contains(&killed.len()), "gave up after {} deaths", killed.len());
+    ensure!(killed.len() == 6, "gave up after {} deaths", killed.len());
     let Connecting { running, tree, state_dir, .. } = this;
-    let done = running.finish()?;
-    ensure!(done.code() != 0, "{done}");
+    let done = running.finish()?.exited(125)?;
+    let again = format!("the {worker} ended with SIGKILL and is started again");
+    let at_last = format!("the {worker} ended again and again (last with SIGKILL): the workspace is ended");
+    let counted = |what: &str| done.stderr.lines().filter(|line| line.contains(what)).count();
+    ensure!((counted(&again), counted(&at_last), counted("")) == (5, 1, 7), "{done}");
     nothing_left(&tree, &state_dir).context(done.to_string())
 }
 

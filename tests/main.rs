@@ -8,7 +8,8 @@
 //! |----------------|------------------------------------------------------------|
 //! | `SIDESTEP_BIN` | the binary under test, where it is not the one cargo built |
 //! | `LAB_LOG`      | `--log-level` of every `sidestep run`                      |
-//! | `LAB_SOAK`     | set: as often and as long as `make soak` tries things      |
+//! | `LAB_SOAK`     | set: as often and as long as `make soak` tries things; a   |
+//! |                | path: a line there about each test that depends on it      |
 
 // A test fails by panicking, or by returning the error.
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -18,6 +19,7 @@ mod cases;
 mod crash;
 mod datagrams;
 mod differential;
+mod endurance;
 mod epoll;
 mod harness;
 mod isolation;
@@ -61,6 +63,7 @@ fn main() -> anyhow::Result<ExitCode> {
         netfilter::CASES,
         signals::CASES,
         crash::CASES,
+        endurance::CASES,
         attacks::CASES,
     ];
     let trials = modules.into_iter().flatten().flat_map(cases::Case::trials).collect();

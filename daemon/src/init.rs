@@ -68,23 +68,18 @@ fn start(command: &[OsString], mask: SigSet, die_with_parent: bool) -> Result<Pi
 /// Hands on signals and reaps until the command ends; gives its code.
 fn supervise(signals: &SignalFd, command: Pid) -> anyhow::Result<u8> {
     loop {
-        let received = match signals.read_signal() {
-            Ok(Some(received)) => received,
-            Ok(None) | Err(Errno::EINTR) => continue,
-            Err(error) => return Err(error).context("cannot read signals"),
-        };
-        match signals::decode(&received) {
-            Some((Signal::SIGCHLD, _)) => {
+        match signals::next(signals)? {
+            (Signal::SIGCHLD, _) => {
                 if let Some(code) = reap(command)? {
                     return Ok(code);
                 }
             }
             // ESRCH: it has just ended. EPERM: it changed its user; then it is out of our reach.
-            Some((signal, signals::Origin::Process)) => {
+            (signal, signals::Origin::Process) => {
                 let _ = kill(command, signal);
             }
             // The terminal sent it to the command as well.
-            Some((_, signals::Origin::Kernel)) | None => {}
+            (_, signals::Origin::Kernel) => {}
         }
     }
 }

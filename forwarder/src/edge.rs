@@ -74,6 +74,10 @@ impl Edge {
         }
     }
 
+    pub fn guest_mac(&self) -> MacAddr {
+        self.macs.guest
+    }
+
     /// The address under which the workspace knows a host-side sender; None when it must not hear from it.
     pub fn guest_view(&self, source: IpAddr) -> Option<IpAddr> {
         if !source.is_loopback() {

@@ -1,6 +1,7 @@
 //! The engine: one frame, one host event or one deadline in, to the protocol it belongs to.
 
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 
 use rustix::event::epoll::EventFlags;
 
@@ -10,6 +11,7 @@ use crate::gateway::{arp, ndp};
 use crate::icmp::Icmp;
 use crate::reassembly::Reassembly;
 use crate::tcp::{Gather, Tcp};
+use crate::timer::Time;
 use crate::udp::Udp;
 use crate::wire::{
     EthernetHeader, Frame, IcmpEcho, IpPacket, Malformed, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
@@ -26,8 +28,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    pub fn new() -> Self {
-        Self { tcp: Tcp::new(), udp: Udp::new(), icmp: Icmp::new(), reassembly: Reassembly::default() }
+    /// `memory` outlives this process: what is in it of a predecessor is ended.
+    pub fn new(memory: &'static [AtomicU64]) -> Self {
+        Self { tcp: Tcp::new(memory), udp: Udp::new(), icmp: Icmp::new(), reassembly: Reassembly::default() }
     }
 
     /// Takes in the frames of one wake.
@@ -126,6 +129,26 @@ impl Engine {
             Kind::Udp | Kind::Dns => self.udp.timer(edge, id),
             Kind::Ping => self.icmp.timer(edge, id),
         }
+    }
+
+    /// Takes over from a predecessor.
+    pub fn recall(&self, edge: &mut Edge) {
+        self.tcp.recall(edge);
+    }
+
+    /// When [`Self::probe_orphans`] has something to do.
+    pub fn orphans_deadline(&self) -> Option<Time> {
+        self.tcp.orphans_deadline()
+    }
+
+    /// Ends a predecessor's connections.
+    pub fn probe_orphans(&mut self, edge: &mut Edge) {
+        self.tcp.probe_orphans(edge);
+    }
+
+    /// The forwarder stops because the workspace has ended.
+    pub fn let_go(&self) {
+        self.tcp.let_go();
     }
 
     /// Flows wait for their turn to send.

@@ -128,6 +128,10 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
         self.slots.get_mut(index as usize)?.entry.as_mut().map(|(_, value)| value)
     }
 
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.slots.iter().filter_map(|slot| slot.entry.as_ref().map(|(_, value)| value))
+    }
+
     /// The flow's index, if it is still the one the number was given to.
     pub fn current(&self, id: FlowId) -> Option<u32> {
         let slot = self.slots.get(id.index as usize)?;

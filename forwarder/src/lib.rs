@@ -18,4 +18,4 @@ mod udp;
 mod wire;
 pub mod worker;
 
-pub use worker::{Config, run};
+pub use worker::{Config, MEMORY_WORDS, run};

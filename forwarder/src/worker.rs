@@ -7,6 +7,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -33,6 +34,9 @@ const STOP_EVENT: u64 = 1;
 /// How soon a full TAP is tried again should its writability never be reported.
 const TAP_RETRY_MS: u64 = 10;
 
+/// Words of the memory that outlives a forwarder.
+pub const MEMORY_WORDS: usize = crate::tcp::ledger::WORDS;
+
 /// What the forwarder needs to know; the TAP comes beside it, as a descriptor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {
@@ -49,9 +53,11 @@ struct Batch {
 }
 
 /// Runs until `stop` (the channel to the monitor) is closed at the other end. `ready` is called once frames are read.
+/// `memory` ([`MEMORY_WORDS`]) outlives this process: in it the next one finds which connections have died with this one.
 pub fn run(
     config: Config,
     tap: OwnedFd,
+    memory: &'static [AtomicU64],
     stop: OwnedFd,
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
@@ -69,13 +75,14 @@ pub fn run(
     epoll::add(&epoll, &stop, epoll::EventData::new_u64(STOP_EVENT), epoll::EventFlags::IN)
         .context("cannot watch the stop descriptor")?;
     let start = Instant::now();
-    let worker = Worker {
+    let mut worker = Worker {
         edge: Edge::new(config, tap, epoll, Time(0)),
-        engine: Engine::new(),
+        engine: Engine::new(memory),
         batch: Batch { bytes: vec![0; BATCH * MAX_FRAME].into_boxed_slice(), lens: [0; BATCH] },
         tap_readable: true,
         start,
     };
+    worker.engine.recall(&mut worker.edge);
     ready()?;
     worker.run(&stop)
 }
@@ -104,7 +111,10 @@ impl Worker {
                 let data = event.data.u64();
                 match data {
                     TAP_EVENT => self.tap_event(event.flags),
-                    STOP_EVENT if is_closed(stop, event.flags) => return Ok(()),
+                    STOP_EVENT if is_closed(stop, event.flags) => {
+                        self.engine.let_go();
+                        return Ok(());
+                    }
                     STOP_EVENT => {}
                     _ => {
                         if let Some(id) = FlowId::from_bits(data) {
@@ -130,6 +140,7 @@ impl Worker {
             for id in due.drain(..) {
                 self.engine.timer(&mut self.edge, id);
             }
+            self.engine.probe_orphans(&mut self.edge);
             self.engine.run_ready(&mut self.edge);
         }
     }
@@ -167,7 +178,8 @@ impl Worker {
         } else if self.tap_readable || self.engine.has_ready() {
             0
         } else {
-            self.edge.timers.next_deadline()?.since(self.edge.now)
+            let deadlines = [self.edge.timers.next_deadline(), self.engine.orphans_deadline()];
+            deadlines.into_iter().flatten().min()?.since(self.edge.now)
         };
         let seconds = i64::try_from(millis / 1000).unwrap_or(i64::MAX);
         let nanos = i64::try_from(millis % 1000).unwrap_or(0) * 1_000_000;

@@ -27,6 +27,15 @@ pub struct Tree {
     namespaces: BTreeSet<String>,
 }
 
+/// What a process takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Footprint {
+    /// Bytes that it has written and nobody shares. Its share of the program's pages (PSS) grows when other tests end.
+    pub memory: u64,
+    pub descriptors: usize,
+    pub threads: usize,
+}
+
 struct Stat {
     parent: i32,
     state: char,
@@ -93,6 +102,15 @@ impl Tree {
 impl Process {
     pub fn kill(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.pid), signal).with_context(|| format!("{signal} to {self:?}"))
+    }
+
+    pub fn footprint(&self) -> Result<Footprint> {
+        let count = |what: &str| -> Result<usize> { Ok(fs::read_dir(format!("/proc/{}/{what}", self.pid))?.count()) };
+        let maps = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))?;
+        let private: Option<u64> =
+            maps.lines().find_map(|line| line.strip_prefix("Private_Dirty:")?.trim().strip_suffix(" kB")?.parse().ok());
+        let memory = private.context("smaps_rollup without Private_Dirty")? * 1024;
+        Ok(Footprint { memory, descriptors: count("fd")?, threads: count("task")? })
     }
 
     /// Stopped by a signal, as ^Z leaves it.

@@ -3,14 +3,18 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use sidestep_forwarder::Config;
+use sidestep_forwarder::{Config, MEMORY_WORDS};
 
 use crate::monitor::worker;
+use crate::sys::shared_memory;
 
 pub fn run() -> anyhow::Result<ExitCode> {
     let (started, fds) = worker::receive_start::<Config>(c"forwarder")?;
-    let tap = fds.into_iter().next().context("no TAP received")?;
+    let mut fds = fds.into_iter();
+    let tap = fds.next().context("no TAP received")?;
+    let memory = fds.next().context("no memory received")?;
+    let memory = shared_memory::map_words(memory, MEMORY_WORDS).context("cannot map the connections' ledger")?;
     let ready = worker::ready(&started.channel)?;
-    sidestep_forwarder::run(started.config, tap, started.channel.into(), ready)?;
+    sidestep_forwarder::run(started.config, tap, memory, started.channel.into(), ready)?;
     Ok(ExitCode::SUCCESS)
 }

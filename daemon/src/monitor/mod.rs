@@ -74,21 +74,16 @@ impl Monitor {
     fn supervise(&mut self, signals: &SignalFd) -> anyhow::Result<u8> {
         let session_leader = getsid(None)? == getpid();
         loop {
-            let received = match signals.read_signal() {
-                Ok(Some(received)) => received,
-                Ok(None) | Err(Errno::EINTR) => continue,
-                Err(error) => return Err(error).context("cannot read signals"),
-            };
-            match signals::decode(&received) {
-                Some((Signal::SIGCHLD, _)) => {
+            match signals::next(signals)? {
+                (Signal::SIGCHLD, _) => {
                     if let Some(code) = self.reap()? {
                         return Ok(code);
                     }
                 }
                 // A terminal that hangs up tells its session's leader and the foreground group, which may be another.
-                Some((signal @ Signal::SIGHUP, _)) if session_leader => self.hand_on(signal),
-                Some((signal, Origin::Process)) => self.hand_on(signal),
-                Some((_, Origin::Kernel)) | None => {}
+                (signal @ Signal::SIGHUP, _) if session_leader => self.hand_on(signal),
+                (signal, Origin::Process) => self.hand_on(signal),
+                (_, Origin::Kernel) => {}
             }
         }
     }

@@ -1,7 +1,10 @@
 //! Signals that monitor and init hand on: which, and who sent them.
 
+use anyhow::Context;
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
 
 /// Who sent a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +34,22 @@ pub fn handled() -> SigSet {
     HANDED_ON.into_iter().chain([Signal::SIGCHLD]).collect()
 }
 
-pub fn decode(received: &libc::signalfd_siginfo) -> Option<(Signal, Origin)> {
+/// Waits for the next one.
+pub fn next(signals: &SignalFd) -> anyhow::Result<(Signal, Origin)> {
+    loop {
+        match signals.read_signal() {
+            Ok(Some(received)) => {
+                if let Some(known) = decode(&received) {
+                    return Ok(known);
+                }
+            }
+            Ok(None) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error).context("cannot read signals"),
+        }
+    }
+}
+
+fn decode(received: &libc::signalfd_siginfo) -> Option<(Signal, Origin)> {
     let signal = Signal::try_from(received.ssi_signo.cast_signed()).ok()?;
     Some((signal, origin(received.ssi_code)))
 }

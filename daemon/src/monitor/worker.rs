@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sidestep_forwarder::MEMORY_WORDS;
 
 use crate::channel::{Channel, Received};
 use crate::launcher::{Active, Made, Plan};
@@ -69,7 +70,9 @@ struct Worker {
 /// Both workers, and everything they need to be started again.
 pub struct Workers {
     made: Made,
+    /// What the supervisor has not answered, and which connections the forwarder has.
     ledger: OwnedFd,
+    connections: OwnedFd,
     log: LogSettings,
     supervisor_start: SupervisorStart,
     forwarder_config: sidestep_forwarder::Config,
@@ -81,8 +84,8 @@ pub struct Workers {
 impl Workers {
     /// Starts both and waits until they are ready.
     pub fn start(plan: &Plan, made: Made, log: LogSettings, state_dir: &Path) -> anyhow::Result<Self> {
-        let ledger = memfd_create("sidestep-ledger", MemfdFlags::CLOEXEC).context("cannot make the ledger")?;
-        ftruncate(&ledger, u64::try_from(ledger::SIZE)?).context("cannot make the ledger")?;
+        let ledger = memory("sidestep-ledger", ledger::SIZE)?;
+        let connections = memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?;
         let supervisor_start = SupervisorStart {
             start: supervisor::Start {
                 strict: made.active == Active::Strict,
@@ -99,12 +102,12 @@ impl Workers {
             resolvers: plan.resolvers.clone(),
         };
         let supervisor = start(Kind::Supervisor, log, &supervisor_start, &supervisor_fds(&made, &ledger))?;
-        let forwarder = start(Kind::Forwarder, log, &forwarder_config, &[made.tap.as_fd()])?;
+        let forwarder = start(Kind::Forwarder, log, &forwarder_config, &[made.tap.as_fd(), connections.as_fd()])?;
         for worker in [&supervisor, &forwarder] {
             worker.wait_ready()?;
         }
         let restarts = VecDeque::new();
-        Ok(Self { made, ledger, log, supervisor_start, forwarder_config, supervisor, forwarder, restarts })
+        Ok(Self { made, ledger, connections, log, supervisor_start, forwarder_config, supervisor, forwarder, restarts })
     }
 
     pub fn made(&self) -> &Made {
@@ -138,7 +141,8 @@ impl Workers {
                 self.supervisor = start(kind, self.log, &self.supervisor_start, &fds)?;
             }
             Kind::Forwarder => {
-                self.forwarder = start(kind, self.log, &self.forwarder_config, &[self.made.tap.as_fd()])?;
+                let fds = [self.made.tap.as_fd(), self.connections.as_fd()];
+                self.forwarder = start(kind, self.log, &self.forwarder_config, &fds)?;
             }
         }
         Ok(true)
@@ -147,7 +151,7 @@ impl Workers {
     /// Closes their channels, and everything we hold for them, and waits for their end.
     pub fn stop(self) {
         let workers = [self.supervisor, self.forwarder].map(|worker| worker.pid);
-        drop((self.made, self.ledger));
+        drop((self.made, self.ledger, self.connections));
         let deadline = Instant::now() + STOP_WITHIN;
         for pid in workers {
             wait_until(pid, deadline);
@@ -160,6 +164,13 @@ fn too_many(restarts: &mut VecDeque<Instant>, now: Instant) -> bool {
     restarts.retain(|&at| now.duration_since(at) < RESTARTS_WITHIN);
     restarts.push_back(now);
     restarts.len() > RESTARTS_MAX
+}
+
+/// Memory that outlives the workers which map it.
+fn memory(name: &str, size: usize) -> anyhow::Result<OwnedFd> {
+    let memory = memfd_create(name, MemfdFlags::CLOEXEC).with_context(|| format!("cannot make the memory {name}"))?;
+    ftruncate(&memory, u64::try_from(size)?).with_context(|| format!("cannot make the memory {name}"))?;
+    Ok(memory)
 }
 
 /// In the order of [`supervisor::Handles`].

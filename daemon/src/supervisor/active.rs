@@ -9,12 +9,13 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::sys::listener::Reply;
-use crate::sys::thread::ThreadHandle;
+use crate::sys::thread::{ThreadHandle, ThreadId};
 
 use super::ledger::Slot;
 use super::tracee;
 
-/// A call at work this long is stuck: nothing a thread does for a call waits for anybody else.
+/// A call at work this long is stuck, unless its thread only waits for a processor: nothing else that a thread does for a
+/// call waits for anybody.
 pub const STUCK_AFTER: Duration = Duration::from_secs(5);
 
 pub const STUCK_REPLY: Reply = Reply::Errno(libc::EIO);
@@ -30,6 +31,8 @@ const MAX_SLEEPING: usize = 512;
 struct Work {
     slot: Slot,
     tid: u32,
+    /// Our thread.
+    thread: ThreadId,
     tgid: Option<u32>,
     since: Instant,
     doing: Doing,
@@ -39,8 +42,9 @@ struct Work {
 enum Doing {
     /// Asking and acting, which takes no time.
     Acting,
-    /// In a blocking connect(2) on the caller's own socket; the thread can be interrupted.
-    Sleeping(ThreadHandle),
+    /// In a blocking connect(2) on the caller's own socket; the thread can be interrupted. The kernel keeps the socket's
+    /// timeout, but begins it anew where a successor sleeps on: `until` is when it would have run out.
+    Sleeping { thread: ThreadHandle, until: Option<Instant> },
     /// Given up: the caller has its answer, the thread is stuck.
     Lost,
 }
@@ -57,6 +61,8 @@ pub struct Inspection {
     /// To be sent [`STUCK_REPLY`]; with the thread that called.
     pub stuck: Vec<(u64, u32)>,
     pub sleeping: Vec<u64>,
+    /// Asleep past their time: to be interrupted.
+    pub overdue: Vec<u64>,
 }
 
 /// Why a call is not taken up: too much of its kind is at work. The caller gets EAGAIN.
@@ -75,7 +81,10 @@ impl Active {
         if works.len() >= MAX_PER_PROCESS && count_of_process(&mut works, tid) >= MAX_PER_PROCESS {
             return Err(Busy);
         }
-        works.insert(id, Work { slot: slot.watch(), tid, tgid: None, since: now, doing: Doing::Acting });
+        works.insert(
+            id,
+            Work { slot: slot.watch(), tid, thread: ThreadId::current(), tgid: None, since: now, doing: Doing::Acting },
+        );
         Ok(Entry { active: self, id })
     }
 
@@ -86,8 +95,11 @@ impl Active {
         let Ok(mut works) = self.works.lock() else { return found };
         for (&id, work) in works.iter_mut() {
             match work.doing {
-                Doing::Sleeping(_) => found.sleeping.push(id),
-                Doing::Acting if now.saturating_duration_since(work.since) >= STUCK_AFTER => {
+                Doing::Sleeping { until: Some(until), .. } if now >= until => found.overdue.push(id),
+                Doing::Sleeping { .. } => found.sleeping.push(id),
+                Doing::Acting
+                    if now.saturating_duration_since(work.since) >= STUCK_AFTER && !work.thread.is_runnable() =>
+                {
                     work.doing = Doing::Lost;
                     if work.slot.set_answer(STUCK_REPLY) {
                         found.stuck.push((id, work.tid));
@@ -102,16 +114,17 @@ impl Active {
     /// Interrupts a sleeper, if it still is one: its handle is good only while it is on the register.
     pub fn interrupt(&self, id: u64) {
         let Ok(works) = self.works.lock() else { return };
-        if let Some(Work { doing: Doing::Sleeping(thread), .. }) = works.get(&id) {
+        if let Some(Work { doing: Doing::Sleeping { thread, .. }, .. }) = works.get(&id) {
             thread.interrupt();
         }
     }
 
     fn set(&self, id: u64, doing: Doing) -> Result<(), Busy> {
         let mut works = self.works.lock().map_err(|_| Busy)?;
-        let sleeping =
-            |works: &HashMap<u64, Work>| works.values().filter(|work| matches!(work.doing, Doing::Sleeping(_))).count();
-        if matches!(doing, Doing::Sleeping(_)) && sleeping(&works) >= MAX_SLEEPING {
+        let sleeping = |works: &HashMap<u64, Work>| {
+            works.values().filter(|work| matches!(work.doing, Doing::Sleeping { .. })).count()
+        };
+        if matches!(doing, Doing::Sleeping { .. }) && sleeping(&works) >= MAX_SLEEPING {
             return Err(Busy);
         }
         if let Some(work) = works.get_mut(&id) {
@@ -124,8 +137,8 @@ impl Active {
 
 impl Entry<'_> {
     /// Runs a call that may sleep as long as the network wants, unless too many do already.
-    pub fn asleep<T>(&self, call: impl FnOnce() -> T) -> Result<T, Busy> {
-        self.active.set(self.id, Doing::Sleeping(ThreadHandle::current()))?;
+    pub fn asleep<T>(&self, until: Option<Instant>, call: impl FnOnce() -> T) -> Result<T, Busy> {
+        self.active.set(self.id, Doing::Sleeping { thread: ThreadHandle::current(), until })?;
         let result = call();
         self.active.set(self.id, Doing::Acting)?;
         Ok(result)
@@ -145,7 +158,7 @@ fn count_of_process(works: &mut HashMap<u64, Work>, tid: u32) -> usize {
     let Some(own) = tracee::process_of(tid) else { return usize::MAX };
     works
         .values_mut()
-        .filter(|work| !matches!(work.doing, Doing::Sleeping(_)))
+        .filter(|work| !matches!(work.doing, Doing::Sleeping { .. }))
         .filter_map(|work| {
             work.tgid = work.tgid.or_else(|| tracee::process_of(work.tid));
             work.tgid

@@ -47,8 +47,17 @@ struct Known {
 
 /// A socket's registration in one epoll.
 pub struct Registration {
+    /// The epoll's number in the tracee, and a copy of it.
+    number: RawFd,
     epoll: OwnedFd,
     interest: Interest,
+}
+
+impl Registration {
+    /// What another supervisor needs to make it again.
+    pub fn note(&self) -> (RawFd, Interest) {
+        (self.number, self.interest)
+    }
 }
 
 impl Epolls {
@@ -93,6 +102,17 @@ pub fn transfer(registrations: &[Registration], number: TraceeFd, old: BorrowedF
     }
 }
 
+/// Registers `socket` as a predecessor had noted, which died before it could or before the exchange itself: then the
+/// socket still is registered.
+pub fn restore(noted: &[(RawFd, Interest)], tracee: &Tracee, number: TraceeFd, socket: BorrowedFd<'_>) {
+    let copies: Vec<_> =
+        noted.iter().filter_map(|&(epoll, interest)| Some((tracee.copy_descriptor(epoll).ok()?, interest))).collect();
+    let epolls: Vec<_> = copies.iter().map(|(epoll, interest)| (epoll.as_fd(), *interest)).collect();
+    if let Err(error) = epoll::add(number.0, socket, &epolls) {
+        tracing::warn!(fd = number.0, %error, "an epoll of the workspace does not watch its new socket");
+    }
+}
+
 fn is_registered(socket: BorrowedFd<'_>, tid: u32, epoll: RawFd, number: TraceeFd) -> io::Result<bool> {
     for offset in 0..MAX_UNDER_ONE_NUMBER {
         match epoll::target(socket, tid, epoll, number.0, offset)? {
@@ -119,7 +139,7 @@ fn registration(tracee: &Tracee, epoll: RawFd, number: TraceeFd, socket: Borrowe
     let inode = rustix::fs::fstat(socket).ok()?.st_ino;
     let fdinfo = std::fs::read_to_string(format!("/proc/{}/fdinfo/{epoll}", tracee.tid)).ok()?;
     let interest = fdinfo.lines().find_map(|line| parse_target(line, number.0, inode))?;
-    Some(Registration { epoll: tracee.copy_descriptor(epoll).ok()?, interest })
+    Some(Registration { number: epoll, epoll: tracee.copy_descriptor(epoll).ok()?, interest })
 }
 
 /// A line of an epoll's fdinfo (proc_pid_fdinfo(5)): `tfd: 5 events: 19 data: 5  pos:0 ino:61af sdev:7`, the number in

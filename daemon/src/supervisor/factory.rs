@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::channel::{Channel, Received};
 use crate::sys::{fork, socket};
 
+use super::tracee::{self, Credentials};
+
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 /// Beside a job: the channel for the answer, the user namespace, and one more.
 const DESCRIPTORS: usize = 3;
@@ -170,13 +172,8 @@ fn enter(namespace: &OwnedFd, kind: CloneFlags) -> io::Result<()> {
 
 /// Takes the effective ids of a thread, as they read in the user namespace this process is in by now.
 fn become_user_of(tid: u32) -> io::Result<()> {
-    let status = fs::read_to_string(format!("/proc/{tid}/status"))?;
-    let effective = |name: &str| -> io::Result<u32> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let number = line.and_then(|ids| ids.split_whitespace().nth(1)?.parse().ok());
-        number.ok_or_else(|| io::Error::other("status without ids"))
-    };
-    nix::unistd::setegid(effective("Gid:")?.into())?;
-    nix::unistd::seteuid(effective("Uid:")?.into())?;
+    let Credentials { euid, egid, .. } = tracee::credentials(tid)?;
+    nix::unistd::setegid(egid.into())?;
+    nix::unistd::seteuid(euid.into())?;
     Ok(())
 }

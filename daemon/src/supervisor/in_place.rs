@@ -3,8 +3,11 @@
 //! Landlock denies the workspace TCP bind and connect of its own, and a call left to the kernel would read its address
 //! again. The copy of the descriptor is the same open file, so everything the call changes, the process has changed.
 
+use std::io;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
+use crate::sys::listener::Listener;
 use crate::sys::socket;
 
 use super::active::Entry;
@@ -13,15 +16,31 @@ use super::facts::Kind;
 use super::privileged_port;
 use super::session::{Outcome, Stopped};
 use super::sockaddr::RawAddress;
+use super::swap::connect_deadline;
 
-/// connect(2). One that waits does so on this thread, which the watch interrupts when the caller has left.
-pub fn connect(stopped: &Stopped<'_>, work: &Entry<'_>, address: &RawAddress) -> Outcome {
+/// connect(2). One that waits does so on this thread, which the watch interrupts when the caller has left or its time is
+/// over.
+pub fn connect(listener: &Listener, stopped: &Stopped<'_>, work: &Entry<'_>, address: &RawAddress) -> Outcome {
     let again = stopped.begin_act();
     let connect = || socket::connect(stopped.copy.as_fd(), address.bytes());
     let result = if stopped.facts.nonblocking || stopped.facts.kind != Kind::Tcp {
         connect()
     } else {
-        match work.asleep(connect) {
+        let until = stopped.slot.note_deadline(connect_deadline(stopped.copy.as_fd()));
+        let is_over = || until.is_some_and(|until| until <= Instant::now());
+        let asleep = || {
+            stopped.slot.end_attempt();
+            let mut result = connect();
+            // Any process of this user may send a signal: only where nobody waits any longer does it end the sleep.
+            while is_interrupted(&result) && !is_over() && listener.is_waiting(stopped.id) {
+                result = connect();
+            }
+            stopped.slot.begin_attempt();
+            result
+        };
+        match work.asleep(until, asleep) {
+            // What the kernel says where it keeps the time itself.
+            Ok(result) if is_interrupted(&result) && is_over() => return Outcome::errno(libc::EINPROGRESS),
             Ok(result) => result,
             Err(_) => return Outcome::errno(libc::EAGAIN),
         }
@@ -32,11 +51,14 @@ pub fn connect(stopped: &Stopped<'_>, work: &Entry<'_>, address: &RawAddress) ->
             // A predecessor began this very connect and died: its success is this call's.
             Some(libc::EISCONN) if again => Outcome::SUCCESS,
             Some(libc::EALREADY) if again => Outcome::errno(libc::EINPROGRESS),
-            // Only the watch interrupts: there is nobody left to answer.
             Some(libc::EINTR) => Outcome::CallerLeft,
             errno => Outcome::errno(errno.unwrap_or(libc::EIO)),
         },
     }
+}
+
+fn is_interrupted(result: &io::Result<()>) -> bool {
+    matches!(result, Err(e) if e.raw_os_error() == Some(libc::EINTR))
 }
 
 /// bind(2), with the permission check that the kernel would make for the process.

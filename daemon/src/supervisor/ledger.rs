@@ -7,28 +7,42 @@
 //! A slot's life: `Free` → `Receiving` (zeroed, given to the kernel) → `Received` → `Acting` (something the workspace
 //! can see may have happened) → `Answered` (the result is stored, the answer is on its way) → `Free`.
 //!
+//! Beside that a slot holds what a successor could not find out: when the call's own timeout runs out, and the epolls
+//! that watched a socket which is being exchanged.
+//!
 //! Limits: [`SLOTS`] notifications at once; with all taken nobody receives, and callers wait in the kernel.
 
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::sys::epoll::Interest;
 use crate::sys::listener::{self, NOTIFICATION_WORDS, Reply};
 
 use super::notification::Notification;
 
 /// Slots: as many calls of one workspace may wait at once (connects into black holes, mostly).
 const SLOTS: usize = 4096;
-const SLOT_WORDS: usize = 16;
+const SLOT_WORDS: usize = 32;
 
 /// Bytes of the shared memory the monitor makes.
 pub const SIZE: usize = SLOTS * SLOT_WORDS * size_of::<u64>();
 
-/// A notification that made a supervisor die this often is answered with EIO instead of being tried again.
+/// A notification with which supervisors died this often at work is answered with EIO instead of being tried again.
 pub const MAX_ATTEMPTS: u64 = 2;
 
 const PHASE: usize = NOTIFICATION_WORDS;
 const ATTEMPTS: usize = NOTIFICATION_WORDS + 1;
 const RESULT: usize = NOTIFICATION_WORDS + 2;
+/// Nanoseconds of CLOCK_MONOTONIC, which all processes share; 0 for none.
+const DEADLINE: usize = NOTIFICATION_WORDS + 3;
+/// How many registrations follow, two words each: epoll and events, data.
+const REGISTRATIONS: usize = NOTIFICATION_WORDS + 4;
+/// Registrations of one socket that survive a supervisor; hardly a program has a second one.
+const MAX_REGISTRATIONS: usize = (SLOT_WORDS - REGISTRATIONS - 1) / 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
@@ -78,8 +92,9 @@ impl Ledger {
         let slot = Slot(free.pop()?);
         drop(free);
         listener::clear(slot.notification_words());
-        slot.0[ATTEMPTS].store(0, Ordering::Relaxed);
-        slot.0[RESULT].store(0, Ordering::Relaxed);
+        for word in [ATTEMPTS, RESULT, DEADLINE, REGISTRATIONS] {
+            slot.0[word].store(0, Ordering::Relaxed);
+        }
         slot.set_phase(Phase::Receiving);
         Some(slot)
     }
@@ -119,9 +134,49 @@ impl Slot {
         self.0[PHASE].store(phase as u64, Ordering::Release);
     }
 
-    /// Counts one more try and says how many there were before.
-    pub fn count_attempt(&self) -> u64 {
+    /// Counts one more try and says how many there were before that did not end.
+    pub fn begin_attempt(&self) -> u64 {
         self.0[ATTEMPTS].fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// The try has come to an end that this process has survived: from here on the call only waits.
+    pub fn end_attempt(&self) {
+        self.0[ATTEMPTS].fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Notes when the call's own timeout runs out. The first note stays: a successor's wait is the same wait.
+    pub fn note_deadline(&self, deadline: Option<Instant>) -> Option<Instant> {
+        let (now, here) = (monotonic(), Instant::now());
+        let noted = deadline.map_or(0, |deadline| nanos(now + deadline.saturating_duration_since(here)));
+        match self.0[DEADLINE].compare_exchange(0, noted, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => deadline,
+            Err(first) => here.checked_add(Duration::from_nanos(first).saturating_sub(now)),
+        }
+    }
+
+    /// Notes which of the caller's epolls watch the socket that is about to be replaced, and how.
+    pub fn note_registrations(&self, registrations: impl Iterator<Item = (RawFd, Interest)>) {
+        let mut count = 0;
+        let words = self.0[REGISTRATIONS + 1..].chunks_exact(2);
+        for (words, (epoll, Interest { events, data })) in words.zip(registrations) {
+            words[0].store(u64::from(epoll.cast_unsigned()) << 32 | u64::from(events), Ordering::Relaxed);
+            words[1].store(data, Ordering::Relaxed);
+            count += 1;
+        }
+        self.0[REGISTRATIONS].store(count, Ordering::Release);
+    }
+
+    pub fn registrations(&self) -> Vec<(RawFd, Interest)> {
+        let count = usize::try_from(self.0[REGISTRATIONS].load(Ordering::Acquire)).unwrap_or(0).min(MAX_REGISTRATIONS);
+        let words = self.0[REGISTRATIONS + 1..].chunks_exact(2).take(count);
+        words
+            .map(|words| {
+                let [a, b, c, d, e, f, g, h] = words[0].load(Ordering::Relaxed).to_be_bytes();
+                let interest =
+                    Interest { events: u32::from_be_bytes([e, f, g, h]), data: words[1].load(Ordering::Relaxed) };
+                (RawFd::from_be_bytes([a, b, c, d]), interest)
+            })
+            .collect()
     }
 
     /// Stores the answer; false when somebody else has already answered.
@@ -142,6 +197,14 @@ impl Slot {
     fn holds_notification(&self) -> bool {
         self.phase() != Phase::Free && self.0[0].load(Ordering::Acquire) != 0
     }
+}
+
+fn monotonic() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default()
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Two bits of kind, the rest the number. Answers with a value other than 0 do not occur.
@@ -177,7 +240,7 @@ mod tests {
         let (received, waiting) = (ledger.take().unwrap(), ledger.take().unwrap());
         received.notification_words()[0].store(77, Ordering::Relaxed);
         received.set_phase(Phase::Acting);
-        assert_eq!(received.count_attempt(), 0);
+        assert_eq!(received.begin_attempt(), 0);
         assert_eq!(ledger.in_flight(), 2);
         drop((ledger, waiting));
 
@@ -185,10 +248,39 @@ mod tests {
         assert_eq!(unanswered.len(), 1, "a slot in which nothing arrived is free again");
         assert_eq!(unanswered[0].notification().id, 77);
         assert_eq!(unanswered[0].phase(), Phase::Acting);
-        assert_eq!(unanswered[0].count_attempt(), 1);
+        assert_eq!(unanswered[0].begin_attempt(), 1);
         assert_eq!(next.in_flight(), 1);
         next.release(unanswered.into_iter().next().unwrap());
         assert_eq!(next.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_wait_is_no_attempt_and_its_deadline_stays() {
+        let (ledger, _) = Ledger::open(memory());
+        let slot = ledger.take().unwrap();
+        for _ in 0..5 {
+            assert_eq!(slot.begin_attempt(), 0);
+            slot.end_attempt();
+        }
+        let (first, later) = (Instant::now() + Duration::from_secs(5), Instant::now() + Duration::from_secs(50));
+        assert_eq!(slot.note_deadline(Some(first)), Some(first));
+        let kept = slot.note_deadline(Some(later)).unwrap();
+        assert!(kept.max(first) - kept.min(first) < Duration::from_secs(1), "{first:?} {kept:?}");
+        ledger.release(slot);
+        assert_eq!(ledger.take().unwrap().note_deadline(None), None);
+    }
+
+    #[test]
+    fn registrations_are_found_by_the_next_supervisor() {
+        let (ledger, _) = Ledger::open(memory());
+        let slot = ledger.take().unwrap();
+        assert_eq!(slot.registrations(), []);
+        let interest = |n: u64| Interest { events: 0x8000_201d, data: u64::MAX - n };
+        slot.note_registrations((0..100).map(|n| (7, interest(n))));
+        let kept = slot.registrations();
+        assert_eq!(kept, (0..8).map(|n| (7, interest(n))).collect::<Vec<_>>());
+        ledger.release(slot);
+        assert_eq!(ledger.take().unwrap().registrations(), []);
     }
 
     #[test]

@@ -29,7 +29,7 @@ mod waits;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -54,7 +54,7 @@ use self::swap::Swap;
 use self::tracee::Tracees;
 use self::waits::Waits;
 
-/// How often the watch looks for calls that are stuck or that nobody waits for.
+/// How often the watch looks for calls that are stuck or that nobody waits for, and for callers that have ended.
 const WATCH: Duration = Duration::from_millis(250);
 
 /// What the supervisor needs to know; its descriptors come beside it, in [`Handles`].
@@ -103,6 +103,7 @@ pub fn run(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(MAX_WORKERS)
+        .thread_keep_alive(KEEP_WORKERS)
         .build()
         .context("cannot start the event loop")?;
     let session = match session {
@@ -118,8 +119,10 @@ pub fn run(
 
 /// Threads of the event loop's pool that may be at work, or lost, at the same time.
 const MAX_WORKERS: usize = 512;
+/// How long one with nothing to do stays.
+const KEEP_WORKERS: Duration = Duration::from_secs(1);
 
-/// Starts answering; unanswered calls of a predecessor come first.
+/// Starts answering.
 fn serve(
     start: Start,
     handles: Handles,
@@ -149,7 +152,7 @@ fn serve(
     let outside = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
     let words =
         shared_memory::map_words(&handles.ledger, ledger::SIZE / size_of::<u64>()).context("cannot map the ledger")?;
-    let (ledger, unanswered) = Ledger::open(words);
+    let (ledger, inherited) = Ledger::open(words);
     let swap = Swap {
         workspace,
         host,
@@ -162,6 +165,7 @@ fn serve(
     let session = Arc::new(Session {
         listener: Listener::new(listener),
         ledger,
+        inherited: Mutex::new(inherited),
         active: Active::default(),
         tracees: Tracees::default(),
         factory,
@@ -173,10 +177,6 @@ fn serve(
         waits,
         strict: start.strict,
     });
-    for slot in unanswered {
-        let session = Arc::clone(&session);
-        std::thread::Builder::new().name("recovery".into()).spawn(move || session.recover(slot))?;
-    }
     receivers::start(&session).context("cannot start receiving")?;
     Ok(session)
 }
@@ -235,7 +235,11 @@ fn look(session: &Session, now: Instant) {
             session.active.interrupt(id);
         }
     }
+    for id in found.overdue {
+        session.active.interrupt(id);
+    }
     session.swap.memory.expire(now);
+    session.tracees.forget_ended();
 }
 
 /// A thread that panicked may hold anything; a new supervisor with the ledger is better than half of this one.

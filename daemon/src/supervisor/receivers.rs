@@ -46,6 +46,13 @@ fn spawn(session: &Arc<Session>, count: &Arc<Count>) -> io::Result<()> {
 
 /// One call. None: this thread is not needed any longer.
 fn receive(session: &Arc<Session>, count: &Arc<Count>) -> Option<()> {
+    // A predecessor's calls have waited longest. They are taken up like new ones: any of them may cost its thread.
+    let inherited = session.inherited.lock().ok()?.pop();
+    if let Some(slot) = inherited {
+        relieve(session, count, count.receiving.load(Ordering::Acquire));
+        session.recover(slot);
+        return Some(());
+    }
     let slot = session.ledger.take()?;
     count.receiving.fetch_add(1, Ordering::AcqRel);
     let received = session.listener.receive(slot.notification_words());
@@ -66,12 +73,17 @@ fn receive(session: &Arc<Session>, count: &Arc<Count>) -> Option<()> {
             std::process::exit(1);
         }
     }
+    relieve(session, count, others);
+    session.answer(slot);
+    (count.receiving.load(Ordering::Acquire) < IDLE).then_some(())
+}
+
+/// Sees to it that somebody receives while this thread works on a call.
+fn relieve(session: &Arc<Session>, count: &Arc<Count>, others: usize) {
     if others == 0
         && count.threads.load(Ordering::Acquire) < MAX
         && let Err(error) = spawn(session, count)
     {
         tracing::warn!(%error, "cannot start another receiver");
     }
-    session.answer(slot);
-    (count.receiving.load(Ordering::Acquire) < IDLE).then_some(())
 }

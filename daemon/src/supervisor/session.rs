@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use sidestep_forwarder::policy::Request;
@@ -28,6 +28,8 @@ use super::waits::{End, Waits};
 pub struct Session {
     pub listener: Listener,
     pub ledger: Ledger,
+    /// What a predecessor had received and not answered: taken up before anything new.
+    pub inherited: Mutex<Vec<Slot>>,
     pub active: Active,
     pub tracees: Tracees,
     pub factory: Factory,
@@ -76,7 +78,7 @@ impl Session {
         let notification = slot.notification();
         let outcome = match self.active.enter(notification.id, notification.tid, &slot, Instant::now()) {
             Err(Busy) => Outcome::errno(libc::EAGAIN),
-            Ok(_) if slot.count_attempt() >= MAX_ATTEMPTS => Outcome::errno(libc::EIO),
+            Ok(_) if slot.begin_attempt() >= MAX_ATTEMPTS => Outcome::errno(libc::EIO),
             Ok(work) => self.handle(&slot, &notification, &work).unwrap_or_else(|e| self.unseen(&notification, e)),
         };
         self.conclude(slot, outcome);
@@ -85,6 +87,7 @@ impl Session {
     /// A connect that waited in the event loop has come to an end. On a thread that may be lost.
     pub fn resume(self: &Arc<Self>, slot: Slot, host: OwnedFd, end: End) {
         let notification = slot.notification();
+        slot.begin_attempt();
         let outcome = match self.active.enter(notification.id, notification.tid, &slot, Instant::now()) {
             Err(Busy) => Outcome::errno(libc::EAGAIN),
             Ok(_work) => self.swap.end_of_wait(host, end),
@@ -133,6 +136,7 @@ impl Session {
     }
 
     fn act(&self, stopped: Stopped<'_>, call: &Call, verdict: Verdict, work: &Entry<'_>) -> Outcome {
+        self.swap.complete(&stopped);
         if let Some(failure) = self.untold_failure(&stopped, call) {
             return failure;
         }
@@ -159,7 +163,7 @@ impl Session {
             stopped
         };
         match call {
-            Call::Connect(address) => in_place::connect(&stopped, work, address),
+            Call::Connect(address) => in_place::connect(&self.listener, &stopped, work, address),
             Call::Bind(address) => in_place::bind(&stopped, &self.factory, address),
             &Call::Listen { backlog } if stopped.facts.kind == Kind::NotIp => {
                 in_place::listen_as(&stopped, &self.factory, backlog)
@@ -189,7 +193,11 @@ impl Session {
 
     fn conclude(self: &Arc<Self>, slot: Slot, outcome: Outcome) {
         match outcome {
-            Outcome::Wait { host, deadline } => return self.waits.start(self, slot, host, deadline),
+            Outcome::Wait { host, deadline } => {
+                let deadline = slot.note_deadline(deadline);
+                slot.end_attempt();
+                return self.waits.start(self, slot, host, deadline);
+            }
             Outcome::Reply(reply) => {
                 let _ = self.reply(&slot, reply);
             }

@@ -196,11 +196,22 @@ impl Swap {
         };
         host_socket::set_blocking_like(new, &stopped.facts)?;
         let registrations = self.epolls.registrations(&stopped.tracee, stopped.number, stopped.copy.as_fd());
+        stopped.slot.note_registrations(registrations.iter().map(epoll::Registration::note));
         let caller = listener.replace(stopped.id, new, stopped.number.0, close_on_exec)?;
         if caller == Caller::Waiting {
             epoll::transfer(&registrations, stopped.number, stopped.copy.as_fd(), new);
         }
+        // From here on they are the program's to change.
+        stopped.slot.note_registrations(std::iter::empty());
         Ok(caller)
+    }
+
+    /// Ends what a predecessor may have died in: the epolls that watched the old socket are to watch the one in place.
+    pub fn complete(&self, stopped: &Stopped<'_>) {
+        let noted = stopped.slot.registrations();
+        if !noted.is_empty() {
+            epoll::restore(&noted, &stopped.tracee, stopped.number, stopped.copy.as_fd());
+        }
     }
 
     pub fn keep_result(&self, cookie: SocketCookie, reply: Reply) {
@@ -246,8 +257,13 @@ fn answered(host: &OwnedFd, reply: Reply) -> Outcome {
 }
 
 fn wait(host: OwnedFd) -> Outcome {
-    let deadline = send_timeout(host.as_fd()).and_then(|timeout| Instant::now().checked_add(timeout));
+    let deadline = connect_deadline(host.as_fd());
     Outcome::Wait { host, deadline }
+}
+
+/// When a connect that begins now gives up by the socket's own timeout.
+pub fn connect_deadline(socket: BorrowedFd<'_>) -> Option<Instant> {
+    send_timeout(socket).and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
 /// SO_SNDTIMEO, which bounds connect(2) too; None: no bound.

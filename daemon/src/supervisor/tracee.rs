@@ -43,7 +43,12 @@ pub struct Tracee {
 
 impl Tracee {
     fn open(tid: u32) -> Result<Self, TraceeError> {
-        let pidfd = pidfd::open_thread(tid).map_err(|e| TraceeError::from_open(&e))?;
+        let pidfd = match pidfd::open_thread(tid) {
+            // Linux before 6.9 has them of processes only. The descriptors are the same, unless the thread unshared them.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => process_of(tid).map_or(Err(e), pidfd::open_process),
+            other => other,
+        };
+        let pidfd = pidfd.map_err(|e| TraceeError::from_open(&e))?;
         Ok(Self { tid, pidfd, process: OnceLock::new(), epolls: KnownEpolls::default() })
     }
 
@@ -81,6 +86,11 @@ impl Tracees {
         self.kept.insert(tid, Arc::clone(&tracee));
         let copy = tracee.copy_descriptor(number.0).map_err(|e| TraceeError::from_copy(&e))?;
         Ok((tracee, copy))
+    }
+
+    /// Closes the pidfds of threads that have ended: each is a descriptor, and keeps the kernel's record of a process.
+    pub fn forget_ended(&self) {
+        self.kept.retain(|_, tracee| !pidfd::has_ended(tracee.pidfd.as_fd()));
     }
 }
 
@@ -143,10 +153,11 @@ pub fn is_close_on_exec(tid: u32, number: TraceeFd) -> io::Result<bool> {
     Ok(flags & libc::O_CLOEXEC != 0)
 }
 
-/// Who the tracee is to the kernel's permission checks.
+/// Who the tracee is to the kernel's permission checks, in numbers of the user namespace that this process is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credentials {
     pub euid: u32,
+    pub egid: u32,
     pub effective_capabilities: u64,
 }
 
@@ -165,6 +176,7 @@ fn parse_credentials(status: &str) -> Option<Credentials> {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     Some(Credentials {
         euid: field("Uid:")?.split_whitespace().nth(1)?.parse().ok()?,
+        egid: field("Gid:")?.split_whitespace().nth(1)?.parse().ok()?,
         effective_capabilities: u64::from_str_radix(field("CapEff:")?.trim(), 16).ok()?,
     })
 }
@@ -175,8 +187,8 @@ mod tests {
 
     #[test]
     fn credentials_are_the_effective_ones() {
-        let status = "Name:\tsh\nUid:\t1000\t1001\t1002\t1003\nCapInh:\t0\nCapEff:\t0000000000000400\n";
-        let want = Credentials { euid: 1001, effective_capabilities: 1 << 10 };
+        let status = "Name:\tsh\nUid:\t1000\t1001\t1002\t1003\nGid:\t100\t101\t102\t103\nCapInh:\t0\nCapEff:\t0000000000000400\n";
+        let want = Credentials { euid: 1001, egid: 101, effective_capabilities: 1 << 10 };
         assert_eq!(parse_credentials(status), Some(want));
         assert_eq!(parse_credentials("Name:\tsh\n"), None);
     }

@@ -62,8 +62,7 @@ pub fn replace(
     new: BorrowedFd<'_>,
     epolls: &[(BorrowedFd<'_>, Interest)],
 ) -> io::Result<()> {
-    let in_own_table = || {
-        unshare(CloneFlags::CLONE_FILES)?;
+    in_own_table(|| {
         let (old, new) = (away_from(number, old)?, away_from(number, new)?);
         for &(epoll, interest) in epolls {
             let epoll = away_from(number, epoll)?;
@@ -73,8 +72,32 @@ pub fn replace(
             control(epoll, libc::EPOLL_CTL_ADD, number, interest)?;
         }
         Ok(())
+    })
+}
+
+/// Registers `file` in `epolls` under `number`; where it is registered, it stays as it is.
+pub fn add(number: RawFd, file: BorrowedFd<'_>, epolls: &[(BorrowedFd<'_>, Interest)]) -> io::Result<()> {
+    in_own_table(|| {
+        let file = away_from(number, file)?;
+        for &(epoll, interest) in epolls {
+            let epoll = away_from(number, epoll)?;
+            stand_under(number, file)?;
+            match control(epoll, libc::EPOLL_CTL_ADD, number, interest) {
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                added => added?,
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Runs `work` on a thread whose descriptor table is a copy that ends with it.
+fn in_own_table(work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+    let unshared = || {
+        unshare(CloneFlags::CLONE_FILES)?;
+        work()
     };
-    std::thread::scope(|scope| scope.spawn(in_own_table).join())
+    std::thread::scope(|scope| scope.spawn(unshared).join())
         .unwrap_or_else(|_| Err(io::Error::other("the thread that moves registrations died")))
 }
 

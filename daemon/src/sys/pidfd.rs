@@ -4,18 +4,31 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 /// Linux 6.9: a pidfd of a thread that does not lead its group.
 const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
 
-/// Opens a pidfd of the thread `tid`. Before Linux 6.9 only a group leader's works; others are EINVAL.
+/// Opens a pidfd of the thread `tid`. EINVAL before Linux 6.9.
 pub fn open_thread(tid: u32) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(tid).ok().and_then(Pid::from_raw).ok_or(io::Error::from_raw_os_error(libc::ESRCH))?;
-    match pidfd_open(pid, PIDFD_THREAD) {
-        Err(rustix::io::Errno::INVAL) => Ok(pidfd_open(pid, PidfdFlags::empty())?),
-        other => Ok(other?),
-    }
+    open(tid, PIDFD_THREAD)
+}
+
+/// Opens a pidfd of the process `tgid`.
+pub fn open_process(tgid: u32) -> io::Result<OwnedFd> {
+    open(tgid, PidfdFlags::empty())
+}
+
+fn open(pid: u32, flags: PidfdFlags) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::Error::from_raw_os_error(libc::ESRCH))?;
+    Ok(pidfd_open(pid, flags)?)
+}
+
+/// Whether what the pidfd names has ended, zombies included.
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// A copy of the tracee's descriptor `number`: the same open file. Close-on-exec here whatever it is there.

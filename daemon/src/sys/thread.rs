@@ -1,4 +1,4 @@
-//! Interrupting a thread that sleeps in a system call.
+//! Threads of this process, seen by another one: whether one can run, and interrupting one that sleeps in a system call.
 
 use std::io;
 
@@ -9,11 +9,15 @@ const WAKE: Signal = Signal::SIGUSR1;
 
 extern "C" fn nothing(_: i32) {}
 
-/// Makes [`ThreadHandle::interrupt`] end a sleeping call with EINTR. Once a process.
+/// Makes [`ThreadHandle::interrupt`] end a sleeping call with EINTR. Once a process, before it has other threads.
 pub fn install_wake_up() -> io::Result<()> {
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing, which is async-signal-safe.
     unsafe { sigaction(WAKE, &action) }?;
+    // Threads that are made later take this mask over; the monitor's has the signal blocked.
+    let mut mask = SigSet::empty();
+    mask.add(WAKE);
+    mask.thread_unblock()?;
     Ok(())
 }
 
@@ -29,5 +33,45 @@ impl ThreadHandle {
     /// Ends the call the thread sleeps in with EINTR; does nothing to one that is not in a call.
     pub fn interrupt(self) {
         let _ = pthread_kill(self.0, WAKE);
+    }
+}
+
+/// A thread's number, good for a look at it in /proc.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadId(i32);
+
+impl ThreadId {
+    pub fn current() -> Self {
+        Self(nix::unistd::gettid().as_raw())
+    }
+
+    /// It runs, or would if it had a processor: on a machine with too much to do, that may take seconds.
+    pub fn is_runnable(self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.0));
+        // proc_pid_stat(5): the state follows the name, which may hold anything.
+        stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R')))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_runs_is_told_from_one_that_sleeps() {
+        assert!(ThreadId::current().is_runnable());
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let sleeper = std::thread::spawn(move || {
+            tell.send(ThreadId::current()).unwrap();
+            ended.recv().unwrap_err()
+        });
+        let id = told.recv().unwrap();
+        while id.is_runnable() {
+            std::thread::yield_now();
+        }
+        drop(end);
+        sleeper.join().unwrap();
+        assert!(!id.is_runnable(), "gone");
     }
 }

@@ -57,7 +57,7 @@ impl Lab {
             Config { network, policy: Policy { host_loopback: true, rules: Vec::new() }, resolvers: Vec::new() };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let edge = Edge::new(config, Tap::ready(tap), epoll, Time(0));
-        Self { edge, engine: Engine::new(), guest, buffer: FrameBuffer::default() }
+        Self { edge, engine: Engine::new(&[]), guest, buffer: FrameBuffer::default() }
     }
 
     fn feed(&mut self, frames: &[Vec<u8>]) {

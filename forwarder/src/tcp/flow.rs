@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 use zerocopy::IntoBytes;
 
+use super::ledger::Record;
 use super::receive::Receive;
 use super::send::Send;
 use super::{Seq, limits};
@@ -75,6 +76,8 @@ pub struct Flow {
     pub irs: Seq,
     pub options: SynAckOptions,
     pub timer: TimerId,
+    /// Its place in the ledger.
+    pub record: Option<Record>,
     pub deadline: (Deadline, Time),
     /// Deadlines of this kind that have passed in a row.
     pub tries: u8,
@@ -132,6 +135,7 @@ impl Flow {
             irs,
             options,
             timer,
+            record: None,
             deadline: (Deadline::Dial, now.after(limits::DIAL_MS)),
             tries: 0,
             last_heard: now,
@@ -263,6 +267,7 @@ impl Flow {
         }
         if self.receive.is_drained() && !self.host_shut {
             self.host_shut = true;
+            self.end_orderly();
             if !self.send.is_finished() {
                 match rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write) {
                     Ok(()) | Err(Errno::NOTCONN) => {}
@@ -273,6 +278,12 @@ impl Flow {
         Ok(())
     }
 
+    /// From here on a close sends what is queued and an end of stream, not a reset (see [`reset_at_death`]).
+    pub fn end_orderly(&self) {
+        // Failing leaves the reset, and whoever is at the other end knows that something is missing.
+        let _ = sockopt::set_socket_linger(&self.socket, None);
+    }
+
     /// The start of the workspace's SYN, rebuilt for an ICMP error to quote.
     pub fn quoted_syn(&self) -> Vec<u8> {
         let mut tcp = header(&self.key, self.irs, Seq(0), TcpFlags::SYN, 0);
@@ -281,6 +292,13 @@ impl Flow {
         bytes.extend_from_slice(tcp.as_bytes());
         bytes
     }
+}
+
+/// A forwarder that is killed closes its sockets: the host's ends must not take that for the end of the stream, which
+/// only the workspace's FIN is.
+pub fn reset_at_death(socket: &OwnedFd) {
+    // Failing leaves the end of stream.
+    let _ = sockopt::set_socket_linger(socket, Some(std::time::Duration::ZERO));
 }
 
 /// The header of a segment to the workspace.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::flow::{Flow, State, SynAckOptions};
+use super::flow::{Flow, State, SynAckOptions, reset_at_death};
 use super::receive::{Placement, Receive};
 use super::send::Send;
 use super::{Gather, Tcp, limits, to_tap};
@@ -30,6 +30,7 @@ impl Tcp {
         let key =
             FlowKey { guest: ip.src, guest_port: segment.src_port, remote: ip.dst, remote_port: segment.dst_port };
         let Some(index) = self.flows.find(&key) else {
+            self.orphan_heard(&key);
             let flags = segment.flags;
             let opens = flags.has(TcpFlags::SYN) && !flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST);
             if opens {
@@ -92,11 +93,13 @@ impl Tcp {
                 };
             }
         };
+        let (ledger, guest_mac) = (&mut self.ledger, edge.guest_mac());
         let inserted = self.flows.insert(*key, |id| {
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
             let mut flow = Flow::new(id, *key, socket, receive, send, segment.seq, ours, timer, edge.now);
             flow.resolver = resolver;
+            flow.record = ledger.note(key, guest_mac);
             flow.deadline.1 = edge.now.after(dial_limit(edge, resolver));
             edge.timers.set(timer, flow.deadline.1);
             Some(flow)
@@ -278,6 +281,7 @@ pub(super) fn dial(destination: SocketAddr) -> Result<std::os::fd::OwnedFd, Errn
     let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    reset_at_death(&socket);
     match rustix::net::connect(&socket, &destination) {
         Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
         Err(error) => Err(error),

@@ -29,6 +29,12 @@ pub const HALF_CLOSED_IDLE_MS: u64 = 90_000;
 /// Between two keepalive probes, and their number: Linux's defaults.
 pub const KEEPALIVE_INTERVAL_MS: u64 = 75_000;
 pub const KEEPALIVE_TRIES: u8 = 9;
+/// Probes of a dead forwarder's connections, and the time between two: an answer takes the workspace no time, only the
+/// TAP may be down for a while.
+pub const ORPHAN_PROBES: u8 = 5;
+pub const ORPHAN_PROBE_MS: u64 = 1_000;
+/// How soon a full TAP is tried again with them.
+pub const ORPHAN_RETRY_MS: u64 = 10;
 /// Frames sent for one connection before others have their turn.
 pub const FRAMES_A_TURN: usize = 16;
 /// Bytes all connections together may be promised beyond their first 64 KB: what a workspace can make us keep.

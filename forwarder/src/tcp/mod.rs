@@ -9,13 +9,15 @@
 //! - **host to workspace** ([`send`]): the socket's receive queue is the retransmission buffer. Bytes are peeked into
 //!   the frame being built, up to 64 KB for the workspace's kernel to cut, and taken from the queue when acknowledged.
 //!
-//! Files: [`seq`] numbers; [`receive`] and [`send`], the pure halves; [`flow`], one connection with its socket;
+//! Files: [`seq`] numbers; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`flow`], one connection with its socket;
 //! [`from_tap`], [`host`] and [`timers`], what the three kinds of events do; [`to_tap`], the segments sent.
 
 mod flow;
 mod from_tap;
 mod host;
+pub mod ledger;
 mod limits;
+mod orphans;
 mod receive;
 mod send;
 mod seq;
@@ -25,12 +27,16 @@ mod to_tap;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
+use std::sync::atomic::AtomicU64;
 
 pub use seq::Seq;
 
 use crate::edge::Edge;
 use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::timer::Time;
 use flow::Flow;
+use ledger::Ledger;
+use orphans::Orphans;
 
 /// Bytes dropped from a host socket's queue in one call, and peeked over where SO_PEEK_OFF is missing. The kernel
 /// writes nothing there when it drops, so the pages are never touched.
@@ -40,6 +46,10 @@ const SCRATCH: usize = 1 << 22;
 #[derive(Debug)]
 pub struct Tcp {
     flows: Table<FlowKey, Flow>,
+    /// The same for a successor.
+    ledger: Ledger,
+    /// What a predecessor left.
+    orphans: Orphans,
     /// Flows touched by this batch: acknowledgements and freed queue space are settled at its end.
     dirty: Vec<u32>,
     /// Flows with more to send than their turn allowed.
@@ -66,14 +76,37 @@ impl Gather<'_> {
 }
 
 impl Tcp {
-    pub fn new() -> Self {
+    /// `memory` outlives this process: up to [`ledger::WORDS`] words.
+    pub fn new(memory: &'static [AtomicU64]) -> Self {
+        let (ledger, left) = Ledger::open(memory);
         Self {
+            ledger,
+            orphans: Orphans::new(left),
             flows: Table::new(Kind::Tcp, limits::MAX_FLOWS),
             dirty: Vec::new(),
             ready: VecDeque::new(),
             scratch: vec![0; SCRATCH],
             grown: 0,
             iss_key: RandomState::new(),
+        }
+    }
+
+    /// The hardware address at which a predecessor's connections are.
+    pub fn recall(&self, edge: &mut Edge) {
+        if let Some(mac) = self.ledger.guest_mac() {
+            edge.learn_guest_mac(mac);
+        }
+    }
+
+    /// When [`Self::probe_orphans`] has something to do.
+    pub fn orphans_deadline(&self) -> Option<Time> {
+        self.orphans.deadline()
+    }
+
+    /// The forwarder stops, the workspace is at its end: what the host has still to send is sent.
+    pub fn let_go(&self) {
+        for flow in self.flows.values() {
+            flow.end_orderly();
         }
     }
 
@@ -121,6 +154,9 @@ impl Tcp {
     fn remove(&mut self, edge: &mut Edge, index: u32) {
         if let Some(flow) = self.flows.remove(index) {
             edge.timers.remove(flow.timer);
+            if let Some(record) = flow.record {
+                self.ledger.forget(record);
+            }
             self.grown = self.grown.saturating_sub(flow.receive.grown());
             edge.counters.tcp.flows.closed += 1;
         }

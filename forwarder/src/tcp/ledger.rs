@@ -1,0 +1,143 @@
+//! Which connections there are, in memory that outlives a forwarder, so that its successor can end them: the workspace
+//! may be waiting for data on one, and would for ever.
+//!
+//! Kept are the ends only. Everything else about a connection died with its host socket.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::limits::MAX_FLOWS;
+use crate::flow::FlowKey;
+use crate::network::MacAddr;
+
+/// Both addresses, then [`USED`] and both ports.
+const RECORD_WORDS: usize = 5;
+/// Before the records: the workspace's hardware address, with [`USED`].
+const HEAD_WORDS: usize = 1;
+const USED: u64 = 1 << 63;
+
+/// Words of the memory.
+pub const WORDS: usize = HEAD_WORDS + MAX_FLOWS * RECORD_WORDS;
+
+#[derive(Debug)]
+pub struct Ledger {
+    head: Option<&'static AtomicU64>,
+    records: &'static [[AtomicU64; RECORD_WORDS]],
+    /// No record from here on has been used.
+    next: usize,
+    free: Vec<usize>,
+}
+
+/// The place of one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record(usize);
+
+impl Ledger {
+    /// Takes over the memory and what a predecessor left in it. Records that find no room are not kept: shorter memory
+    /// than [`WORDS`] is a ledger that forgets.
+    pub fn open(words: &'static [AtomicU64]) -> (Self, Vec<(Record, FlowKey)>) {
+        let (head, records) = words.split_at(HEAD_WORDS.min(words.len()));
+        let (records, _) = records.as_chunks();
+        let left: Vec<_> =
+            records.iter().enumerate().filter_map(|(index, record)| Some((Record(index), read(record)?))).collect();
+        let next = left.last().map_or(0, |(record, _)| record.0 + 1);
+        let used = |index: &usize| left.binary_search_by_key(index, |(record, _)| record.0).is_ok();
+        let free = (0..next).filter(|index| !used(index)).collect();
+        (Self { head: head.first(), records, next, free }, left)
+    }
+
+    pub fn guest_mac(&self) -> Option<MacAddr> {
+        let word = self.head?.load(Ordering::Acquire);
+        let [_, _, mac @ ..] = word.to_be_bytes();
+        (word & USED != 0).then_some(mac)
+    }
+
+    pub fn note(&mut self, key: &FlowKey, guest_mac: MacAddr) -> Option<Record> {
+        let index = self.free.pop().unwrap_or(self.next);
+        let record = self.records.get(index)?;
+        self.next = self.next.max(index + 1);
+        let [a, b, c, d, e, f] = guest_mac;
+        self.head?.store(USED | u64::from_be_bytes([0, 0, a, b, c, d, e, f]), Ordering::Release);
+        let ([a, b], [c, d]) = (address_words(key.guest), address_words(key.remote));
+        let ports = USED | u64::from(key.guest_port) << 16 | u64::from(key.remote_port);
+        for (word, value) in record.iter().zip([a, b, c, d, ports]) {
+            word.store(value, Ordering::Release);
+        }
+        Some(Record(index))
+    }
+
+    pub fn forget(&mut self, record: Record) {
+        if let Some([.., ports]) = self.records.get(record.0) {
+            ports.store(0, Ordering::Release);
+            self.free.push(record.0);
+        }
+    }
+}
+
+fn read(record: &[AtomicU64; RECORD_WORDS]) -> Option<FlowKey> {
+    let [a, b, c, d, ports] = record.each_ref().map(|word| word.load(Ordering::Acquire));
+    let [.., p, q, r, s] = ports.to_be_bytes();
+    (ports & USED != 0).then(|| FlowKey {
+        guest: address([a, b]),
+        guest_port: u16::from_be_bytes([p, q]),
+        remote: address([c, d]),
+        remote_port: u16::from_be_bytes([r, s]),
+    })
+}
+
+fn address_words(address: IpAddr) -> [u64; 2] {
+    let bits = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    }
+    .to_bits()
+    .to_be_bytes();
+    let (words, _) = bits.as_chunks::<8>();
+    [0, 1].map(|index| words.get(index).copied().map_or(0, u64::from_be_bytes))
+}
+
+fn address([high, low]: [u64; 2]) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low))).to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(words: usize) -> &'static [AtomicU64] {
+        (0..words).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak()
+    }
+
+    fn key(guest_port: u16, remote: &str) -> FlowKey {
+        let remote: IpAddr = remote.parse().unwrap();
+        let guest = if remote.is_ipv4() { "10.0.2.100" } else { "fd00::100" };
+        FlowKey { guest: guest.parse().unwrap(), guest_port, remote, remote_port: 443 }
+    }
+
+    #[test]
+    fn connections_are_found_by_the_next_forwarder() {
+        let words = memory(WORDS);
+        let (mut ledger, left) = Ledger::open(words);
+        assert!(left.is_empty() && ledger.guest_mac().is_none());
+        let keys = [key(1, "192.0.2.1"), key(65535, "2001:db8::1"), key(3, "192.0.2.3")];
+        let records = keys.map(|key| ledger.note(&key, [2, 0, 0, 0, 0, 1]).unwrap());
+        ledger.forget(records[0]);
+
+        let (mut next, left) = Ledger::open(words);
+        assert_eq!(left, [(records[1], keys[1]), (records[2], keys[2])]);
+        assert_eq!(next.guest_mac(), Some([2, 0, 0, 0, 0, 1]));
+        assert_eq!(next.note(&keys[0], [2; 6]), Some(records[0]), "the free one first");
+        assert_ne!(next.note(&key(4, "192.0.2.4"), [2; 6]).unwrap(), records[1], "never one that is left");
+    }
+
+    #[test]
+    fn what_finds_no_room_is_not_kept() {
+        let (mut none, _) = Ledger::open(&[]);
+        assert_eq!(none.note(&key(1, "192.0.2.1"), [2; 6]), None);
+        let (mut one, _) = Ledger::open(memory(HEAD_WORDS + RECORD_WORDS));
+        let record = one.note(&key(1, "192.0.2.1"), [2; 6]).unwrap();
+        assert_eq!(one.note(&key(2, "192.0.2.1"), [2; 6]), None);
+        one.forget(record);
+        assert_eq!(one.note(&key(2, "192.0.2.1"), [2; 6]), Some(record));
+    }
+}
