@@ -3,39 +3,54 @@
 //! Landlock denies the workspace TCP bind and connect of its own, and a call left to the kernel would read its address
 //! again. The copy of the descriptor is the same open file, so everything the call changes, the process has changed.
 
+use std::io;
 use std::os::fd::AsFd;
 
 use crate::sys::socket;
 
 use super::active::Entry;
 use super::factory::Factory;
-use super::facts::Kind;
+use super::facts::{Kind, TcpState};
 use super::privileged_port;
 use super::session::{Outcome, Stopped};
-use super::sockaddr::RawAddress;
+use super::sockaddr::{Meaning, RawAddress};
+use super::swap::{Memory, send_timeout};
 
 /// connect(2). One that waits does so on this thread, which the watch interrupts when the caller has left.
-pub fn connect(stopped: &Stopped<'_>, work: &Entry<'_>, address: &RawAddress) -> Outcome {
-    let again = stopped.begin_act();
+pub fn connect(stopped: &Stopped<'_>, memory: &Memory, work: &Entry<'_>, address: &RawAddress) -> Outcome {
+    let cookie = stopped.facts.cookie;
     let connect = || socket::connect(stopped.copy.as_fd(), address.bytes());
-    let result = if stopped.facts.nonblocking || stopped.facts.kind != Kind::Tcp {
-        connect()
-    } else {
-        match work.asleep(connect) {
-            Ok(result) => result,
-            Err(_) => return Outcome::errno(libc::EAGAIN),
+    if address.meaning() == Meaning::Unspecified {
+        stopped.begin_act();
+        return Outcome::of(connect());
+    }
+    if stopped.facts.nonblocking || stopped.facts.kind != Kind::Tcp {
+        let again = stopped.begin_act();
+        return Outcome::done(cookie, unless_begun(again, connect()));
+    }
+    if send_timeout(stopped.copy.as_fd()).is_some() {
+        if memory.waited(stopped.tid) == Some(cookie) && stopped.facts.state == TcpState::Connecting {
+            return Outcome::errno(libc::EINTR);
         }
-    };
+        memory.begins_to_wait(stopped.tid, cookie);
+    }
+    let again = stopped.begin_act();
+    match work.asleep(connect) {
+        // Only the watch and a later call of the thread interrupt: there is nobody left to answer.
+        Ok(Err(e)) if e.raw_os_error() == Some(libc::EINTR) => Outcome::CallerLeft,
+        Ok(result) => Outcome::done(cookie, unless_begun(again, result)),
+        Err(_) => Outcome::errno(libc::EAGAIN),
+    }
+}
+
+/// A predecessor may have begun this very connect and died: its success is this call's.
+fn unless_begun(again: bool, result: io::Result<()>) -> io::Result<()> {
     match result {
-        Ok(()) => Outcome::SUCCESS,
-        Err(e) => match e.raw_os_error() {
-            // A predecessor began this very connect and died: its success is this call's.
-            Some(libc::EISCONN) if again => Outcome::SUCCESS,
-            Some(libc::EALREADY) if again => Outcome::errno(libc::EINPROGRESS),
-            // Only the watch interrupts: there is nobody left to answer.
-            Some(libc::EINTR) => Outcome::CallerLeft,
-            errno => Outcome::errno(errno.unwrap_or(libc::EIO)),
-        },
+        Err(e) if again && e.raw_os_error() == Some(libc::EISCONN) => Ok(()),
+        Err(e) if again && e.raw_os_error() == Some(libc::EALREADY) => {
+            Err(io::Error::from_raw_os_error(libc::EINPROGRESS))
+        }
+        result => result,
     }
 }
 
@@ -54,7 +69,7 @@ pub fn bind(stopped: &Stopped<'_>, factory: &Factory, address: &RawAddress) -> O
     let again = stopped.begin_act();
     match socket::bind(stopped.copy.as_fd(), address.bytes()) {
         Err(e) if again && e.raw_os_error() == Some(libc::EINVAL) && is_bound_to(stopped, address) => Outcome::SUCCESS,
-        result => Outcome::of(result),
+        result => Outcome::done(stopped.facts.cookie, result),
     }
 }
 

@@ -54,40 +54,51 @@ pub struct Stopped<'a> {
 /// What becomes of a call.
 pub enum Outcome {
     Reply(Reply),
-    /// The answer about a host socket in place. A caller that has left may come back for it with the same call.
-    OnHostSocket {
+    /// The answer about something that was done to a socket. A caller that has left may come back for it with the
+    /// same call, and doing it again would give another.
+    Done {
         cookie: SocketCookie,
         reply: Reply,
     },
-    /// A connect under way on a host socket in place, of which `host` is the supervisor's copy.
-    Wait {
-        host: OwnedFd,
-        deadline: Option<Instant>,
-    },
+    Wait(Wait),
     /// Nobody waits for an answer any more.
     CallerLeft,
+}
+
+/// A connect under way on a host socket in place.
+pub struct Wait {
+    /// The supervisor's copy of it.
+    pub host: OwnedFd,
+    pub cookie: SocketCookie,
+    /// When SO_SNDTIMEO runs out, and what connect(2) says then.
+    pub deadline: Option<Instant>,
+    pub late: i32,
 }
 
 impl Session {
     /// One received call, from notification to reply or to the event loop.
     pub fn answer(self: &Arc<Self>, slot: Slot) {
         let notification = slot.notification();
-        let outcome = match self.active.enter(notification.id, notification.tid, &slot, Instant::now()) {
+        let entered = self.active.enter(notification.id, notification.tid, &slot, Instant::now());
+        let outcome = match &entered {
             Err(Busy) => Outcome::errno(libc::EAGAIN),
             Ok(_) if slot.count_attempt() >= MAX_ATTEMPTS => Outcome::errno(libc::EIO),
-            Ok(work) => self.handle(&slot, &notification, &work).unwrap_or_else(|e| self.unseen(&notification, e)),
+            Ok(work) => self.handle(&slot, &notification, work).unwrap_or_else(|e| self.unseen(&notification, e)),
         };
-        self.conclude(slot, outcome);
+        self.conclude(slot, outcome, entered.ok());
     }
 
     /// A connect that waited in the event loop has come to an end. On a thread that may be lost.
-    pub fn resume(self: &Arc<Self>, slot: Slot, host: OwnedFd, end: End) {
+    pub fn resume(self: &Arc<Self>, slot: Slot, wait: Wait, end: End) {
         let notification = slot.notification();
-        let outcome = match self.active.enter(notification.id, notification.tid, &slot, Instant::now()) {
+        let entered = self.active.enter(notification.id, notification.tid, &slot, Instant::now());
+        let outcome = match entered {
             Err(Busy) => Outcome::errno(libc::EAGAIN),
-            Ok(_work) => self.swap.end_of_wait(host, end),
+            // The result can be taken once: it is not for a call that nobody waits in.
+            Ok(_) if !self.listener.is_waiting(notification.id) => Outcome::CallerLeft,
+            Ok(_) => self.swap.end_of_wait(wait, end),
         };
-        self.conclude(slot, outcome);
+        self.conclude(slot, outcome, entered.ok());
     }
 
     fn handle(&self, slot: &Slot, notification: &Notification, work: &Entry<'_>) -> Result<Outcome, TraceeError> {
@@ -130,6 +141,10 @@ impl Session {
     }
 
     fn act(&self, stopped: Stopped<'_>, call: &Call, verdict: Verdict, work: &Entry<'_>) -> Outcome {
+        let cookie = stopped.facts.cookie;
+        if let Some(reply) = self.swap.memory.take_answer(cookie, &stopped.slot.notification()) {
+            return Outcome::Done { cookie, reply };
+        }
         if let Some(failure) = self.untold_failure(&stopped, call) {
             return failure;
         }
@@ -156,7 +171,7 @@ impl Session {
             stopped
         };
         match call {
-            Call::Connect(address) => in_place::connect(&stopped, work, address),
+            Call::Connect(address) => in_place::connect(&stopped, &self.swap.memory, work, address),
             Call::Bind(address) => in_place::bind(&stopped, &self.factory, address),
             &Call::Listen { backlog } if stopped.facts.kind == Kind::NotIp => {
                 in_place::listen_as(&stopped, &self.factory, backlog)
@@ -184,17 +199,24 @@ impl Session {
         }
     }
 
-    fn conclude(self: &Arc<Self>, slot: Slot, outcome: Outcome) {
+    /// `entry` goes when what a later call of the same thread has to find is there.
+    fn conclude(self: &Arc<Self>, slot: Slot, outcome: Outcome, entry: Option<Entry<'_>>) {
+        let memory = &self.swap.memory;
         match outcome {
-            Outcome::Wait { host, deadline } => return self.waits.start(self, slot, host, deadline),
+            Outcome::Wait(wait) => {
+                if wait.deadline.is_some() {
+                    memory.begins_to_wait(slot.notification().tid, wait.cookie);
+                }
+                drop(entry);
+                return self.waits.start(self, slot, wait);
+            }
             Outcome::Reply(reply) => {
                 let _ = self.reply(&slot, reply);
             }
-            Outcome::OnHostSocket { cookie, reply } => {
-                if self.reply(&slot, reply) == Caller::Left {
-                    self.swap.keep_result(cookie, reply);
-                }
-            }
+            Outcome::Done { cookie, reply } => match self.reply(&slot, reply) {
+                Caller::Left => memory.keep_answer(cookie, slot.notification(), reply),
+                Caller::Waiting => memory.has_its_answer(slot.notification().tid),
+            },
             Outcome::CallerLeft => {}
         }
         self.ledger.release(slot);
@@ -251,6 +273,11 @@ impl Outcome {
             Ok(()) => Self::SUCCESS,
             Err(e) => Self::errno(errno(&e)),
         }
+    }
+
+    pub fn done(cookie: SocketCookie, result: io::Result<()>) -> Self {
+        let reply = result.map_or_else(|e| Reply::Errno(errno(&e)), |()| Reply::Return(0));
+        Self::Done { cookie, reply }
     }
 }
 

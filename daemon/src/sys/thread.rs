@@ -9,11 +9,13 @@ const WAKE: Signal = Signal::SIGUSR1;
 
 extern "C" fn nothing(_: i32) {}
 
-/// Makes [`ThreadHandle::interrupt`] end a sleeping call with EINTR. Once a process.
+/// Makes [`ThreadHandle::interrupt`] end a sleeping call with EINTR: in this thread and those it starts, whatever signals
+/// the process was started without. Once a process.
 pub fn install_wake_up() -> io::Result<()> {
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing, which is async-signal-safe.
     unsafe { sigaction(WAKE, &action) }?;
+    SigSet::from(WAKE).thread_unblock()?;
     Ok(())
 }
 
