@@ -167,7 +167,8 @@ impl Drop for Entry<'_> {
 
 /// What is still done for a call that the thread made before the one with this id; the kernel counts ids up.
 fn earlier_of_thread(works: &HashMap<u64, Work>, tid: u32, id: u64) -> Option<Doing> {
-    let mut earlier = works.iter().filter(|(other, work)| work.tid == tid && id.wrapping_sub(**other).cast_signed() > 0);
+    let mut earlier =
+        works.iter().filter(|(other, work)| work.tid == tid && id.wrapping_sub(**other).cast_signed() > 0);
     earlier.find(|(_, work)| !matches!(work.doing, Doing::Lost)).map(|(_, work)| work.doing)
 }
 

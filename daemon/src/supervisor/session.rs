@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::sys::listener::{Caller, Listener, Reply};
+use crate::sys::socket;
 
 use super::active::{Active, Busy, Entry};
 use super::decide::{Candidate, Ground, Verdict, Ways, candidate, with_routes};
@@ -18,8 +19,10 @@ use super::ledger::{Ledger, MAX_ATTEMPTS, Phase, Slot};
 use super::netfilter::{self, Netfilter};
 use super::notification::Notification;
 use super::route::{HostRoute, InsideRoute, Oracle};
+use super::sockaddr::Meaning;
 use super::swap::Swap;
 use super::tracee::{Tracee, TraceeError, TraceeFd, Tracees};
+use super::turns::Turn;
 use super::waits::{End, Waits};
 
 /// What every thread that answers shares.
@@ -107,16 +110,36 @@ impl Session {
             self.swap.epolls.created_by(tid);
             return Ok(Outcome::Reply(Reply::Continue));
         }
-        let number = socket_number(notification);
-        let (tracee, copy) = self.tracees.copy_descriptor(tid, number)?;
+        let mut stopped = self.look(slot, notification)?;
         let call = Call::decode(notification)?;
-        let facts = SocketFacts::of(copy.as_fd()).map_err(|e| TraceeError::Errno(errno(&e)))?;
         if !self.listener.is_waiting(id) {
             return Ok(Outcome::CallerLeft);
         }
-        let verdict = self.decide(&call, &facts);
-        tracing::debug!(tid, fd = number.0, ?call, ?verdict, "stopped call");
-        Ok(self.act(Stopped { slot, id, tid, tracee, number, copy, facts }, &call, verdict, work))
+        let mut verdict = self.decide(&call, &stopped.facts);
+        let turn = match verdict {
+            Verdict::Bypass(_) => {
+                Some(self.swap.turns.take(stopped.facts.cookie).ok_or(TraceeError::Errno(libc::EIO))?)
+            }
+            _ => None,
+        };
+        if turn.as_ref().is_some_and(|turn| turn.waited) {
+            stopped = self.look(slot, notification)?;
+            if !self.listener.is_waiting(id) {
+                return Ok(Outcome::CallerLeft);
+            }
+            verdict = self.decide(&call, &stopped.facts);
+        }
+        tracing::debug!(tid, fd = stopped.number.0, ?call, ?verdict, "stopped call");
+        Ok(self.act(stopped, &call, verdict, turn, work))
+    }
+
+    /// The socket that the call names now: to be believed only while the caller waits.
+    fn look<'a>(&self, slot: &'a Slot, notification: &Notification) -> Result<Stopped<'a>, TraceeError> {
+        let &Notification { id, tid, .. } = notification;
+        let number = socket_number(notification);
+        let (tracee, copy) = self.tracees.copy_descriptor(tid, number)?;
+        let facts = SocketFacts::of(copy.as_fd()).map_err(|e| TraceeError::Errno(errno(&e)))?;
+        Ok(Stopped { slot, id, tid, tracee, number, copy, facts })
     }
 
     fn decide(&self, call: &Call, facts: &SocketFacts) -> Verdict {
@@ -140,7 +163,14 @@ impl Session {
         Ways { inside, netfilter, host }
     }
 
-    fn act(&self, stopped: Stopped<'_>, call: &Call, verdict: Verdict, work: &Entry<'_>) -> Outcome {
+    fn act(
+        &self,
+        stopped: Stopped<'_>,
+        call: &Call,
+        verdict: Verdict,
+        turn: Option<Turn<'_>>,
+        work: &Entry<'_>,
+    ) -> Outcome {
         let cookie = stopped.facts.cookie;
         if let Some(reply) = self.swap.memory.take_answer(cookie, &stopped.slot.notification()) {
             return Outcome::Done { cookie, reply };
@@ -149,10 +179,11 @@ impl Session {
             return failure;
         }
         match verdict {
-            Verdict::Bypass(to) => match self.swap.bypass(&self.listener, stopped, to) {
-                Ok(outcome) => outcome,
-                Err(stopped) => self.in_place(stopped, call, work),
-            },
+            Verdict::Bypass(to) => {
+                let bypassed = self.swap.bypass(&self.listener, stopped, to);
+                drop(turn);
+                bypassed.unwrap_or_else(|stopped| self.in_place(stopped, call, work))
+            }
             Verdict::InPlace(_) => self.in_place(stopped, call, work),
             Verdict::OnHostSocket => self.swap.on_host_socket(stopped),
             Verdict::Deny(errno, _) => Outcome::errno(errno),
@@ -160,9 +191,16 @@ impl Session {
         }
     }
 
-    /// The act in the socket's namespace; a host socket first becomes one of the workspace's again.
+    /// The act in the socket's namespace; a host socket first becomes one of the workspace's again. One that is to be
+    /// dissolved is dissolved, for others may have it or wait for it.
     fn in_place(&self, stopped: Stopped<'_>, call: &Call, work: &Entry<'_>) -> Outcome {
         let stopped = if stopped.facts.netns == self.ground.host && stopped.facts.kind == Kind::Tcp {
+            if let Call::Connect(address) = call
+                && address.meaning() == Meaning::Unspecified
+                && let Err(error) = socket::connect(stopped.copy.as_fd(), address.bytes())
+            {
+                return Outcome::of(Err(error));
+            }
             match self.swap.back(&self.listener, &self.factory, stopped) {
                 Ok(stopped) => stopped,
                 Err(outcome) => return outcome,

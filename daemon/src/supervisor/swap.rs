@@ -34,6 +34,7 @@ use super::host_socket::{self, PristinePair, Progress};
 use super::notification::Notification;
 use super::session::{Outcome, Stopped, Wait};
 use super::tracee;
+use super::turns::Turns;
 use super::waits::End;
 
 /// How long something is kept for a caller that left. A restarted call comes back at once.
@@ -50,6 +51,7 @@ pub struct Swap {
     pub userns: OwnedFd,
     pub netns: OwnedFd,
     pub memory: Memory,
+    pub turns: Turns,
     pub epolls: Epolls,
 }
 
@@ -83,7 +85,10 @@ impl Swap {
         to: SocketAddr,
     ) -> Result<Outcome, Stopped<'a>> {
         if let Some(host) = self.memory.unpark(stopped.facts.cookie, to) {
-            return Ok(self.place(listener, &stopped, host, to));
+            return Ok(match self.place(listener, &stopped, host, to) {
+                Outcome::Wait(wait) if wait.deadline.is_some() => Outcome::errno(libc::EINTR),
+                outcome => outcome,
+            });
         }
         let pristine = if stopped.facts.netns == self.host_netns { &self.host } else { &self.workspace };
         let Some(difference) = pristine.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) else {
@@ -161,8 +166,13 @@ impl Swap {
             End::Ready => match host_socket::finish(wait.host.as_fd()) {
                 Progress::Connected => answered(Reply::Return(0)),
                 Progress::Underway => Outcome::Wait(wait),
-                // The socket was shut down under the waiting call.
-                Progress::Failed(libc::EINVAL) => answered(Reply::Errno(libc::ECONNABORTED)),
+                // Shut down or dissolved under the waiting call, or another one took the failure.
+                Progress::Failed(libc::EINVAL) => answered(Reply::Errno(
+                    match socket::int_option(wait.host.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR) {
+                        Ok(0) | Err(_) => libc::EPIPE,
+                        Ok(errno) => errno,
+                    },
+                )),
                 Progress::Failed(errno) => answered(Reply::Errno(errno)),
             },
         }
