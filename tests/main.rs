@@ -15,6 +15,7 @@
 
 mod attacks;
 mod cases;
+mod connect;
 mod crash;
 mod datagrams;
 mod differential;
@@ -48,6 +49,7 @@ fn main() -> anyhow::Result<ExitCode> {
         harness::CASES,
         run::CASES,
         tcp::CASES,
+        connect::CASES,
         listening::CASES,
         names::CASES,
         datagrams::CASES,

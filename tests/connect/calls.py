@@ -1,6 +1,5 @@
 """connect(2) itself, without what Python does about EINTR, and the signals that come in between."""
 libc = ctypes.CDLL(None, use_errno=True)
-SYS_CONNECT = {'x86_64': 42, 'aarch64': 203}[os.uname().machine]
 
 
 def address(host, port):
@@ -23,7 +22,7 @@ def insist(call):
 
 
 def send_timeout(s, milliseconds):
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('ll', 0, milliseconds * 1000))
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('ll', milliseconds // 1000, milliseconds % 1000 * 1000))
 
 
 def storm(restarts):
@@ -42,25 +41,54 @@ def any_port(s):
     insist(lambda: outcome(lambda: s.bind(('::' if s.family == socket.AF_INET6 else '0.0.0.0', 0))))
 
 
-def until_connecting(pid, s):
-    """Waits until the thread sleeps in connect(2) on `s`."""
-    while True:
-        words = open(f'/proc/{pid}/syscall').read().split()
-        if words[0] == str(SYS_CONNECT) and int(words[1], 16) == s.fileno():
-            return
+def until_connecting(s):
+    """Waits until a SYN is on its way: only then is a signal sure to come in the middle of the connect."""
+    while s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != b'\x02':
         os.sched_yield()
 
 
-def in_child(call, s):
-    """Runs call() in a process that is stopped in its connect on `s` and continued; returns what it returned."""
+def stopped_and_continued(s, call):
+    """What call() returns in a process that is stopped and continued while it connects `s`."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        def tell():
+            until_connecting(s)
+            os.write(writing, b'connecting\n')
+        threading.Thread(target=tell).start()
         os.write(writing, call().encode())
         os._exit(0)
-    until_connecting(child, s)
+    os.close(writing)
+    said = os.fdopen(reading)
+    said.readline()
     os.kill(child, signal.SIGSTOP)
     os.waitpid(child, os.WUNTRACED)
     os.kill(child, signal.SIGCONT)
     os.waitpid(child, 0)
-    return os.read(reading, 99).decode()
+    return said.read()
+
+
+def beside(s, call, other):
+    """What call() returns on a thread, and other() on this one once `s` is connecting."""
+    said = []
+    thread = threading.Thread(target=lambda: said.append(call()))
+    thread.start()
+    until_connecting(s)
+    others = other()
+    thread.join()
+    return said + [others]
+
+
+def at_once(*calls):
+    """What each call returns that begins with the others, sorted."""
+    said, gate = [], threading.Barrier(len(calls))
+
+    def run(call):
+        gate.wait()
+        said.append(call())
+    threads = [threading.Thread(target=run, args=[call]) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(said)

@@ -122,7 +122,7 @@ impl Session {
             }
             _ => None,
         };
-        if turn.as_ref().is_some_and(|turn| turn.waited) {
+        if turn.as_ref().is_some_and(|turn| turn.second) {
             stopped = self.look(slot, notification)?;
             if !self.listener.is_waiting(id) {
                 return Ok(Outcome::CallerLeft);

@@ -13,9 +13,10 @@
 //! the EINTR is ours to give.
 //!
 //! Limits: a signal whose handler is installed without SA_RESTART gives EINTR to calls of which Linux knows none (bind,
-//! a nonblocking connect), and one that comes before the swap leaves the program's socket unconnected: the call made
-//! again goes on, poll(2) does not. A copy of the old socket (dup, fork) stays the old, unconnected socket, also in an epoll that watches it under
-//! the copy's number.
+//! a nonblocking connect). One that comes before the swap leaves the program's socket unconnected: the call made again
+//! goes on, poll(2) does not. After one, a connect with SO_SNDTIMEO that the program itself makes again gets one EINTR
+//! more, for it looks like one that the kernel began again. A copy of the old socket (dup, fork) stays the old,
+//! unconnected socket, also in an epoll that watches it under the copy's number.
 
 use std::io;
 use std::net::SocketAddr;
@@ -99,7 +100,9 @@ impl Swap {
             Ok(None) => return Err(stopped),
             Err(error) => return Ok(Outcome::of(Err(error))),
         };
-        difference.apply(host.as_fd());
+        if !difference.apply(host.as_fd()) {
+            return Err(stopped);
+        }
         stopped.begin_act();
         match host_socket::start_connect(host.as_fd(), to, &stopped.facts) {
             Progress::Failed(errno) => Ok(Outcome::errno(errno)),
@@ -192,7 +195,7 @@ impl Swap {
         let kind = (host_socket::domain(&stopped.facts), libc::SOCK_STREAM, libc::IPPROTO_TCP);
         let fresh = factory.socket(self.userns.as_fd(), self.netns.as_fd(), kind).map_err(failed)?;
         if let Some(difference) = self.host.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) {
-            difference.apply(fresh.as_fd());
+            let _ = difference.apply(fresh.as_fd());
         }
         match self.put(listener, &stopped, fresh.as_fd()).map_err(failed)? {
             Caller::Left => Err(Outcome::CallerLeft),
