@@ -3,6 +3,7 @@ NO_EFFECT = {
     # Of no consequence to a connected TCP socket, and not carried over a swap.
     socket.SOL_SOCKET: {
         6, 11, 40, 41, 43, 44, 49, 75, 82,  # BROADCAST, NO_CHECK, RXQ_OVFL, WIFI_STATUS, NOFCS, LOCK_FILTER, ..
+        62,  # BINDTOIFINDEX: to lo, with index 1, and nothing comes of the connect.
     },
     socket.IPPROTO_IP: {6, 7, 8, 12, 15, 18, 20, 22, 23, 26, 49},  # what recvmsg on datagrams and bind look at
     socket.IPPROTO_TCP: {9, 23, 27, 34},  # DEFER_ACCEPT, FASTOPEN, SAVE_SYN, FASTOPEN_NO_COOKIE: of listeners
