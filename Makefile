@@ -8,8 +8,9 @@ SIDESTEP := target/release/sidestep
 # Debian packages: what it is built with, what it runs with, what the tests run inside it, whom it is compared with.
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config
 RUN_PACKAGES := iproute2 uidmap
-TEST_PACKAGES := bash bind9-dnsutils busybox-static curl hey iperf3 iptables iputils-ping mawk mount nftables nodejs \
-	passwd procps psmisc python3 redis-server redis-tools strace util-linux
+TEST_PACKAGES := bash bind9-dnsutils busybox-static curl hey iperf3 iptables iputils-ping libevent-dev mawk mount nftables \
+	nginx-light nodejs openjdk-17-jdk-headless passwd procps psmisc python3 redis-server redis-tools strace util-linux \
+	wireguard-go wireguard-tools
 PEER_PACKAGES := passt slirp4netns
 PACKAGES := $(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES) $(PEER_PACKAGES)
 

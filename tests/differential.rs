@@ -10,23 +10,23 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use serde_json::{Value, json};
 
-use crate::lab::REMOTE;
 use crate::lab::command::Running;
 use crate::lab::servers::{self, TcpServer};
 use crate::lab::workspace::{Path, Workspace};
+use crate::lab::{BLACK_HOLE, REMOTE, effort};
 
 crate::cases! {
     EVERY_WAY: scripts;
 }
 
-/// Scripts a run; the soak target plays more.
+/// Scripts a run; fifty times as many in the soak.
 const SCRIPTS: u32 = 150;
 /// Longer scripts than this add no new state to three sockets.
 const STEPS: usize = 14;
 /// For all scripts of a run, shrinking included.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const DESTINATIONS: [&str; 11] = [
+const DESTINATIONS: [&str; 13] = [
     "echo4",
     "echo6",
     "mapped",
@@ -38,8 +38,10 @@ const DESTINATIONS: [&str; 11] = [
     "short",
     "unreachable",
     "port0",
+    "hole",
+    "scoped6",
 ];
-const OPTIONS: [&str; 11] = [
+const OPTIONS: [&str; 18] = [
     "error",
     "nodelay",
     "keepalive",
@@ -51,8 +53,15 @@ const OPTIONS: [&str; 11] = [
     "ttl",
     "priority",
     "listening",
+    "usertimeout",
+    "keepintvl",
+    "oobinline",
+    "rcvlowat",
+    "recverr",
+    "mtudiscover",
+    "v6only",
 ];
-const SETTINGS: [(&str, i32); 8] = [
+const SETTINGS: [(&str, i32); 15] = [
     ("nodelay", 1),
     ("keepalive", 1),
     ("keepidle", 77),
@@ -61,6 +70,13 @@ const SETTINGS: [(&str, i32); 8] = [
     ("sndbuf", 40_000),
     ("tos", 16),
     ("priority", 3),
+    ("usertimeout", 30_000),
+    ("keepintvl", 9),
+    ("oobinline", 1),
+    ("rcvlowat", 5),
+    ("recverr", 1),
+    ("mtudiscover", 2),
+    ("v6only", 1),
 ];
 
 /// One call on one of three sockets.
@@ -99,16 +115,23 @@ fn scripts(ws: Workspace) -> Result<()> {
         "loopback4": ["127.0.0.1", 1],
         "loopback6": ["::1", 1],
         "port0": [REMOTE[0], 0],
+        "hole": [BLACK_HOLE[0], 80],
+        "scoped6": [REMOTE[1], echo[1].addr.port(), 0x12345, 1],
         "unreachable": ["198.51.100.1", 80],
         "unspecified": "00000000000000000000000000000000",
         "short": "02000050c000",
     });
-    let ws = ws.deadline(PATIENCE);
+    let ws = ws.deadline(effort::lasting(PATIENCE, 50 * PATIENCE));
     let mut inside = start_player(&ws, &destinations)?;
     let mut ws = ws;
     ws.way.path = Path::Host;
     let mut plain = start_player(&ws, &destinations)?;
-    let config = Config { cases: SCRIPTS, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let config = Config {
+        cases: effort::tries(SCRIPTS, 50 * SCRIPTS),
+        failure_persistence: None,
+        max_shrink_iters: 200,
+        ..Config::default()
+    };
     // The same scripts every time: a test that fails does so again.
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let (plain, inside) = (std::cell::RefCell::new(&mut plain), std::cell::RefCell::new(&mut inside));

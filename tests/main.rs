@@ -16,6 +16,7 @@
 
 mod attacks;
 mod cases;
+mod connect;
 mod crash;
 mod datagrams;
 mod differential;
@@ -51,6 +52,7 @@ fn main() -> anyhow::Result<ExitCode> {
         harness::CASES,
         run::CASES,
         tcp::CASES,
+        connect::CASES,
         listening::CASES,
         names::CASES,
         datagrams::CASES,

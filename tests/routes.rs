@@ -1,14 +1,17 @@
 //! The workspace's own kernel state decides: links, routes, rules and nested namespaces keep their meaning.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use anyhow::{Result, ensure};
 
 use crate::lab::REMOTE;
+use crate::lab::command::Program;
 use crate::lab::servers::TcpServer;
 use crate::lab::workspace::Workspace;
 
 crate::cases! {
-    EVERY_WAY: link_down, second_device, nested_namespace, keep_id_may_configure;
-    BOTH_PATHS: rule;
+    EVERY_WAY: link_down, second_device, nested_namespace, keep_id_may_configure, tailscale;
+    BOTH_PATHS: rule, several_tables, throw, marked, changed_while_running;
 }
 
 /// Connects to the remote, runs `change`, and tries again.
@@ -33,6 +36,111 @@ fn link_down(ws: Workspace) -> Result<()> {
 
 fn rule(ws: Workspace) -> Result<()> {
     before_and_after(&ws, "ip FAMILY rule add to ADDR prohibit priority 10", "EACCES")
+}
+
+/// Tables of the workspace's own, asked in the order of its rules.
+fn several_tables(ws: Workspace) -> Result<()> {
+    before_and_after(
+        &ws,
+        "ip FAMILY route add prohibit ADDR table 100 && ip FAMILY route add unreachable ADDR table 200 &&
+         ip FAMILY rule add lookup 200 priority 20 && ip FAMILY rule add lookup 100 priority 10",
+        "EACCES",
+    )
+}
+
+/// A throw route sends the question on to the next table.
+fn throw(ws: Workspace) -> Result<()> {
+    before_and_after(
+        &ws,
+        "ip FAMILY route add throw ADDR table 100 && ip FAMILY route add prohibit default table 100 &&
+         ip FAMILY rule add lookup 100 priority 10",
+        "connected",
+    )?;
+    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
+    ws.python(&format!(
+        "os.system('ip route add throw {addr} table 100; ip route add prohibit default table 100; ip rule add lookup 100')
+print(side(dial('{addr}', {port})), attempt('198.51.100.9', 80))",
+        addr = REMOTE[0],
+        port = echo.addr.port()
+    ))?
+    .printed(if ws.bypasses() { "host EACCES" } else { "workspace EACCES" })
+}
+
+/// A socket with a mark goes where the mark's rules say, others where they always went.
+fn marked(ws: Workspace) -> Result<()> {
+    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
+    ws.python(&format!(
+        "os.system('ip rule add fwmark 0x5/0xff prohibit priority 10')
+def marked(mark):
+    s = tcp('{addr}'); s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark); s.settimeout(20)
+    return outcome(lambda: s.connect(('{addr}', {port}))) + ' ' + side(s)
+print(marked(0), marked(5), marked(6))",
+        addr = REMOTE[0],
+        port = echo.addr.port()
+    ))?
+    .printed(&format!(
+        "connected {} EACCES workspace connected workspace",
+        if ws.bypasses() { "host" } else { "workspace" }
+    ))
+}
+
+/// Each connect asks anew.
+fn changed_while_running(ws: Workspace) -> Result<()> {
+    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
+    ws.python(&format!(
+        "def seen():
+    s = tcp('{addr}'); s.settimeout(20)
+    return outcome(lambda: s.connect(('{addr}', {port}))) + ' ' + side(s)
+for _ in range(20):
+    first = seen()
+    os.system('ip route add prohibit {addr}')
+    second = seen()
+    os.system('ip route del prohibit {addr}')
+    if (first, second) != ('connected {side}', 'EACCES workspace'): print(first, second)",
+        addr = REMOTE[0],
+        port = echo.addr.port(),
+        side = if ws.bypasses() { "host" } else { "workspace" }
+    ))?
+    .printed("")
+}
+
+/// Tailscale's rules with a userspace tunnel that really carries: what is behind it, what is not, an exit node, that one
+/// turned off again, and a subnet excepted from it.
+fn tailscale(ws: Workspace) -> Result<()> {
+    let behind = IpAddr::V4(Ipv4Addr::new(100, 64, 0, 2));
+    let subnet = IpAddr::V4(Ipv4Addr::new(172, 20, 0, 1));
+    ws.lab.remote.run(&format!("ip addr add {subnet}/32 dev lo"))?;
+    let tunnel = ["unshare", "--mount", "sh", "-c", include_str!("fixtures/tunnel-end.sh")];
+    let mut tunnel = Program::new(tunnel).start(&ws.lab.remote)?;
+    tunnel.line_with("tunnel is up")?;
+    let port = |addr| Ok::<_, anyhow::Error>(TcpServer::whoami(&ws.lab.remote, addr)?.addr.port());
+    let done = ws.python(&format!(
+        "def seen(addr, port, mark=0):
+    s = tcp(addr); s.settimeout(20)
+    if mark: s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    s.connect((addr, port)); return side(s) + ' ' + s.recv(99).decode().strip()
+def ordinary(): return seen('{ordinary}', {ordinary_port})
+def subnet(mark=0): return seen('{subnet}', {subnet_port}, mark)
+assert os.system('''set -- {ordinary}:51820
+{script}''') == 0
+print(seen('{behind}', {behind_port})); print(ordinary())
+assert os.system('ip route add {subnet} dev tailscale0 table 52') == 0
+print(subnet()); print(subnet(mark=0x80000))
+assert os.system('ip route add default dev tailscale0 table 52') == 0
+print(ordinary())
+assert os.system('ip route add throw {ordinary} table 52') == 0
+print(ordinary())
+assert os.system('ip route del throw {ordinary} table 52; ip route del default table 52') == 0
+print(ordinary())",
+        ordinary = REMOTE[0],
+        ordinary_port = port(REMOTE[0])?,
+        subnet_port = port(subnet)?,
+        behind_port = port(behind)?,
+        script = include_str!("fixtures/tailscale.sh"),
+    ))?;
+    let (tunnelled, past) = ("workspace 100.64.0.1", "workspace 192.0.2.1");
+    let outward = if ws.bypasses() { "host 192.0.2.1" } else { past };
+    done.printed(&[tunnelled, outward, tunnelled, past, tunnelled, outward, outward].join("\n"))
 }
 
 /// What makes a namespace beside the caller's, joined to it by veth; `far` and `near` are the two ends' addresses.

@@ -9,9 +9,13 @@ OPTIONS = {
     'sndbuf': (socket.SOL_SOCKET, socket.SO_SNDBUF), 'tos': (socket.IPPROTO_IP, socket.IP_TOS),
     'ttl': (socket.IPPROTO_IP, socket.IP_TTL), 'priority': (socket.SOL_SOCKET, socket.SO_PRIORITY),
     'listening': (socket.SOL_SOCKET, socket.SO_ACCEPTCONN),
+    'usertimeout': (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+    'keepintvl': (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 'oobinline': (socket.SOL_SOCKET, socket.SO_OOBINLINE),
+    'rcvlowat': (socket.SOL_SOCKET, socket.SO_RCVLOWAT), 'recverr': (socket.IPPROTO_IP, 11),
+    'mtudiscover': (socket.IPPROTO_IP, 10), 'v6only': (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),
 }
 libc = ctypes.CDLL(None, use_errno=True)
-sockets = {}
+sockets, impatient = {}, set()
 
 
 def raw_connect(s, address):
@@ -21,19 +25,27 @@ def raw_connect(s, address):
 
 def connect(s, name):
     destination = DESTINATIONS[name]
+    if name in ('hole', 'unspecified'):
+        patience(s, 0.03 if name == 'hole' else 0)
     if isinstance(destination, str):
         call = lambda: raw_connect(s, bytes.fromhex(destination))
     else:
-        call = lambda: s.connect(tuple(destination))
+        call = lambda: s.connect(tuple(destination[:4 if s.family == socket.AF_INET6 else 2]))
     how = attempt_call(call)
     # When a connect ends is not the kernel's promise; how it ends is.
     return [how, settle(s)] if how == 'EINPROGRESS' else how
 
 
+def patience(s, seconds):
+    '''For as long as the socket is in a black hole, nothing is waited for.'''
+    impatient.add(s) if seconds else impatient.discard(s)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('ll', 0, int(seconds * 1_000_000)))
+
+
 def settle(s):
     p = select.poll()
     p.register(s, select.POLLOUT)
-    return p.poll(5000) and p.poll(0)[0][1]
+    return p.poll(30 if s in impatient else 5000) and p.poll(0)[0][1]
 
 
 def receive(s):
@@ -66,7 +78,7 @@ def play(step):
         case 'bound': return s.getsockname()[1] != 0
         case 'get': return s.getsockopt(*OPTIONS[rest[0]])
         case 'set': return s.setsockopt(*OPTIONS[rest[0]], rest[1])
-        case 'shutdown': return s.shutdown(rest[0])
+        case 'shutdown': patience(s, 0); return s.shutdown(rest[0])
         case 'send': return s.send(b'ping', socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         case 'receive': return receive(s)
         case 'bind': return s.bind((('::' if s.family == socket.AF_INET6 else '0.0.0.0'), 0))
@@ -81,3 +93,4 @@ for line in sys.stdin:
     for s in sockets.values():
         s.close()
     sockets.clear()
+    impatient.clear()

@@ -5,7 +5,8 @@
 //! ([`super::receivers`]), and this register lets the watch find threads that do not come back.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::sys::listener::Reply;
@@ -26,6 +27,9 @@ const MAX_PER_PROCESS: usize = 128;
 
 /// Threads of all processes together that may sleep in a connect in place.
 const MAX_SLEEPING: usize = 512;
+
+/// An interrupt that comes before its thread sleeps is lost: after this time there is another.
+const AGAIN: Duration = Duration::from_millis(1);
 
 /// Work on one call.
 struct Work {
@@ -53,6 +57,9 @@ enum Doing {
 #[derive(Default)]
 pub struct Active {
     works: Mutex<HashMap<u64, Work>>,
+    left: Condvar,
+    /// Threads that wait for `left`; changed under the lock.
+    waiting: AtomicUsize,
 }
 
 /// What a look at the register found: notification ids.
@@ -76,6 +83,10 @@ pub struct Entry<'a> {
 }
 
 impl Active {
+    /// Puts a call on the register, and waits until its thread's earlier ones have left it.
+    ///
+    /// A thread makes one call at a time, so one that calls again was interrupted. What had been begun for it is
+    /// finished or given up first: its answer may be the answer to this call.
     pub fn enter(&self, id: u64, tid: u32, slot: &Slot, now: Instant) -> Result<Entry<'_>, Busy> {
         let mut works = self.works.lock().map_err(|_| Busy)?;
         if works.len() >= MAX_PER_PROCESS && count_of_process(&mut works, tid) >= MAX_PER_PROCESS {
@@ -85,7 +96,18 @@ impl Active {
             id,
             Work { slot: slot.watch(), tid, thread: ThreadId::current(), tgid: None, since: now, doing: Doing::Acting },
         );
-        Ok(Entry { active: self, id })
+        let entry = Entry { active: self, id };
+        while let Some(earlier) = earlier_of_thread(&works, tid, id) {
+            if let Doing::Sleeping { thread, .. } = earlier {
+                thread.interrupt();
+            }
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            let waited = self.left.wait_timeout(works, AGAIN);
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            (works, _) = waited.map_err(|_| Busy)?;
+        }
+        drop(works);
+        Ok(entry)
     }
 
     /// What the watch is to look at. A call found stuck is answered in the ledger here, while it cannot leave the
@@ -149,8 +171,18 @@ impl Drop for Entry<'_> {
     fn drop(&mut self) {
         if let Ok(mut works) = self.active.works.lock() {
             works.remove(&self.id);
+            if self.active.waiting.load(Ordering::Relaxed) != 0 {
+                self.active.left.notify_all();
+            }
         }
     }
+}
+
+/// What is still done for a call that the thread made before the one with this id; the kernel counts ids up.
+fn earlier_of_thread(works: &HashMap<u64, Work>, tid: u32, id: u64) -> Option<Doing> {
+    let mut earlier =
+        works.iter().filter(|(other, work)| work.tid == tid && id.wrapping_sub(**other).cast_signed() > 0);
+    earlier.find(|(_, work)| !matches!(work.doing, Doing::Lost)).map(|(_, work)| work.doing)
 }
 
 /// Calls of the process of `tid` that hold a thread. Reads /proc, but only where very much is going on.

@@ -12,48 +12,69 @@ use crate::sys::socket;
 
 use super::active::Entry;
 use super::factory::Factory;
-use super::facts::Kind;
+use super::facts::{Kind, TcpState};
 use super::privileged_port;
 use super::session::{Outcome, Stopped};
-use super::sockaddr::RawAddress;
-use super::swap::connect_deadline;
+use super::sockaddr::{Meaning, RawAddress};
+use super::swap::{Memory, connect_deadline};
 
 /// connect(2). One that waits does so on this thread, which the watch interrupts when the caller has left or its time is
-/// over.
-pub fn connect(listener: &Listener, stopped: &Stopped<'_>, work: &Entry<'_>, address: &RawAddress) -> Outcome {
-    let again = stopped.begin_act();
+/// over, and a later call of the caller's thread at once.
+pub fn connect(
+    listener: &Listener,
+    stopped: &Stopped<'_>,
+    memory: &Memory,
+    work: &Entry<'_>,
+    address: &RawAddress,
+) -> Outcome {
+    let cookie = stopped.facts.cookie;
     let connect = || socket::connect(stopped.copy.as_fd(), address.bytes());
-    let result = if stopped.facts.nonblocking || stopped.facts.kind != Kind::Tcp {
-        connect()
-    } else {
-        let until = stopped.slot.note_deadline(connect_deadline(stopped.copy.as_fd()));
-        let is_over = || until.is_some_and(|until| until <= Instant::now());
-        let asleep = || {
-            stopped.slot.end_attempt();
-            let mut result = connect();
-            // Any process of this user may send a signal: only where nobody waits any longer does it end the sleep.
-            while is_interrupted(&result) && !is_over() && listener.is_waiting(stopped.id) {
-                result = connect();
-            }
-            stopped.slot.begin_attempt();
-            result
-        };
-        match work.asleep(until, asleep) {
-            // What the kernel says where it keeps the time itself.
-            Ok(result) if is_interrupted(&result) && is_over() => return Outcome::errno(libc::EINPROGRESS),
-            Ok(result) => result,
-            Err(_) => return Outcome::errno(libc::EAGAIN),
+    if address.meaning() == Meaning::Unspecified {
+        stopped.begin_act();
+        return Outcome::of(connect());
+    }
+    if stopped.facts.nonblocking || stopped.facts.kind != Kind::Tcp {
+        let again = stopped.begin_act();
+        return Outcome::done(cookie, unless_begun(again, connect()));
+    }
+    let deadline = connect_deadline(stopped.copy.as_fd());
+    if deadline.is_some() {
+        if memory.waited(stopped.tid) == Some(cookie) && stopped.facts.state == TcpState::Connecting {
+            return Outcome::errno(libc::EINTR);
         }
+        memory.begins_to_wait(stopped.tid, cookie);
+    }
+    let until = stopped.slot.note_deadline(deadline);
+    let again = stopped.begin_act();
+    let is_over = || until.is_some_and(|until| until <= Instant::now());
+    let asleep = || {
+        stopped.slot.end_attempt();
+        let mut result = connect();
+        // Any process of this user may send a signal: only where nobody waits any longer does it end the sleep.
+        while is_interrupted(&result) && !is_over() && listener.is_waiting(stopped.id) {
+            result = connect();
+        }
+        stopped.slot.begin_attempt();
+        result
     };
+    match work.asleep(until, asleep) {
+        // What the kernel says where it keeps the time itself.
+        Ok(result) if is_interrupted(&result) && is_over() => Outcome::errno(libc::EINPROGRESS),
+        // Nobody is left to answer.
+        Ok(result) if is_interrupted(&result) => Outcome::CallerLeft,
+        Ok(result) => Outcome::done(cookie, unless_begun(again, result)),
+        Err(_) => Outcome::errno(libc::EAGAIN),
+    }
+}
+
+/// A predecessor may have begun this very connect and died: its success is this call's.
+fn unless_begun(again: bool, result: io::Result<()>) -> io::Result<()> {
     match result {
-        Ok(()) => Outcome::SUCCESS,
-        Err(e) => match e.raw_os_error() {
-            // A predecessor began this very connect and died: its success is this call's.
-            Some(libc::EISCONN) if again => Outcome::SUCCESS,
-            Some(libc::EALREADY) if again => Outcome::errno(libc::EINPROGRESS),
-            Some(libc::EINTR) => Outcome::CallerLeft,
-            errno => Outcome::errno(errno.unwrap_or(libc::EIO)),
-        },
+        Err(e) if again && e.raw_os_error() == Some(libc::EISCONN) => Ok(()),
+        Err(e) if again && e.raw_os_error() == Some(libc::EALREADY) => {
+            Err(io::Error::from_raw_os_error(libc::EINPROGRESS))
+        }
+        result => result,
     }
 }
 
@@ -76,7 +97,7 @@ pub fn bind(stopped: &Stopped<'_>, factory: &Factory, address: &RawAddress) -> O
     let again = stopped.begin_act();
     match socket::bind(stopped.copy.as_fd(), address.bytes()) {
         Err(e) if again && e.raw_os_error() == Some(libc::EINVAL) && is_bound_to(stopped, address) => Outcome::SUCCESS,
-        result => Outcome::of(result),
+        result => Outcome::done(stopped.facts.cookie, result),
     }
 }
 

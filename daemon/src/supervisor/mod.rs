@@ -25,6 +25,7 @@ mod session;
 mod sockaddr;
 mod swap;
 mod tracee;
+mod turns;
 mod waits;
 
 use std::io;
@@ -160,6 +161,7 @@ fn serve(
         userns: handles.userns,
         netns: handles.netns,
         memory: swap::Memory::default(),
+        turns: turns::Turns::default(),
         epolls: Epolls::default(),
     };
     let session = Arc::new(Session {

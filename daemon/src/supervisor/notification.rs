@@ -32,6 +32,11 @@ impl Notification {
         }
     }
 
+    /// The same call with the same arguments: what a thread makes again when a signal took it out of this one.
+    pub fn repeats(&self, earlier: &Self) -> bool {
+        self.call == earlier.call && self.arguments == earlier.arguments
+    }
+
     /// An epoll is about to be made: of interest, but the kernel's to do.
     pub fn creates_epoll(&self) -> bool {
         match self.call {

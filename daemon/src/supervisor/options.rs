@@ -17,10 +17,17 @@ const VALUE: usize = 16;
 
 /// linux/tcp.h, linux/in.h, linux/in6.h; libc lacks them for this target.
 const TCP_TX_DELAY: i32 = 37;
+const TCP_RTO_MAX_MS: i32 = 44;
+const TCP_RTO_MIN_US: i32 = 45;
+const TCP_DELACK_MAX_US: i32 = 46;
+const SO_TIMESTAMP_NEW: i32 = 63;
+const SO_TIMESTAMPNS_NEW: i32 = 64;
+const SO_TIMESTAMPING_NEW: i32 = 65;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const IPV6_ADDR_PREFERENCES: i32 = 72;
 const IPV6_MINHOPCOUNT: i32 = 73;
 const IPV6_AUTOFLOWLABEL: i32 = 70;
+const IPV6_FLOWINFO_SEND: i32 = 33;
 const IPV6_UNICAST_IF: i32 = 76;
 const IPV6_RECVERR_RFC4884: i32 = 31;
 const IP_RECVFRAGSIZE: i32 = 25;
@@ -61,7 +68,8 @@ const fn ipv6(name: i32) -> SocketOption {
 }
 
 /// Set on the new socket where they differ.
-const CARRIED: [SocketOption; 29] = [
+/// Left out is what changes nothing about a connected socket: each costs every connect.
+const CARRIED: [SocketOption; 36] = [
     general(libc::SO_REUSEADDR),
     general(libc::SO_REUSEPORT),
     general(libc::SO_KEEPALIVE),
@@ -70,15 +78,22 @@ const CARRIED: [SocketOption; 29] = [
     general(libc::SO_RCVLOWAT),
     general(libc::SO_RCVTIMEO),
     general(libc::SO_SNDTIMEO),
-    general(libc::SO_DONTROUTE),
     general(libc::SO_TIMESTAMP),
     general(libc::SO_TIMESTAMPNS),
+    general(libc::SO_TIMESTAMPING),
+    // The last one set says whether times have 64 bits.
+    general(SO_TIMESTAMP_NEW),
+    general(SO_TIMESTAMPNS_NEW),
+    general(SO_TIMESTAMPING_NEW),
+    general(libc::SO_PEEK_OFF),
+    general(libc::SO_SELECT_ERR_QUEUE),
     general(libc::SO_BUSY_POLL),
     general(libc::SO_ZEROCOPY),
     general(libc::SO_MAX_PACING_RATE),
     general(SO_TXREHASH),
     ip(libc::IP_TOS),
     ip(libc::IP_TTL),
+    ip(libc::IP_MINTTL),
     ip(libc::IP_MTU_DISCOVER),
     ip(libc::IP_RECVERR),
     ip(libc::IP_RECVTOS),
@@ -91,9 +106,10 @@ const CARRIED: [SocketOption; 29] = [
     ipv6(IPV6_ADDR_PREFERENCES),
     ipv6(IPV6_MINHOPCOUNT),
     ipv6(IPV6_AUTOFLOWLABEL),
+    ipv6(IPV6_FLOWINFO_SEND),
 ];
 
-const CARRIED_TCP: [SocketOption; 15] = [
+const CARRIED_TCP: [SocketOption; 18] = [
     tcp(libc::TCP_NODELAY),
     tcp(libc::TCP_CORK),
     tcp(libc::TCP_KEEPIDLE),
@@ -109,9 +125,12 @@ const CARRIED_TCP: [SocketOption; 15] = [
     tcp(libc::TCP_INQ),
     tcp(libc::TCP_THIN_LINEAR_TIMEOUTS),
     tcp(TCP_TX_DELAY),
+    tcp(TCP_RTO_MAX_MS),
+    tcp(TCP_RTO_MIN_US),
+    tcp(TCP_DELACK_MAX_US),
 ];
 
-const CARRIED_UDP: [SocketOption; 33] = [
+const CARRIED_UDP: [SocketOption; 29] = [
     udp(libc::UDP_CORK),
     udp(libc::UDP_SEGMENT),
     udp(libc::UDP_GRO),
@@ -119,10 +138,7 @@ const CARRIED_UDP: [SocketOption; 33] = [
     udp(UDP_NO_CHECK6_RX),
     general(libc::SO_BROADCAST),
     general(libc::SO_NO_CHECK),
-    general(libc::SO_TIMESTAMPING),
     general(libc::SO_RXQ_OVFL),
-    general(libc::SO_PEEK_OFF),
-    general(libc::SO_SELECT_ERR_QUEUE),
     ip(libc::IP_PKTINFO),
     ip(libc::IP_RECVTTL),
     ip(libc::IP_RECVOPTS),
@@ -142,7 +158,6 @@ const CARRIED_UDP: [SocketOption; 33] = [
     ipv6(libc::IPV6_RECVFRAGSIZE),
     ipv6(IPV6_RECVERR_RFC4884),
     ipv6(libc::IPV6_DONTFRAG),
-    ipv6(libc::IPV6_FLOWINFO_SEND),
     ipv6(libc::IPV6_MULTICAST_HOPS),
     ipv6(libc::IPV6_MULTICAST_LOOP),
 ];
@@ -152,9 +167,11 @@ const CARRIED_LAST: SocketOption = general(libc::SO_PRIORITY);
 
 /// These bend where or how packets go in the workspace's own network, or cannot be read back whole: a socket on which
 /// one differs stays there.
-const KEEPS_IN_PLACE: [SocketOption; 7] = [
+const KEEPS_IN_PLACE: [SocketOption; 8] = [
     general(libc::SO_MARK),
     general(SO_BINDTOIFINDEX),
+    // Only what is on the link is reached, and that is the workspace's link.
+    general(libc::SO_DONTROUTE),
     ip(libc::IP_TRANSPARENT),
     ip(libc::IP_UNICAST_IF),
     ip(libc::IP_OPTIONS),
@@ -210,7 +227,7 @@ pub struct Difference {
     values: Vec<(SocketOption, Value)>,
 }
 
-/// Options that a host socket did not take (a congestion control the host lacks); the connection is made without.
+/// Options that a socket did not take (a congestion control the host lacks, a priority the host's kernel refuses us).
 pub static NOT_CARRIED: AtomicU64 = AtomicU64::new(0);
 
 impl Pristine {
@@ -252,13 +269,17 @@ impl Pristine {
 }
 
 impl Difference {
-    pub fn apply(&self, to: BorrowedFd<'_>) {
+    /// Whether `to` took everything; what it can take it has in any case.
+    pub fn apply(&self, to: BorrowedFd<'_>) -> bool {
+        let mut whole = true;
         for (option, value) in &self.values {
             if let Err(error) = socket::set_option(to, option.level, option.name, value.bytes()) {
                 NOT_CARRIED.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(?option, %error, "a socket option is not carried over");
+                whole = false;
             }
         }
+        whole
     }
 }
 

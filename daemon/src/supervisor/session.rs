@@ -9,6 +9,7 @@ use std::time::Instant;
 use sidestep_forwarder::policy::Request;
 
 use crate::sys::listener::{Caller, Listener, Reply};
+use crate::sys::socket;
 
 use super::active::{Active, Busy, Entry};
 use super::decide::{Candidate, Ground, Verdict, Ways, candidate, with_routes};
@@ -20,8 +21,10 @@ use super::ledger::{Ledger, MAX_ATTEMPTS, Phase, Slot};
 use super::netfilter::{self, Netfilter};
 use super::notification::Notification;
 use super::route::{HostRoute, InsideRoute, Oracle};
+use super::sockaddr::Meaning;
 use super::swap::Swap;
 use super::tracee::{Tracee, TraceeError, TraceeFd, Tracees};
+use super::turns::Turn;
 use super::waits::{End, Waits};
 
 /// What every thread that answers shares.
@@ -58,41 +61,52 @@ pub struct Stopped<'a> {
 /// What becomes of a call.
 pub enum Outcome {
     Reply(Reply),
-    /// The answer about a host socket in place. A caller that has left may come back for it with the same call.
-    OnHostSocket {
+    /// The answer about something that was done to a socket. A caller that has left may come back for it with the
+    /// same call, and doing it again would give another.
+    Done {
         cookie: SocketCookie,
         reply: Reply,
     },
-    /// A connect under way on a host socket in place, of which `host` is the supervisor's copy.
-    Wait {
-        host: OwnedFd,
-        deadline: Option<Instant>,
-    },
+    Wait(Wait),
     /// Nobody waits for an answer any more.
     CallerLeft,
+}
+
+/// A connect under way on a host socket in place.
+pub struct Wait {
+    /// The supervisor's copy of it.
+    pub host: OwnedFd,
+    pub cookie: SocketCookie,
+    /// When SO_SNDTIMEO runs out, and what connect(2) says then.
+    pub deadline: Option<Instant>,
+    pub late: i32,
 }
 
 impl Session {
     /// One received call, from notification to reply or to the event loop.
     pub fn answer(self: &Arc<Self>, slot: Slot) {
         let notification = slot.notification();
-        let outcome = match self.active.enter(notification.id, notification.tid, &slot, Instant::now()) {
+        let entered = self.active.enter(notification.id, notification.tid, &slot, Instant::now());
+        let outcome = match &entered {
             Err(Busy) => Outcome::errno(libc::EAGAIN),
             Ok(_) if slot.begin_attempt() >= MAX_ATTEMPTS => Outcome::errno(libc::EIO),
-            Ok(work) => self.handle(&slot, &notification, &work).unwrap_or_else(|e| self.unseen(&notification, e)),
+            Ok(work) => self.handle(&slot, &notification, work).unwrap_or_else(|e| self.unseen(&notification, e)),
         };
-        self.conclude(slot, outcome);
+        self.conclude(slot, outcome, entered.ok());
     }
 
     /// A connect that waited in the event loop has come to an end. On a thread that may be lost.
-    pub fn resume(self: &Arc<Self>, slot: Slot, host: OwnedFd, end: End) {
+    pub fn resume(self: &Arc<Self>, slot: Slot, wait: Wait, end: End) {
         let notification = slot.notification();
         slot.begin_attempt();
-        let outcome = match self.active.enter(notification.id, notification.tid, &slot, Instant::now()) {
+        let entered = self.active.enter(notification.id, notification.tid, &slot, Instant::now());
+        let outcome = match entered {
             Err(Busy) => Outcome::errno(libc::EAGAIN),
-            Ok(_work) => self.swap.end_of_wait(host, end),
+            // The result can be taken once: it is not for a call that nobody waits in.
+            Ok(_) if !self.listener.is_waiting(notification.id) => Outcome::CallerLeft,
+            Ok(_) => self.swap.end_of_wait(wait, end),
         };
-        self.conclude(slot, outcome);
+        self.conclude(slot, outcome, entered.ok());
     }
 
     fn handle(&self, slot: &Slot, notification: &Notification, work: &Entry<'_>) -> Result<Outcome, TraceeError> {
@@ -101,16 +115,36 @@ impl Session {
             self.swap.epolls.created_by(tid);
             return Ok(Outcome::Reply(Reply::Continue));
         }
-        let number = socket_number(notification);
-        let (tracee, copy) = self.tracees.copy_descriptor(tid, number)?;
+        let mut stopped = self.look(slot, notification)?;
         let call = Call::decode(notification)?;
-        let facts = SocketFacts::of(copy.as_fd()).map_err(|e| TraceeError::Errno(errno(&e)))?;
         if !self.listener.is_waiting(id) {
             return Ok(Outcome::CallerLeft);
         }
-        let verdict = self.decide(&call, &facts);
-        tracing::debug!(tid, fd = number.0, ?call, ?verdict, "stopped call");
-        Ok(self.act(Stopped { slot, id, tid, tracee, number, copy, facts }, &call, verdict, work))
+        let mut verdict = self.decide(&call, &stopped.facts);
+        let turn = match verdict {
+            Verdict::Bypass(_) => {
+                Some(self.swap.turns.take(stopped.facts.cookie).ok_or(TraceeError::Errno(libc::EIO))?)
+            }
+            _ => None,
+        };
+        if turn.as_ref().is_some_and(|turn| turn.second) {
+            stopped = self.look(slot, notification)?;
+            if !self.listener.is_waiting(id) {
+                return Ok(Outcome::CallerLeft);
+            }
+            verdict = self.decide(&call, &stopped.facts);
+        }
+        tracing::debug!(tid, fd = stopped.number.0, ?call, ?verdict, "stopped call");
+        Ok(self.act(stopped, &call, verdict, turn, work))
+    }
+
+    /// The socket that the call names now: to be believed only while the caller waits.
+    fn look<'a>(&self, slot: &'a Slot, notification: &Notification) -> Result<Stopped<'a>, TraceeError> {
+        let &Notification { id, tid, .. } = notification;
+        let number = socket_number(notification);
+        let (tracee, copy) = self.tracees.copy_descriptor(tid, number)?;
+        let facts = SocketFacts::of(copy.as_fd()).map_err(|e| TraceeError::Errno(errno(&e)))?;
+        Ok(Stopped { slot, id, tid, tracee, number, copy, facts })
     }
 
     fn decide(&self, call: &Call, facts: &SocketFacts) -> Verdict {
@@ -135,16 +169,28 @@ impl Session {
         Ways { inside, netfilter, host }
     }
 
-    fn act(&self, stopped: Stopped<'_>, call: &Call, verdict: Verdict, work: &Entry<'_>) -> Outcome {
+    fn act(
+        &self,
+        stopped: Stopped<'_>,
+        call: &Call,
+        verdict: Verdict,
+        turn: Option<Turn<'_>>,
+        work: &Entry<'_>,
+    ) -> Outcome {
         self.swap.complete(&stopped);
+        let cookie = stopped.facts.cookie;
+        if let Some(reply) = self.swap.memory.take_answer(cookie, &stopped.slot.notification()) {
+            return Outcome::Done { cookie, reply };
+        }
         if let Some(failure) = self.untold_failure(&stopped, call) {
             return failure;
         }
         match verdict {
-            Verdict::Bypass(exit) => match self.swap.bypass(&self.listener, stopped, exit) {
-                Ok(outcome) => outcome,
-                Err(stopped) => self.in_place(stopped, call, work),
-            },
+            Verdict::Bypass(exit) => {
+                let bypassed = self.swap.bypass(&self.listener, stopped, exit);
+                drop(turn);
+                bypassed.unwrap_or_else(|stopped| self.in_place(stopped, call, work))
+            }
             Verdict::InPlace(_) => self.in_place(stopped, call, work),
             Verdict::OnHostSocket => self.swap.on_host_socket(stopped),
             Verdict::Deny(errno, _) => Outcome::errno(errno),
@@ -152,9 +198,16 @@ impl Session {
         }
     }
 
-    /// The act in the socket's namespace; a host socket first becomes one of the workspace's again.
+    /// The act in the socket's namespace; a host socket first becomes one of the workspace's again. One that is to be
+    /// dissolved is dissolved, for others may have it or wait for it.
     fn in_place(&self, stopped: Stopped<'_>, call: &Call, work: &Entry<'_>) -> Outcome {
         let stopped = if stopped.facts.netns == self.ground.host && stopped.facts.kind.exchangeable().is_some() {
+            if let Call::Connect(address) = call
+                && address.meaning() == Meaning::Unspecified
+                && let Err(error) = socket::connect(stopped.copy.as_fd(), address.bytes())
+            {
+                return Outcome::of(Err(error));
+            }
             match self.swap.back(&self.listener, &self.factory, stopped) {
                 Ok(stopped) => stopped,
                 Err(outcome) => return outcome,
@@ -163,7 +216,7 @@ impl Session {
             stopped
         };
         match call {
-            Call::Connect(address) => in_place::connect(&self.listener, &stopped, work, address),
+            Call::Connect(address) => in_place::connect(&self.listener, &stopped, &self.swap.memory, work, address),
             Call::Bind(address) => in_place::bind(&stopped, &self.factory, address),
             &Call::Listen { backlog } if stopped.facts.kind == Kind::NotIp => {
                 in_place::listen_as(&stopped, &self.factory, backlog)
@@ -191,21 +244,26 @@ impl Session {
         }
     }
 
-    fn conclude(self: &Arc<Self>, slot: Slot, outcome: Outcome) {
+    /// `entry` goes when what a later call of the same thread has to find is there.
+    fn conclude(self: &Arc<Self>, slot: Slot, outcome: Outcome, entry: Option<Entry<'_>>) {
+        let memory = &self.swap.memory;
         match outcome {
-            Outcome::Wait { host, deadline } => {
-                let deadline = slot.note_deadline(deadline);
+            Outcome::Wait(wait) => {
+                if wait.deadline.is_some() {
+                    memory.begins_to_wait(slot.notification().tid, wait.cookie);
+                }
+                let deadline = slot.note_deadline(wait.deadline);
                 slot.end_attempt();
-                return self.waits.start(self, slot, host, deadline);
+                drop(entry);
+                return self.waits.start(self, slot, Wait { deadline, ..wait });
             }
             Outcome::Reply(reply) => {
                 let _ = self.reply(&slot, reply);
             }
-            Outcome::OnHostSocket { cookie, reply } => {
-                if self.reply(&slot, reply) == Caller::Left {
-                    self.swap.keep_result(cookie, reply);
-                }
-            }
+            Outcome::Done { cookie, reply } => match self.reply(&slot, reply) {
+                Caller::Left => memory.keep_answer(cookie, slot.notification(), reply),
+                Caller::Waiting => memory.has_its_answer(slot.notification().tid),
+            },
             Outcome::CallerLeft => {}
         }
         self.ledger.release(slot);
@@ -262,6 +320,11 @@ impl Outcome {
             Ok(()) => Self::SUCCESS,
             Err(e) => Self::errno(errno(&e)),
         }
+    }
+
+    pub fn done(cookie: SocketCookie, result: io::Result<()>) -> Self {
+        let reply = result.map_or_else(|e| Reply::Errno(errno(&e)), |()| Reply::Return(0));
+        Self::Done { cookie, reply }
     }
 }
 

@@ -6,12 +6,17 @@
 //!        └──────── bind, listen, connect in place ┘
 //! ```
 //!
-//! A caller may leave at any moment (a signal) and come back with the same call. Two memories make that harmless:
+//! A caller may leave at any moment (a signal) and come back with the same call. Three memories make that harmless:
 //! `parked` holds a host socket that could not be put in place, by the cookie of the socket it was to replace;
-//! `results` holds an answer nobody took, by the cookie of the host socket in place.
+//! `answers` holds an answer nobody took, by the cookie of the socket it is about; `waiting` knows which threads were
+//! in a connect that SO_SNDTIMEO bounds: these Linux does not begin again (signal(7)), but a stopped call it does, so
+//! the EINTR is ours to give.
 //!
-//! Limits: a copy of the old socket (dup, fork) stays the old, unconnected socket, also in an epoll that watches it under
-//! the copy's number.
+//! Limits: a signal whose handler is installed without SA_RESTART gives EINTR to calls of which Linux knows none (bind,
+//! a nonblocking connect). One that comes before the swap leaves the program's socket unconnected: the call made again
+//! goes on, poll(2) does not. After one, a connect with SO_SNDTIMEO that the program itself makes again gets one EINTR
+//! more, for it looks like one that the kernel began again. A copy of the old socket (dup, fork) stays the old,
+//! unconnected socket, also in an epoll that watches it under the copy's number.
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,8 +33,10 @@ use super::epoll::{self, Epolls};
 use super::factory::Factory;
 use super::facts::{Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
 use super::host_socket::{self, Progress, Untouched};
-use super::session::{Outcome, Stopped};
+use super::notification::Notification;
+use super::session::{Outcome, Stopped, Wait};
 use super::tracee;
+use super::turns::Turns;
 use super::waits::End;
 
 /// How long something is kept for a caller that left. A restarted call comes back at once.
@@ -46,6 +53,7 @@ pub struct Swap {
     pub userns: OwnedFd,
     pub netns: OwnedFd,
     pub memory: Memory,
+    pub turns: Turns,
     pub epolls: Epolls,
 }
 
@@ -53,7 +61,15 @@ pub struct Swap {
 #[derive(Default)]
 pub struct Memory {
     parked: DashMap<SocketCookie, Parked>,
-    results: DashMap<SocketCookie, (Reply, Instant)>,
+    answers: DashMap<SocketCookie, Answer>,
+    /// By thread number.
+    waiting: DashMap<u32, SocketCookie>,
+}
+
+struct Answer {
+    to: Notification,
+    reply: Reply,
+    since: Instant,
 }
 
 struct Parked {
@@ -66,7 +82,10 @@ impl Swap {
     /// Connects a host socket and puts it in the process's descriptor. Err: the socket must stay where it is.
     pub fn bypass<'a>(&self, listener: &Listener, stopped: Stopped<'a>, exit: Exit) -> Result<Outcome, Stopped<'a>> {
         if let Some(host) = self.memory.unpark(stopped.facts.cookie, exit.to) {
-            return Ok(self.place(listener, &stopped, host, exit.to));
+            return Ok(match self.place(listener, &stopped, host, exit.to) {
+                Outcome::Wait(wait) if wait.deadline.is_some() => Outcome::errno(libc::EINTR),
+                outcome => outcome,
+            });
         }
         let pristine = if stopped.facts.netns == self.host_netns { &self.host } else { &self.workspace };
         let Some(difference) = pristine.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) else {
@@ -77,7 +96,9 @@ impl Swap {
             Ok(None) => return Err(stopped),
             Err(error) => return Ok(Outcome::of(Err(error))),
         };
-        difference.apply(host.as_fd());
+        if !difference.apply(host.as_fd()) {
+            return Err(stopped);
+        }
         if let Some(device) = exit.device
             && let Err(error) = socket::bind_to_device(host.as_fd(), device)
         {
@@ -112,22 +133,22 @@ impl Swap {
             }
             Ok(Caller::Waiting) if progress == Progress::Connected => answered(&host, Reply::Return(0)),
             Ok(Caller::Waiting) if stopped.facts.nonblocking => answered(&host, Reply::Errno(libc::EINPROGRESS)),
-            Ok(Caller::Waiting) => wait(host),
+            Ok(Caller::Waiting) => wait(host, libc::EINPROGRESS),
         }
     }
 
     /// A call on a host socket that connects or is connected: the kernel's answer, and nothing moves.
     pub fn on_host_socket(&self, stopped: Stopped<'_>) -> Outcome {
-        if let Some(reply) = self.memory.take_result(stopped.facts.cookie) {
-            return Outcome::Reply(reply);
-        }
         let again = stopped.begin_act();
         match (stopped.facts.state, stopped.facts.nonblocking) {
-            (TcpState::Connecting, false) => wait(stopped.copy),
+            (TcpState::Connecting, false) if self.memory.waited(stopped.tid) == Some(stopped.facts.cookie) => {
+                Outcome::errno(libc::EINTR)
+            }
+            (TcpState::Connecting, false) => wait(stopped.copy, if again { libc::EINPROGRESS } else { libc::EALREADY }),
             // A predecessor put it there for this very call.
             (_, true) if again => answered(&stopped.copy, Reply::Errno(libc::EINPROGRESS)),
             (TcpState::InUse, false) if again => answered(&stopped.copy, Reply::Return(0)),
-            _ => Outcome::of(host_socket::probe(stopped.copy.as_fd())),
+            _ => Outcome::done(stopped.facts.cookie, host_socket::probe(stopped.copy.as_fd())),
         }
     }
 
@@ -136,27 +157,30 @@ impl Swap {
         if stopped.facts.state != TcpState::Closed {
             return None;
         }
-        if let Some(reply) = self.memory.take_result(stopped.facts.cookie) {
-            return Some(Outcome::Reply(reply));
-        }
         match host_socket::probe(stopped.copy.as_fd()) {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => None,
-            result => Some(Outcome::of(result)),
+            result => Some(Outcome::done(stopped.facts.cookie, result)),
         }
     }
 
     /// What a connect that waited has come to.
-    pub fn end_of_wait(&self, host: OwnedFd, end: End) -> Outcome {
+    pub fn end_of_wait(&self, wait: Wait, end: End) -> Outcome {
+        let answered = |reply| Outcome::Done { cookie: wait.cookie, reply };
         match end {
             End::CallerLeft => Outcome::CallerLeft,
-            // SO_SNDTIMEO ran out: connect(2) says so with EINPROGRESS, and goes on by itself.
-            End::TimedOut => answered(&host, Reply::Errno(libc::EINPROGRESS)),
-            End::Ready => match host_socket::finish(host.as_fd()) {
-                Progress::Connected => answered(&host, Reply::Return(0)),
-                Progress::Underway => wait(host),
-                // The socket was shut down under the waiting call.
-                Progress::Failed(libc::EINVAL) => answered(&host, Reply::Errno(libc::ECONNABORTED)),
-                Progress::Failed(errno) => answered(&host, Reply::Errno(errno)),
+            // The connect itself goes on.
+            End::TimedOut => answered(Reply::Errno(wait.late)),
+            End::Ready => match host_socket::finish(wait.host.as_fd()) {
+                Progress::Connected => answered(Reply::Return(0)),
+                Progress::Underway => Outcome::Wait(wait),
+                // Shut down or dissolved under the waiting call, or another one took the failure.
+                Progress::Failed(libc::EINVAL) => answered(Reply::Errno(
+                    match socket::int_option(wait.host.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR) {
+                        Ok(0) | Err(_) => libc::EPIPE,
+                        Ok(errno) => errno,
+                    },
+                )),
+                Progress::Failed(errno) => answered(Reply::Errno(errno)),
             },
         }
     }
@@ -176,7 +200,7 @@ impl Swap {
         let kind = (host_socket::domain(&stopped.facts), socket_type, protocol);
         let fresh = factory.socket(self.userns.as_fd(), self.netns.as_fd(), kind).map_err(failed)?;
         if let Some(difference) = self.host.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) {
-            difference.apply(fresh.as_fd());
+            let _ = difference.apply(fresh.as_fd());
         }
         match self.put(listener, &stopped, fresh.as_fd()).map_err(failed)? {
             Caller::Left => Err(Outcome::CallerLeft),
@@ -213,10 +237,6 @@ impl Swap {
             epoll::restore(&noted, &stopped.tracee, stopped.number, stopped.copy.as_fd());
         }
     }
-
-    pub fn keep_result(&self, cookie: SocketCookie, reply: Reply) {
-        self.memory.keep_result(cookie, reply);
-    }
 }
 
 impl Memory {
@@ -231,34 +251,57 @@ impl Memory {
         }
     }
 
-    fn take_result(&self, cookie: SocketCookie) -> Option<Reply> {
-        self.results.remove(&cookie).map(|(_, (reply, _))| reply)
+    /// The answer that an earlier try of the same call did not stay for.
+    pub fn take_answer(&self, cookie: SocketCookie, call: &Notification) -> Option<Reply> {
+        self.answers.remove_if(&cookie, |_, answer| call.repeats(&answer.to)).map(|(_, answer)| answer.reply)
     }
 
-    fn keep_result(&self, cookie: SocketCookie, reply: Reply) {
-        if self.results.len() < MAX_KEPT {
-            self.results.insert(cookie, (reply, Instant::now()));
+    pub fn keep_answer(&self, cookie: SocketCookie, to: Notification, reply: Reply) {
+        if self.answers.len() < MAX_KEPT {
+            self.answers.insert(cookie, Answer { to, reply, since: Instant::now() });
         }
+    }
+
+    /// A connect of this thread begins to wait on a socket that has SO_SNDTIMEO.
+    pub fn begins_to_wait(&self, tid: u32, cookie: SocketCookie) {
+        if self.waiting.len() >= MAX_KEPT {
+            self.waiting.clear();
+        }
+        self.waiting.insert(tid, cookie);
+    }
+
+    pub fn has_its_answer(&self, tid: u32) {
+        self.waiting.remove(&tid);
+    }
+
+    /// The socket that this thread waited for and got no answer about.
+    pub fn waited(&self, tid: u32) -> Option<SocketCookie> {
+        self.waiting.remove(&tid).map(|(_, cookie)| cookie)
     }
 
     /// Drops what nobody came back for.
     pub fn expire(&self, now: Instant) {
         let fresh = |since: Instant| now.saturating_duration_since(since) < KEEP;
         self.parked.retain(|_, parked| fresh(parked.since));
-        self.results.retain(|_, (_, since)| fresh(*since));
+        self.answers.retain(|_, answer| fresh(answer.since));
     }
 }
 
 fn answered(host: &OwnedFd, reply: Reply) -> Outcome {
     match socket::u64_option(host.as_fd(), libc::SOL_SOCKET, libc::SO_COOKIE) {
-        Ok(cookie) => Outcome::OnHostSocket { cookie: SocketCookie(cookie), reply },
+        Ok(cookie) => Outcome::Done { cookie: SocketCookie(cookie), reply },
         Err(_) => Outcome::Reply(reply),
     }
 }
 
-fn wait(host: OwnedFd) -> Outcome {
+/// `late`: what the call is answered when SO_SNDTIMEO runs out.
+fn wait(host: OwnedFd, late: i32) -> Outcome {
+    let cookie = match socket::u64_option(host.as_fd(), libc::SOL_SOCKET, libc::SO_COOKIE) {
+        Ok(cookie) => SocketCookie(cookie),
+        Err(error) => return Outcome::of(Err(error)),
+    };
     let deadline = connect_deadline(host.as_fd());
-    Outcome::Wait { host, deadline }
+    Outcome::Wait(Wait { host, cookie, deadline, late })
 }
 
 /// When a connect that begins now gives up by the socket's own timeout.
@@ -267,6 +310,6 @@ pub fn connect_deadline(socket: BorrowedFd<'_>) -> Option<Instant> {
 }
 
 /// SO_SNDTIMEO, which bounds connect(2) too; None: no bound.
-fn send_timeout(socket: BorrowedFd<'_>) -> Option<Duration> {
+pub fn send_timeout(socket: BorrowedFd<'_>) -> Option<Duration> {
     rustix::net::sockopt::socket_timeout(socket, rustix::net::sockopt::Timeout::Send).ok().flatten()
 }

@@ -15,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use crate::sys::readiness;
 
 use super::ledger::Slot;
-use super::session::Session;
+use super::session::{Session, Wait};
 
 /// How soon a caller that left is noticed.
 const LOOK: Duration = Duration::from_millis(250);
@@ -37,18 +37,19 @@ impl Waits {
         Self { runtime }
     }
 
-    /// Waits for the connect under way on `host`, then has the session conclude.
-    pub fn start(&self, session: &Arc<Session>, slot: Slot, host: OwnedFd, deadline: Option<Instant>) {
+    /// Waits for the connect under way, then has the session conclude.
+    pub fn start(&self, session: &Arc<Session>, slot: Slot, wait: Wait) {
         let session = Arc::clone(session);
         self.runtime.spawn(async move {
             let id = slot.notification().id;
+            let Wait { host, cookie, deadline, late } = wait;
             let (host, end) = until_end(&session, id, host, deadline).await;
             // Where registering failed the socket went with it, and so does the wait.
             let Some(host) = host else {
                 let _ = session.reply(&slot, crate::sys::listener::Reply::Errno(libc::ENOBUFS));
                 return session.ledger.release(slot);
             };
-            tokio::task::spawn_blocking(move || session.resume(slot, host, end));
+            tokio::task::spawn_blocking(move || session.resume(slot, Wait { host, cookie, deadline, late }, end));
         });
     }
 }

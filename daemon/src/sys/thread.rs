@@ -9,15 +9,13 @@ const WAKE: Signal = Signal::SIGUSR1;
 
 extern "C" fn nothing(_: i32) {}
 
-/// Makes [`ThreadHandle::interrupt`] end a sleeping call with EINTR. Once a process, before it has other threads.
+/// Makes [`ThreadHandle::interrupt`] end a sleeping call with EINTR: in this thread and those it starts, whatever signals
+/// the process was started without. Once a process.
 pub fn install_wake_up() -> io::Result<()> {
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing, which is async-signal-safe.
     unsafe { sigaction(WAKE, &action) }?;
-    // Threads that are made later take this mask over; the monitor's has the signal blocked.
-    let mut mask = SigSet::empty();
-    mask.add(WAKE);
-    mask.thread_unblock()?;
+    SigSet::from(WAKE).thread_unblock()?;
     Ok(())
 }
 
