@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use sidestep_seccomp_profile::syscalls::Stopped as SystemCall;
+
 use crate::sys::listener::{Caller, Listener, Reply};
 
 use super::active::{Active, Busy, Entry};
@@ -98,8 +100,12 @@ impl Session {
         }
         let number = socket_number(notification);
         let (tracee, copy) = self.tracees.copy_descriptor(tid, number)?;
-        let call = Call::decode(notification)?;
-        let facts = SocketFacts::of(copy.as_fd()).map_err(|e| TraceeError::Errno(errno(&e)))?;
+        let facts = SocketFacts::of(copy.as_fd()).map_err(|e| errno(&e));
+        let (facts, call) = match (facts, Call::decode(notification)) {
+            // connect(2) looks at the address before it asks for a socket, bind(2) afterwards (net/socket.c).
+            (Err(libc::ENOTSOCK), Err(error)) if notification.call == Some(SystemCall::Connect) => return Err(error),
+            (facts, call) => (facts.map_err(TraceeError::Errno)?, call?),
+        };
         if !self.listener.is_waiting(id) {
             return Ok(Outcome::CallerLeft);
         }
@@ -157,9 +163,9 @@ impl Session {
         };
         match call {
             Call::Connect(address) => in_place::connect(&stopped, work, address),
-            Call::Bind(address) => in_place::bind(&stopped, &self.factory, address),
+            Call::Bind(address) => in_place::bind(&stopped, &self.listener, &self.factory, address),
             &Call::Listen { backlog } if stopped.facts.kind == Kind::NotIp => {
-                in_place::listen_as(&stopped, &self.factory, backlog)
+                in_place::listen_as(&stopped, &self.factory, self.swap.userns.as_fd(), backlog)
             }
             &Call::Listen { backlog } => in_place::listen(&stopped, backlog),
         }
