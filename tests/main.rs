@@ -60,6 +60,12 @@ fn main() -> anyhow::Result<ExitCode> {
         signals::CASES,
         crash::CASES,
         attacks::CASES,
+        attacks::races::CASES,
+        attacks::doors::CASES,
+        attacks::host_sockets::CASES,
+        attacks::arguments::CASES,
+        attacks::stalls::CASES,
+        attacks::fuzz::CASES,
     ];
     let trials = modules.into_iter().flatten().flat_map(cases::Case::trials).collect();
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
