@@ -9,11 +9,15 @@ const WAKE: Signal = Signal::SIGUSR1;
 
 extern "C" fn nothing(_: i32) {}
 
-/// Makes [`ThreadHandle::interrupt`] end a sleeping call with EINTR. Once a process.
+/// Makes [`ThreadHandle::interrupt`] end a sleeping call with EINTR. Once a process, before it has other threads.
 pub fn install_wake_up() -> io::Result<()> {
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing, which is async-signal-safe.
     unsafe { sigaction(WAKE, &action) }?;
+    // Threads that are made later take this mask over; the monitor's has the signal blocked.
+    let mut mask = SigSet::empty();
+    mask.add(WAKE);
+    mask.thread_unblock()?;
     Ok(())
 }
 
