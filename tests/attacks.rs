@@ -18,12 +18,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::lab::command::{Program, Running};
+use crate::lab::command::{DEADLINE, Program, Running};
 use crate::lab::netns::Netns;
 use crate::lab::processes::{Process, Tree};
 use crate::lab::servers::TcpServer;
 use crate::lab::workspace::Workspace;
-use crate::lab::{BLACK_HOLE, REMOTE};
+use crate::lab::{BLACK_HOLE, REMOTE, poll};
 
 crate::cases! {
     BYPASS: signal_outside;
@@ -105,6 +105,18 @@ def shut():
     )
 }
 
+/// Waits until no thread of a supervisor sleeps in connect(2) any more: nobody is left for whom one could.
+fn calms_down(supervisor: &Process) -> Result<()> {
+    let connect = format!("{} ", libc::SYS_connect);
+    let asleep = || -> Result<usize> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", supervisor.pid))?.flatten();
+        let calls = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("syscall")).ok());
+        Ok(calls.filter(|call| call.starts_with(&connect)).count())
+    };
+    poll("the supervisor's threads are given back", DEADLINE, || Ok((asleep()? == 0).then_some(())))
+        .with_context(|| format!("{:?} threads", asleep()))
+}
+
 /// A program inside that attacks the supervisor, which must be the same process afterwards and answer others at once.
 struct Survival {
     running: Running,
@@ -139,6 +151,7 @@ say(attempt('{}', {}))",
             }
         }
         ensure!(self.supervisor.is_alive(), "the supervisor died: {}", self.running.stderr());
+        calms_down(&self.supervisor)?;
         self.running.write("go\n")?;
         self.running.line_with("connected").context("others are served afterwards")?;
         let done = self.running.finish()?.succeeded()?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Forbidden, attacker};
+use super::{Forbidden, attacker, calms_down};
 use crate::lab::effort;
 use crate::lab::processes::Tree;
 use crate::lab::servers::TcpServer;
@@ -49,6 +49,7 @@ for seed in sys.stdin:
         let said = running.line_with("exit code")?;
         ensure!(said == "exit code 0 connected", "{said}");
         ensure!(supervisor.is_alive(), "the supervisor died: {}", running.stderr());
+        calms_down(&supervisor)?;
         forbidden.is_untouched(&said)
     };
     let mut run = |seed| run(seed).with_context(|| format!("seed {seed}, to be added to tests/corpus/system_calls"));

@@ -88,7 +88,7 @@ fn after_disconnect(ws: Workspace) -> Result<()> {
 }
 
 fn after_shutdown(ws: Workspace) -> Result<()> {
-    race(ws, "shutdown", 1000, Ran::Allowed(5))
+    race(ws, "shutdown", 500, Ran::Allowed(5))
 }
 
 fn descriptor(ws: Workspace) -> Result<()> {

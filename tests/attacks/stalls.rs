@@ -2,14 +2,14 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::attacker;
+use super::{Survival, attacker};
 use crate::lab::processes::Tree;
 use crate::lab::servers::TcpServer;
 use crate::lab::workspace::Workspace;
 use crate::lab::{BLACK_HOLE, REMOTE};
 
 crate::cases! {
-    BYPASS: held_locks, address_that_never_comes;
+    BYPASS: held_locks, address_that_never_comes, abandoned_connects;
     EVERYWHERE: patient_connect;
 }
 
@@ -48,6 +48,31 @@ attacker.kill()",
     }
     ensure!(supervisor.is_alive(), "the supervisor died: {}", running.stderr());
     running.finish()?.exited(0)?;
+    Ok(())
+}
+
+/// Calls in place whose callers were interrupted cost no thread: more of them than there may be sleepers.
+fn abandoned_connects(ws: Workspace) -> Result<()> {
+    let said = Survival::start(
+        &ws,
+        &format!(
+            "signal.signal(signal.SIGALRM, lambda *_: None)
+libc = ctypes.CDLL(None, use_errno=True)
+to = struct.pack('=H', socket.AF_INET) + struct.pack('!H', 9) + socket.inet_aton('{}') + bytes(8)
+outcomes = set()
+for _ in range(700):
+    # What is bound stays in place.
+    s = tcp('0.0.0.0'); s.bind(('0.0.0.0', 0))
+    signal.setitimer(signal.ITIMER_REAL, 0.002)
+    libc.connect(s.fileno(), to, 16)
+    outcomes.add(errno.errorcode[ctypes.get_errno()])
+say(sorted(outcomes))",
+            BLACK_HOLE[0]
+        ),
+    )?
+    .end()?;
+    // So many at a time that some may have to wait for the watch to make room.
+    ensure!(said == ["['EINTR']"] || said == ["['EAGAIN', 'EINTR']"], "{said:?}");
     Ok(())
 }
 
