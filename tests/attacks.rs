@@ -1,26 +1,33 @@
 //! A hostile workspace against the bypass. Each attack's target is a server on the host's loopback, which counts.
 //!
-//! The attackers are C programs of tests/attacks, compiled here: what they need is system calls in tight loops.
+//! The attackers are Python where a few calls do, and otherwise C programs of tests/attacks, compiled here: what those
+//! need is system calls in tight loops, from several threads, or none that a library would make.
 
-use std::net::{IpAddr, Ipv4Addr};
+pub mod arguments;
+pub mod doors;
+pub mod fuzz;
+pub mod host_sockets;
+pub mod races;
+pub mod stalls;
+
+use std::cell::Cell;
+use std::fmt::Display;
+use std::io::Read as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::lab::REMOTE;
-use crate::lab::command::Program;
-use crate::lab::effort;
-use crate::lab::processes::Tree;
+use crate::lab::command::{DEADLINE, Program, Running};
+use crate::lab::netns::Netns;
+use crate::lab::processes::{Process, Tree};
 use crate::lab::servers::TcpServer;
 use crate::lab::workspace::Workspace;
+use crate::lab::{BLACK_HOLE, REMOTE, poll};
 
 crate::cases! {
-    BYPASS: address_race, family_race, disconnect_race, descriptor_race, fast_open, io_uring, dissolved_socket,
-        signal_outside, foreign_abi, held_locks;
+    BYPASS: signal_outside;
 }
-
-const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// Compiles an attacker; its directory is made by one test, so that none runs what another still writes.
 fn attacker(ws: &Workspace, source: &str, name: &str) -> Result<PathBuf> {
@@ -30,159 +37,129 @@ fn attacker(ws: &Workspace, source: &str, name: &str) -> Result<PathBuf> {
     Ok(out)
 }
 
-/// `rounds` tries in one run of the attacker; 20,000 in the soak.
-fn race(ws: Workspace, mode: &str, rounds: u32) -> Result<()> {
-    let rounds = effort::tries(rounds, 20_000);
-    let ws = ws.deadline(effort::lasting(Duration::from_secs(90), Duration::from_secs(900)));
-    let race = attacker(&ws, include_str!("attacks/race.c"), mode)?;
-    let allowed = TcpServer::start(&ws.lab.remote, (REMOTE[0], 0), |stream| {
-        let mut stream = stream;
-        std::io::copy(&mut stream, &mut std::io::sink()).map(drop)
-    })?;
-    let forbidden = TcpServer::start(&ws.lab.host, (LOOPBACK, 0), |_| Ok(()))?;
-    // A race nobody ran proves nothing: it is run again where the scheduler let the other thread win nearly always.
-    let least = if mode == "descriptor" { 1 } else { rounds as usize / 20 };
-    for _ in 0..20 {
-        let done = ws
-            .program([race.as_os_str()])
-            .arg(mode)
-            .arg(rounds.to_string())
-            .arg(REMOTE[0].to_string())
-            .arg(allowed.addr.port().to_string())
-            .arg(LOOPBACK.to_string())
-            .arg(forbidden.addr.port().to_string())
-            .run(&ws.lab.host)?
-            .succeeded()?;
-        ensure!(forbidden.accepted() == 0, "the forbidden server was reached {} times: {done}", forbidden.accepted());
-        ensure!(done.stdout.contains(" reached 0"), "{done}");
-        if allowed.accepted() >= least {
-            return Ok(());
+/// What no attack may reach: the host's loopback, at the same port in both families.
+struct Forbidden<'a> {
+    host: &'a Netns,
+    servers: [TcpServer; 2],
+    asked: Cell<usize>,
+}
+
+impl<'a> Forbidden<'a> {
+    fn start(ws: &'a Workspace) -> Result<Self> {
+        let host = &ws.lab.host;
+        let v4 = TcpServer::echo(host, IpAddr::V4(Ipv4Addr::LOCALHOST))?;
+        let v6 = TcpServer::start(host, (IpAddr::V6(Ipv6Addr::LOCALHOST), v4.addr.port()), |_| Ok(()))?;
+        Ok(Self { host, servers: [v4, v6], asked: Cell::new(0) })
+    }
+
+    fn port(&self) -> u16 {
+        self.servers[0].addr.port()
+    }
+
+    fn is_untouched(&self, said: impl Display) -> Result<()> {
+        self.asked.set(self.asked.get() + 1);
+        for server in &self.servers {
+            // Served in turn: what came before this connection is counted when its end is seen.
+            let mut own = self.host.within(|| TcpStream::connect(server.addr))?;
+            own.shutdown(Shutdown::Write)?;
+            own.read_to_end(&mut Vec::new())?;
+            let times = server.accepted() - self.asked.get();
+            ensure!(times == 0, "the host's {} was reached {times} times: {said}", server.addr);
         }
+        Ok(())
     }
-    bail!("only {} of 20 times {rounds} reached the allowed server", allowed.accepted())
 }
 
-fn address_race(ws: Workspace) -> Result<()> {
-    race(ws, "address", 2000)
-}
-
-fn family_race(ws: Workspace) -> Result<()> {
-    race(ws, "family", 2000)
-}
-
-fn disconnect_race(ws: Workspace) -> Result<()> {
-    race(ws, "disconnect", 1000)
-}
-
-fn descriptor_race(ws: Workspace) -> Result<()> {
-    race(ws, "descriptor", 2000)
-}
-
-/// Runs Python code that has a once bypassed socket `s`, now unconnected, and `forbidden`, an address on the host.
-fn with_dissolved_socket(ws: &Workspace, code: &str) -> Result<(TcpServer, String)> {
+/// Runs Python code with the names of [`prelude`]; what it prints, if the host's loopback was not reached.
+fn attack(ws: &Workspace, code: &str) -> Result<String> {
     let allowed = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
-    let forbidden = TcpServer::echo(&ws.lab.host, LOOPBACK)?;
-    let done = ws.python(&format!(
+    let forbidden = Forbidden::start(ws)?;
+    let done = ws.python(&format!("{}{code}", prelude(allowed.addr.port(), forbidden.port())))?;
+    forbidden.is_untouched(&done)?;
+    done.output()
+}
+
+/// Addresses, and sockets that are on the host's side or were there.
+fn prelude(allowed: u16, forbidden: u16) -> String {
+    format!(
         "libc = ctypes.CDLL(None, use_errno=True)
-def dissolve(s): libc.connect(s.fileno(), struct.pack('HHI8x', socket.AF_UNSPEC, 0, 0), 16)
-s = dial('{}', {}); assert side(s) == 'host'
-forbidden = ('127.0.0.1', {})
-{code}",
-        REMOTE[0],
-        allowed.addr.port(),
-        forbidden.addr.port()
-    ))?;
-    Ok((forbidden, done.output()?))
+remote, silent, allowed, forbidden = '{}', '{}', {allowed}, {forbidden}
+def syscall(number, *arguments):
+    r = libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
+    return 'connected' if r >= 0 else errno.errorcode[ctypes.get_errno()]
+def connected():
+    s = dial(remote, allowed); assert side(s) == 'host'
+    return s
+def dissolved():
+    'Connected once, then dissolved with AF_UNSPEC.'
+    s = connected(); libc.connect(s.fileno(), bytes(16), 16); s.settimeout(5)
+    return s
+def shut():
+    'Of the host and unconnected: shut down while it connected.'
+    s = tcp(silent); s.setblocking(False); s.connect_ex((silent, 9)); s.shutdown(socket.SHUT_RDWR)
+    assert side(s) == 'host'
+    s.settimeout(5)
+    return s
+",
+        REMOTE[0], BLACK_HOLE[0]
+    )
 }
 
-/// Everything a program can do to an unconnected socket to get it to the host's loopback.
-fn dissolved_socket(ws: Workspace) -> Result<()> {
-    let (forbidden, said) = with_dissolved_socket(
-        &ws,
-        "dissolve(s); s.settimeout(5)
-print(outcome(lambda: s.connect(forbidden)), side(s))
-t = tcp('127.0.0.1'); print(outcome(lambda: t.connect(forbidden)), side(t))",
-    )?;
-    ensure!(forbidden.accepted() == 0, "the host's loopback was reached: {said}");
-    ensure!(said == "ECONNREFUSED workspace\nECONNREFUSED workspace", "{said}");
-    // Listening on the host is for published ports, which nobody asked for here.
-    let (_, said) = with_dissolved_socket(
-        &ws,
-        "dissolve(s)
-for call in (lambda: s.bind(('0.0.0.0', 0)), lambda: s.listen()):
-    outcome(call)
-print('listens on the host' if s.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and side(s) == 'host' else 'no')",
-    )?;
-    ensure!(said == "no", "{said}");
-    Ok(())
+/// Waits until no more than `lost` threads of a supervisor sleep in connect(2): nobody is left for whom one could, but a
+/// process that makes a socket blocking in the midst of a call takes a thread until TCP gives up.
+fn calms_down(supervisor: &Process, lost: usize) -> Result<()> {
+    let connect = format!("{} ", libc::SYS_connect);
+    let asleep = || -> Result<usize> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", supervisor.pid))?.flatten();
+        let calls = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("syscall")).ok());
+        Ok(calls.filter(|call| call.starts_with(&connect)).count())
+    };
+    poll("the supervisor's threads are given back", DEADLINE, || Ok((asleep()? <= lost).then_some(())))
+        .with_context(|| format!("{:?} threads", asleep()))
 }
 
-fn fast_open(ws: Workspace) -> Result<()> {
-    let (forbidden, said) = with_dissolved_socket(
-        &ws,
-        "dissolve(s); MSG_FASTOPEN = 0x20000000
-print(outcome(lambda: s.sendto(b'x', MSG_FASTOPEN, forbidden)))
-print(outcome(lambda: s.sendmsg([b'x'], [], MSG_FASTOPEN, forbidden)))
-print(outcome(lambda: tcp('127.0.0.1').sendto(b'x', MSG_FASTOPEN, forbidden)))",
-    )?;
-    ensure!(forbidden.accepted() == 0, "the host's loopback was reached: {said}");
-    // EOPNOTSUPP, by Python's name for the same number.
-    ensure!(said == ["ENOTSUP"; 3].join("\n"), "{said}");
-    Ok(())
+/// A program inside that attacks the supervisor, which must be the same process afterwards and answer others at once.
+struct Survival {
+    running: Running,
+    supervisor: Process,
 }
 
-fn io_uring(ws: Workspace) -> Result<()> {
-    ws.python(
-        "libc = ctypes.CDLL(None, use_errno=True)
-for number in 425, 426, 427:
-    r = libc.syscall(number, 8, ctypes.byref(ctypes.create_string_buffer(120)), 0, 0)
-    print(r, errno.errorcode[ctypes.get_errno()])",
-    )?
-    .printed(&["-1 EPERM"; 3].join("\n"))
-}
-
-/// The x32 entry to connect(2) is no way around the filter.
-fn foreign_abi(ws: Workspace) -> Result<()> {
-    let (forbidden, said) = with_dissolved_socket(
-        &ws,
-        "dissolve(s); X32 = 0x40000000
-addr = struct.pack('!HI8x', forbidden[1], 0x7f000001); addr = struct.pack('H', socket.AF_INET) + addr
-child = os.fork()
-if child == 0: os._exit(0 if libc.syscall(X32 + 42, s.fileno(), addr, 16) == 0 else 1)
-print('refused' if os.waitpid(child, 0)[1] != 0 else 'connected')",
-    )?;
-    ensure!(forbidden.accepted() == 0, "the host's loopback was reached: {said}");
-    ensure!(said == "refused", "{said}");
-    Ok(())
-}
-
-/// Locks held for ever cost the supervisor threads, the attacker its calls, and nobody else anything.
-fn held_locks(ws: Workspace) -> Result<()> {
-    const LOCKS: usize = 40;
-    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
-    let lock = attacker(&ws, include_str!("attacks/lock.c"), "lock")?;
-    let port = echo.addr.port();
-    // The others are processes of the same workspace: the attacker is one's child.
-    let mut running = ws.start_python(&format!(
-        "import subprocess
-attacker = subprocess.Popen(['{lock}', '{LOCKS}', '{addr}', '{port}'])
-sys.stdin.readline()
-say({{attempt('{addr}', {port}) for _ in range(50)}})
-sys.stdin.readline()
-attacker.kill()",
-        lock = lock.display(),
-        addr = REMOTE[0],
-    ))?;
-    running.line_with("held")?;
-    let supervisor = Tree::of(running.pid())?.worker("supervisor")?.clone();
-    running.write("go\n")?;
-    running.line_with("{'connected'}").context("others are served while the locks are held")?;
-    for _ in 0..LOCKS {
-        running.line_with("connect: EIO")?;
+impl Survival {
+    /// Starts Python code that must end by itself.
+    fn start(ws: &Workspace, code: &str) -> Result<Self> {
+        let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
+        let mut running = ws.start_python(&format!(
+            "say('ready'); sys.stdin.readline()
+{code}
+say('done'); sys.stdin.readline()
+say(attempt('{}', {}))",
+            REMOTE[0],
+            echo.addr.port()
+        ))?;
+        running.line_with("ready")?;
+        let supervisor = Tree::of(running.pid())?.worker("supervisor")?.clone();
+        running.write("go\n")?;
+        Ok(Self { running, supervisor })
     }
-    ensure!(supervisor.is_alive(), "the supervisor died: {}", running.stderr());
-    running.finish()?.exited(0)?;
-    Ok(())
+
+    /// What the code printed, line by line.
+    fn end(mut self) -> Result<Vec<String>> {
+        let mut said = Vec::new();
+        loop {
+            match self.running.line()? {
+                line if line == "done" => break,
+                line => said.push(line),
+            }
+        }
+        ensure!(self.supervisor.is_alive(), "the supervisor died: {}", self.running.stderr());
+        calms_down(&self.supervisor, 0)?;
+        self.running.write("go\n")?;
+        self.running.line_with("connected").context("others are served afterwards")?;
+        let done = self.running.finish()?.succeeded()?;
+        // The start line is all that a supervisor in good health has to say.
+        ensure!(done.stderr.lines().count() <= 1 || std::env::var_os("LAB_LOG").is_some(), "{done}");
+        Ok(said)
+    }
 }
 
 /// Without a pid namespace of its own too: host processes of the same uid get no signal from inside.

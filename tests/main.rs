@@ -67,6 +67,12 @@ fn main() -> anyhow::Result<ExitCode> {
         crash::CASES,
         endurance::CASES,
         attacks::CASES,
+        attacks::races::CASES,
+        attacks::doors::CASES,
+        attacks::host_sockets::CASES,
+        attacks::arguments::CASES,
+        attacks::stalls::CASES,
+        attacks::fuzz::CASES,
     ];
     let trials = modules.into_iter().flatten().flat_map(cases::Case::trials).collect();
     Ok(libtest_mimic::run(&arguments, trials).exit_code())

@@ -43,13 +43,12 @@ pub fn build() -> Result<Program, Error> {
 fn refuse(context: &mut ScmpFilterContext, refused: Refused) -> Result<(), Error> {
     let action = ScmpAction::Errno(refused.errno);
     let number = syscall(refused.number);
-    match refused.when {
-        None => context.add_rule(action, number)?,
-        Some((argument, bits)) => {
-            let has_bits = ScmpArgCompare::new(argument, ScmpCompareOp::MaskedEqual(bits), bits);
-            context.add_rule_conditional(action, number, &[has_bits])?
-        }
-    };
+    let conditions: Vec<_> = refused
+        .when
+        .iter()
+        .map(|argument| ScmpArgCompare::new(argument.index, ScmpCompareOp::MaskedEqual(argument.mask), argument.value))
+        .collect();
+    context.add_rule_conditional(action, number, &conditions)?;
     Ok(())
 }
 
@@ -82,7 +81,9 @@ mod tests {
     use super::*;
     use crate::load::load;
     use nix::errno::Errno;
-    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, send, sendto, socket};
+    use nix::sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, send, sendto, setsockopt, socket, sockopt,
+    };
     use std::os::fd::AsRawFd;
 
     /// Runs `call` in a thread of its own under the filter, so that the test runner stays without one.
@@ -108,6 +109,15 @@ mod tests {
             (with, without)
         });
         assert_eq!(errnos, (Errno::EOPNOTSUPP, Errno::EPIPE));
+    }
+
+    #[test]
+    fn no_upper_layer_protocol() {
+        let errno = under_filter(|| {
+            let stream = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+            setsockopt(&stream, sockopt::TcpUlp::default(), b"mptcp").unwrap_err()
+        });
+        assert_eq!(errno, Errno::ENOENT);
     }
 
     #[test]

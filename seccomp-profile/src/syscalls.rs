@@ -50,24 +50,51 @@ impl Stopped {
 pub struct Refused {
     pub number: c_long,
     pub errno: i32,
-    /// Refused only when this argument (by index) has these bits set.
-    pub when: Option<(u32, u64)>,
+    /// Refused only when all of these hold.
+    pub when: &'static [Argument],
+}
+
+/// A condition on an argument: of its bits in `mask`, exactly those in `value` are set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Argument {
+    pub index: u32,
+    pub mask: u64,
+    pub value: u64,
+}
+
+impl Argument {
+    const fn has_bits(index: u32, bits: i32) -> Self {
+        Self { index, mask: bits as u64, value: bits as u64 }
+    }
+
+    /// The kernel takes the argument as an int: whatever is in its high half must not hide it from the filter.
+    const fn is_int(index: u32, value: i32) -> Self {
+        Self { index, mask: u32::MAX as u64, value: value as u64 }
+    }
 }
 
 const fn refused(number: c_long, errno: i32) -> Refused {
-    Refused { number, errno, when: None }
+    Refused { number, errno, when: &[] }
 }
 
 /// connect and send in one call: it would carry an address past the supervisor. Programs fall back to connect(2) on
 /// EOPNOTSUPP, which is also what a kernel with TCP Fast Open switched off answers.
-const fn fast_open(number: c_long, flags_argument: u32) -> Refused {
-    Refused { number, errno: libc::EOPNOTSUPP, when: Some((flags_argument, libc::MSG_FASTOPEN as u64)) }
+const fn fast_open(number: c_long, when: &'static [Argument]) -> Refused {
+    Refused { number, errno: libc::EOPNOTSUPP, when }
 }
 
-pub const REFUSED: [Refused; 6] = [
-    fast_open(libc::SYS_sendto, 3),
-    fast_open(libc::SYS_sendmsg, 2),
-    fast_open(libc::SYS_sendmmsg, 3),
+pub const REFUSED: [Refused; 7] = [
+    fast_open(libc::SYS_sendto, &[Argument::has_bits(3, libc::MSG_FASTOPEN)]),
+    fast_open(libc::SYS_sendmsg, &[Argument::has_bits(2, libc::MSG_FASTOPEN)]),
+    fast_open(libc::SYS_sendmmsg, &[Argument::has_bits(3, libc::MSG_FASTOPEN)]),
+    // From Linux 5.18 to 6.19 the upper layer protocol "smc" turns a TCP socket that is not connected into one of family
+    // AF_SMC, whose connect and listen carry IP addresses without being seen by Landlock. ENOENT is what a kernel without
+    // the protocol asked for answers; programs fall back to TLS of their own.
+    Refused {
+        number: libc::SYS_setsockopt,
+        errno: libc::ENOENT,
+        when: &[Argument::is_int(1, libc::IPPROTO_TCP), Argument::is_int(2, libc::TCP_ULP)],
+    },
     // A ring connects, binds and listens without a system call that a filter sees. EPERM is what container runtimes
     // answer, and what programs fall back on.
     refused(libc::SYS_io_uring_setup, libc::EPERM),

@@ -1,10 +1,12 @@
-/* Holds socket locks for ever and has the supervisor run into them.
+/* Has the supervisor wait for ever, if it waits.
  *
- *   lock COUNT IP PORT
+ *   lock MODE COUNT IP PORT
  *
- * For each of COUNT sockets one thread enters setsockopt(IP_OPTIONS), which copies its argument under the socket's lock,
- * from a page whose fault nobody ever handles; another thread then connects that socket. Prints "held" once every lock
- * is held, a line "connect: ERRNO" as each connect comes back, and waits to be killed.
+ * There is a page whose fault nobody ever handles. For each of COUNT sockets,
+ *   socket   one thread enters setsockopt(IP_OPTIONS), which copies its argument from there under the socket's lock;
+ *            another thread then connects that socket;
+ *   address  a thread connects a socket to an address that is there.
+ * Prints "held" once every lock is held, a line "connect: ERRNO" as each connect comes back, and waits to be killed.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -22,7 +24,8 @@
 #include <unistd.h>
 
 static char *page;
-static struct sockaddr_in to;
+static struct sockaddr_in known;
+static const void *to = &known;
 
 static void die(const char *what) {
     perror(what);
@@ -35,18 +38,18 @@ static void *hold(void *fd) {
 }
 
 static void *dial(void *fd) {
-    int result = connect((int)(long)fd, (struct sockaddr *)&to, sizeof to);
+    int result = connect((int)(long)fd, to, sizeof known);
     printf("connect: %s\n", result == 0 ? "connected" : strerrorname_np(errno));
     fflush(stdout);
     return NULL;
 }
 
 int main(int argc, char **argv) {
-    if (argc != 4) return 2;
-    int count = atoi(argv[1]);
-    to.sin_family = AF_INET;
-    to.sin_port = htons((uint16_t)atoi(argv[3]));
-    if (inet_pton(AF_INET, argv[2], &to.sin_addr) != 1) return 2;
+    if (argc != 5) return 2;
+    int count = atoi(argv[2]), by_address = !strcmp(argv[1], "address");
+    known.sin_family = AF_INET;
+    known.sin_port = htons((uint16_t)atoi(argv[4]));
+    if (inet_pton(AF_INET, argv[3], &known.sin_addr) != 1) return 2;
 
     int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
     if (device < 0) die("/dev/userfaultfd");
@@ -58,11 +61,14 @@ int main(int argc, char **argv) {
     struct uffdio_register range = {.range = {(unsigned long)page, 4096}, .mode = UFFDIO_REGISTER_MODE_MISSING};
     if (ioctl(faults, UFFDIO_REGISTER, &range) < 0) die("UFFDIO_REGISTER");
 
+    if (by_address) to = page;
+
     long fds[count];
     for (int i = 0; i < count; i++) {
         pthread_t holder;
         struct uffd_msg fault;
         fds[i] = socket(AF_INET, SOCK_STREAM, 0);
+        if (by_address) continue;
         pthread_create(&holder, NULL, hold, (void *)fds[i]);
         /* The fault is reported when the lock is held. */
         if (read(faults, &fault, sizeof fault) != sizeof fault) die("read");

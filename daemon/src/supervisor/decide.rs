@@ -94,7 +94,7 @@ pub fn candidate(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate
     }
     match in_place_reason(ground, call, facts) {
         Some(reason) => Candidate::Settled(Verdict::InPlace(reason)),
-        None => outward(ground, call, facts.kind),
+        None => outward(ground, call, facts),
     }
 }
 
@@ -164,13 +164,16 @@ fn transport(ground: &Ground, kind: Kind) -> Option<Transport> {
     }
 }
 
-fn outward(ground: &Ground, call: &Call, kind: Kind) -> Candidate {
+fn outward(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate {
     let in_place = |reason| Candidate::Settled(Verdict::InPlace(reason));
-    let Some(transport) = transport(ground, kind) else { return in_place(Reason::NotTcp) };
+    let Some(transport) = transport(ground, facts.kind) else { return in_place(Reason::NotTcp) };
     let Call::Connect(address) = call else { return in_place(Reason::NotConnect) };
     let Meaning::Ip(destination) = address.meaning() else { return in_place(Reason::NotAnAddress) };
     let ip = destination.ip().to_canonical();
-    if destination.port() == 0 {
+    if destination.is_ipv6() != facts.ipv6 {
+        // An address of the other family is none to this socket.
+        in_place(Reason::NotAnAddress)
+    } else if destination.port() == 0 {
         in_place(Reason::PortZero)
     } else if ip.is_multicast() {
         in_place(Reason::Multicast)
@@ -191,7 +194,7 @@ fn on_host_socket(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidat
         (Call::Connect(address), state) => match (address.meaning(), state) {
             (Meaning::Unspecified, _) => Candidate::Settled(Verdict::InPlace(Reason::Disconnect)),
             // A UDP socket may be connected again and again: each time it is decided anew.
-            (_, TcpState::Closed) => outward(ground, call, facts.kind),
+            (_, TcpState::Closed) => outward(ground, call, facts),
             _ => Candidate::Settled(Verdict::OnHostSocket),
         },
         (Call::Bind(_), _) if facts.kind == Kind::Udp => Candidate::Settled(Verdict::Deny(libc::EINVAL, Reason::InUse)),
@@ -294,7 +297,12 @@ mod tests {
             ("192.0.2.1:0", Reason::PortZero),
         ];
         for (address, reason) in cases {
-            assert_eq!(settled(&connect(address), fresh(WORKSPACE)), Verdict::InPlace(reason), "{address}");
+            let facts = SocketFacts { ipv6: address.starts_with('['), ..fresh(WORKSPACE) };
+            assert_eq!(settled(&connect(address), facts), Verdict::InPlace(reason), "{address}");
+        }
+        for (address, ipv6) in [("192.0.2.1:80", true), ("[2001:db8::1]:80", false)] {
+            let facts = SocketFacts { ipv6, ..fresh(WORKSPACE) };
+            assert_eq!(settled(&connect(address), facts), Verdict::InPlace(Reason::NotAnAddress), "{address}");
         }
         let bind = Call::Bind(RawAddress::from("0.0.0.0:80".parse::<SocketAddr>().unwrap()));
         for call in [bind, Call::Listen { backlog: 1 }] {

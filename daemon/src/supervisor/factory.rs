@@ -82,7 +82,7 @@ impl Factory {
         u16::try_from(port).or(Ok(u16::MAX))
     }
 
-    /// listen(2) with the effective ids of thread `tid`, whose user namespace is `userns`: what SO_PEERCRED will show.
+    /// listen(2) with the effective ids of thread `tid`, which `userns` must have: what SO_PEERCRED will show.
     pub fn listen_as(&self, userns: BorrowedFd<'_>, tid: u32, on: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
         self.number(&Job::Listen { tid, backlog }, userns, on).map(drop)
     }

@@ -10,6 +10,9 @@ const TCP_CLOSE: u8 = 7;
 const TCP_SYN_SENT: u8 = 2;
 const TCP_SYN_RECV: u8 = 3;
 
+/// TCP by another name: its addresses are those of AF_INET and AF_INET6 (linux/socket.h; libc lacks it).
+const AF_SMC: i32 = 43;
+
 /// Identity of a network namespace (SO_NETNS_COOKIE): never reused while the machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NetnsCookie(pub u64);
@@ -22,7 +25,7 @@ pub struct SocketCookie(pub u64);
 pub enum Kind {
     Tcp,
     Udp,
-    /// Raw, ping, MPTCP, SCTP: an IP socket all the same, never answered with CONTINUE.
+    /// Raw, ping, MPTCP, SCTP, SMC: an IP socket all the same, never answered with CONTINUE.
     OtherIp,
     /// AF_UNIX, netlink, packet and the rest: no IP address to reach.
     NotIp,
@@ -80,7 +83,7 @@ impl SocketFacts {
     pub fn of(copy: BorrowedFd<'_>) -> io::Result<Self> {
         let domain = socket::int_option(copy, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
         let cookie = SocketCookie(socket::u64_option(copy, libc::SOL_SOCKET, libc::SO_COOKIE)?);
-        if domain != libc::AF_INET && domain != libc::AF_INET6 {
+        if ![libc::AF_INET, libc::AF_INET6, AF_SMC].contains(&domain) {
             return Ok(Self::not_ip(cookie));
         }
         let socket_type = socket::int_option(copy, libc::SOL_SOCKET, libc::SO_TYPE)?;

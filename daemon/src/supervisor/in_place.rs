@@ -4,7 +4,7 @@
 //! again. The copy of the descriptor is the same open file, so everything the call changes, the process has changed.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use crate::sys::listener::Listener;
@@ -33,7 +33,7 @@ pub fn connect(
         stopped.begin_act();
         return Outcome::of(connect());
     }
-    if stopped.facts.nonblocking || stopped.facts.kind != Kind::Tcp {
+    if !may_wait(stopped) {
         let again = stopped.begin_act();
         return Outcome::done(cookie, unless_begun(again, connect()));
     }
@@ -82,15 +82,23 @@ fn is_interrupted(result: &io::Result<()>) -> bool {
     matches!(result, Err(e) if e.raw_os_error() == Some(libc::EINTR))
 }
 
+/// Whether connect(2) may take as long as the network wants: MPTCP, SCTP and their like wait as TCP does.
+fn may_wait(stopped: &Stopped<'_>) -> bool {
+    let kind = || socket::int_option(stopped.copy.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE);
+    let connectionless = || matches!(kind(), Ok(libc::SOCK_DGRAM | libc::SOCK_RAW));
+    !stopped.facts.nonblocking && (stopped.facts.kind == Kind::Tcp || !connectionless())
+}
+
 /// bind(2), with the permission check that the kernel would make for the process.
-pub fn bind(stopped: &Stopped<'_>, factory: &Factory, address: &RawAddress) -> Outcome {
+pub fn bind(stopped: &Stopped<'_>, listener: &Listener, factory: &Factory, address: &RawAddress) -> Outcome {
     if !stopped.facts.raw {
-        match privileged_port::may_bind(factory, &stopped.copy, stopped.tid, address.port()) {
-            Ok(true) => {}
-            Ok(false) => return Outcome::errno(libc::EACCES),
+        match privileged_port::check(factory, &stopped.copy, stopped.tid, address) {
+            // The credentials were read by thread number: a caller that left could have executed a setuid program since.
+            Ok(()) if !listener.is_waiting(stopped.id) => return Outcome::CallerLeft,
+            Ok(()) => {}
             Err(error) => {
-                tracing::debug!(tid = stopped.tid, %error, "cannot tell whether the port may be bound");
-                return Outcome::errno(libc::EACCES);
+                tracing::debug!(tid = stopped.tid, %error, "the port may not be bound");
+                return Outcome::errno(error.raw_os_error().unwrap_or(libc::EACCES));
             }
         }
     }
@@ -109,12 +117,12 @@ pub fn listen(stopped: &Stopped<'_>, backlog: i32) -> Outcome {
 
 /// listen(2) on a socket of another family, as the process: SO_PEERCRED shows clients who listened.
 ///
+/// In the workspace's user namespace, where every id inside has a name; a nested one may have none for its own.
+///
 /// Never left to the kernel: the descriptor could be exchanged for a closed host socket, which listen(2) would bind.
-pub fn listen_as(stopped: &Stopped<'_>, factory: &Factory, backlog: i32) -> Outcome {
+pub fn listen_as(stopped: &Stopped<'_>, factory: &Factory, userns: BorrowedFd<'_>, backlog: i32) -> Outcome {
     stopped.begin_act();
-    let listened = std::fs::File::open(format!("/proc/{}/ns/user", stopped.tid))
-        .and_then(|userns| factory.listen_as(userns.as_fd(), stopped.tid, stopped.copy.as_fd(), backlog));
-    Outcome::of(listened)
+    Outcome::of(factory.listen_as(userns, stopped.tid, stopped.copy.as_fd(), backlog))
 }
 
 /// Whether a bind that a predecessor began had happened.

@@ -11,6 +11,8 @@ mod decode;
 mod epoll;
 mod factory;
 mod facts;
+#[cfg(test)]
+mod fuzz;
 mod host_socket;
 mod in_place;
 pub mod ledger;

@@ -263,6 +263,9 @@ impl Pristine {
             return None;
         }
         let mut values: Vec<_> = self.carried.iter().filter_map(differs).collect();
+        if values.iter().any(|(option, value)| takes_privilege(*option, value)) {
+            return None;
+        }
         values.extend(locked_buffers(socket));
         Some(Difference { values })
     }
@@ -283,9 +286,18 @@ impl Difference {
     }
 }
 
-/// A socket filter (SO_ATTACH_FILTER); asking with no room returns the number of instructions.
+/// A socket filter (SO_ATTACH_FILTER); asking with no room returns the number of instructions, or an error about an
+/// eBPF program, which has none to show.
 fn has_filter(socket: BorrowedFd<'_>) -> bool {
-    socket::option(socket, libc::SOL_SOCKET, libc::SO_GET_FILTER, &mut []).is_ok_and(|instructions| instructions != 0)
+    socket::option(socket, libc::SOL_SOCKET, libc::SO_GET_FILTER, &mut []).map_or(true, |length| length != 0)
+}
+
+/// A priority that takes CAP_NET_ADMIN: the workspace's root has that over its own network only, where a supervisor of the
+/// host's root would set it on the host's, too.
+fn takes_privilege(option: SocketOption, value: &Value) -> bool {
+    const UNPRIVILEGED: std::ops::RangeInclusive<i32> = 0..=6;
+    let number = value.bytes().first_chunk().map_or(-1, |bytes| i32::from_ne_bytes(*bytes));
+    option == general(libc::SO_PRIORITY) && !UNPRIVILEGED.contains(&number)
 }
 
 /// Sticky extension headers and packet information (RFC 3542).

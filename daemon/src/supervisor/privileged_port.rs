@@ -8,9 +8,10 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::sys::namespace;
+use crate::sys::{namespace, socket};
 
 use super::factory::Factory;
+use super::sockaddr::RawAddress;
 use super::tracee;
 
 const CAP_NET_BIND_SERVICE: u32 = 10;
@@ -18,14 +19,23 @@ const CAP_NET_BIND_SERVICE: u32 = 10;
 /// Ports from here on are never privileged unless a namespace says so; the kernel's default.
 const DEFAULT_START: u16 = 1024;
 
-/// The rule for one bind: Ok(false) is EACCES.
-pub fn may_bind(factory: &Factory, socket: &OwnedFd, tid: u32, port: u16) -> io::Result<bool> {
+/// The rule for one bind. The error is what the kernel would answer.
+pub fn check(factory: &Factory, socket: &OwnedFd, tid: u32, address: &RawAddress) -> io::Result<()> {
+    let port = address.port();
     if port == 0 || port >= DEFAULT_START {
-        return Ok(true);
+        return Ok(());
     }
     let netns = namespace::of_socket(socket.as_fd())?;
     let owner = namespace::owner(netns.as_fd())?;
-    Ok(port >= factory.unprivileged_port(owner.as_fd(), netns.as_fd())? || is_capable(owner, tid)?)
+    if port >= factory.unprivileged_port(owner.as_fd(), netns.as_fd())? || is_capable(owner.try_clone()?, tid)? {
+        return Ok(());
+    }
+    // What else is wrong with the address and comes before its port (inet_bind, inet6_bind): a stand-in is told of that.
+    let option = |name| socket::int_option(socket.as_fd(), libc::SOL_SOCKET, name);
+    let kind = (option(libc::SO_DOMAIN)?, option(libc::SO_TYPE)?, option(libc::SO_PROTOCOL)?);
+    let stand_in = factory.socket(owner.as_fd(), netns.as_fd(), kind)?;
+    socket::bind(stand_in.as_fd(), address.before_port().bytes())?;
+    Err(io::Error::from_raw_os_error(libc::EACCES))
 }
 
 /// cap_capable (security/commoncap.c) for one capability.

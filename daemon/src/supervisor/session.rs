@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use sidestep_forwarder::policy::Request;
+use sidestep_seccomp_profile::syscalls::Stopped as SystemCall;
 
 use crate::sys::listener::{Caller, Listener, Reply};
 use crate::sys::socket;
@@ -115,8 +116,13 @@ impl Session {
             self.swap.epolls.created_by(tid);
             return Ok(Outcome::Reply(Reply::Continue));
         }
-        let mut stopped = self.look(slot, notification)?;
-        let call = Call::decode(notification)?;
+        let (mut stopped, call) = match (self.look(slot, notification), Call::decode(notification)) {
+            // connect(2) looks at the address before it asks for a socket, bind(2) afterwards (net/socket.c).
+            (Err(TraceeError::Errno(libc::ENOTSOCK)), Err(error)) if notification.call == Some(SystemCall::Connect) => {
+                return Err(error);
+            }
+            (stopped, call) => (stopped?, call?),
+        };
         if !self.listener.is_waiting(id) {
             return Ok(Outcome::CallerLeft);
         }
@@ -217,9 +223,9 @@ impl Session {
         };
         match call {
             Call::Connect(address) => in_place::connect(&self.listener, &stopped, &self.swap.memory, work, address),
-            Call::Bind(address) => in_place::bind(&stopped, &self.factory, address),
+            Call::Bind(address) => in_place::bind(&stopped, &self.listener, &self.factory, address),
             &Call::Listen { backlog } if stopped.facts.kind == Kind::NotIp => {
-                in_place::listen_as(&stopped, &self.factory, backlog)
+                in_place::listen_as(&stopped, &self.factory, self.swap.userns.as_fd(), backlog)
             }
             &Call::Listen { backlog } => in_place::listen(&stopped, backlog),
         }

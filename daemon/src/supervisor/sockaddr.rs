@@ -43,10 +43,7 @@ impl RawAddress {
     }
 
     pub fn meaning(&self) -> Meaning {
-        let family = match self.bytes() {
-            [a, b, ..] => i32::from(u16::from_ne_bytes([*a, *b])),
-            _ => return Meaning::Other,
-        };
+        let Some(family) = self.family() else { return Meaning::Other };
         match family {
             libc::AF_UNSPEC => Meaning::Unspecified,
             libc::AF_INET if self.length >= V4_LENGTH => Meaning::Ip(SocketAddr::V4(self.v4())),
@@ -55,9 +52,25 @@ impl RawAddress {
         }
     }
 
+    fn family(&self) -> Option<i32> {
+        self.bytes().first_chunk().map(|family| i32::from(u16::from_ne_bytes(*family)))
+    }
+
     /// The port bind(2) would read: at the same place for AF_INET, AF_INET6 and AF_UNSPEC taken as AF_INET.
     pub fn port(&self) -> u16 {
         u16::from_be_bytes(self.array(2))
+    }
+
+    /// What bind(2) looks at before the port, with any port: the length and the family, the whole of an IPv4 address, and
+    /// whether one of IPv6 is multicast.
+    pub fn before_port(mut self) -> Self {
+        const MULTICAST: u8 = 0xff;
+        let end =
+            if self.family() == Some(libc::AF_INET6) && self.bytes.get(8) != Some(&MULTICAST) { MAX_LENGTH } else { 4 };
+        if let Some(rest) = self.bytes.get_mut(2..end) {
+            rest.fill(0);
+        }
+        self
     }
 
     fn v4(&self) -> SocketAddrV4 {

@@ -33,6 +33,10 @@ pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
 
 /// A copy of the tracee's descriptor `number`: the same open file. Close-on-exec here whatever it is there.
 pub fn copy_descriptor(pidfd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    // No descriptor anywhere, and nothing that rustix would pass on: it panics where debug assertions are compiled in.
+    if number < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
     Ok(pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty())?)
 }
 
