@@ -293,9 +293,9 @@ fn beside_black_holes(ws: Workspace) -> Result<()> {
     let ended = running.line()?;
     ensure!(ended == "ended 0", "connects into black holes {ended}");
     // Behind one black hole a connect would wait for two minutes, and the watch looks four times a second: whoever
-    // waited for either took a hundred times as long. Other load on the machine does not make it ten times.
+    // waited for either took hundreds of times as long. Other tests at the same time have made it twelve times.
     for (what, alone, beside) in [("median", alone.0, beside.0), ("all", alone.1, beside.1)] {
-        ensure!(beside < 10.0 * alone, "{what}: {alone} s alone, {beside} s beside black holes");
+        ensure!(beside < 100.0 * alone, "{what}: {alone} s alone, {beside} s beside black holes");
     }
     running.finish()?.succeeded()?;
     Ok(())

@@ -123,15 +123,15 @@ def ordinary(): return seen('{ordinary}', {ordinary_port})
 def subnet(mark=0): return seen('{subnet}', {subnet_port}, mark)
 assert os.system('''set -- {ordinary}:51820
 {script}''') == 0
-print(seen('{behind}', {behind_port})); print(ordinary())
+say(seen('{behind}', {behind_port})); say(ordinary())
 assert os.system('ip route add {subnet} dev tailscale0 table 52') == 0
-print(subnet()); print(subnet(mark=0x80000))
+say(subnet()); say(subnet(mark=0x80000))
 assert os.system('ip route add default dev tailscale0 table 52') == 0
-print(ordinary())
+say(ordinary())
 assert os.system('ip route add throw {ordinary} table 52') == 0
-print(ordinary())
+say(ordinary())
 assert os.system('ip route del throw {ordinary} table 52; ip route del default table 52') == 0
-print(ordinary())",
+say(ordinary())",
         ordinary = REMOTE[0],
         ordinary_port = port(REMOTE[0])?,
         subnet_port = port(subnet)?,

@@ -1,8 +1,8 @@
 //! TCP as programs see it: bulk, errors, options, closing. Most of it holds on the host too, and is tried there first.
 
 use std::io::{ErrorKind, Read as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +13,8 @@ use crate::lab::workspace::{Path, Workspace};
 use crate::lab::{BLACK_HOLE, HOST_V4, HOST_V6, REMOTE, UNREACHABLE, poll};
 
 crate::cases! {
-    EVERYWHERE: iperf3, errors_blocking, errors_nonblocking, timeouts, data_arrives_whole, half_close, resets, whoami;
+    EVERYWHERE: iperf3, errors_blocking, errors_nonblocking, timeouts, data_arrives_whole, half_close, resets, left_behind,
+        whoami;
     EVERY_WAY: takes_its_path, many_pending_dials, descriptor_flags, options_survive, threads;
     BYPASS: interrupted;
 }
@@ -137,6 +138,38 @@ print(b''.join(iter(lambda: s.recv(99), b'')))",
         server.addr.port()
     ))?
     .printed("b''")
+}
+
+/// What a program has sent arrives, and its end of stream behind it, though the workspace ends with the program.
+fn left_behind(ws: Workspace) -> Result<()> {
+    const CONNECTIONS: usize = 20;
+    let ends = Arc::new(Mutex::new(Vec::new()));
+    let push = ends.clone();
+    let server = TcpServer::start(&ws.lab.remote, (REMOTE[0], 0), move |mut stream| {
+        let end = std::io::copy(&mut stream, &mut std::io::sink()).map_err(|error| error.kind());
+        push.lock().map(|mut ends| ends.push(end)).map_err(|_| ErrorKind::Other.into())
+    })?;
+    let sent: u64 = ws
+        .python(&format!(
+            "sockets, sent = [dial('{}', {}) for _ in range({CONNECTIONS})], 0
+for s in sockets:
+    s.setblocking(False)
+    try:
+        while True: sent += s.send(b'x' * 1_000_000)
+    except BlockingIOError: pass
+print(sent, flush=True); os._exit(0)",
+            REMOTE[0],
+            server.addr.port()
+        ))?
+        .output()?
+        .parse()?;
+    let ends = poll("all connections have ended", Duration::from_secs(20), || {
+        let ends = ends.lock().map_err(|_| anyhow::anyhow!("a server died"))?;
+        Ok((ends.len() == CONNECTIONS).then(|| ends.clone()))
+    })?;
+    let arrived: u64 = ends.iter().flatten().sum();
+    ensure!(arrived == sent && ends.iter().all(Result::is_ok), "{arrived} of {sent} bytes arrived: {ends:?}");
+    Ok(())
 }
 
 fn resets(ws: Workspace) -> Result<()> {

@@ -146,9 +146,9 @@ impl Engine {
         self.tcp.probe_orphans(edge);
     }
 
-    /// The forwarder stops because the workspace has ended.
-    pub fn let_go(&self) {
-        self.tcp.let_go();
+    /// Something the workspace sent, or may still send, has not been given to the host.
+    pub fn is_owed_to_host(&self) -> bool {
+        self.tcp.is_owed_to_host()
     }
 
     /// Flows wait for their turn to send.

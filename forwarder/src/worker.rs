@@ -33,6 +33,10 @@ const TAP_EVENT: u64 = 0;
 const STOP_EVENT: u64 = 1;
 /// How soon a full TAP is tried again should its writability never be reported.
 const TAP_RETRY_MS: u64 = 10;
+/// At the workspace's end its kernel still sends what its programs left behind. So long is waited for more of it, which
+/// is longer than its first retransmission takes, and so long altogether.
+const DRAIN_QUIET_MS: u64 = 500;
+const DRAIN_MS: u64 = 5000;
 
 /// Words of the memory that outlives a forwarder.
 pub const MEMORY_WORDS: usize = crate::tcp::ledger::WORDS;
@@ -52,7 +56,9 @@ struct Batch {
     lens: [usize; BATCH],
 }
 
-/// Runs until `stop` (the channel to the monitor) is closed at the other end. `ready` is called once frames are read.
+/// Runs until `stop` (the channel to the monitor) is closed at the other end, and then until what the workspace sent is
+/// with the host's sockets: the TAP's descriptor keeps its namespace alive. What is not by then is reset, as half an
+/// upload must not look like a whole one. `ready` is called once frames are read.
 /// `memory` ([`MEMORY_WORDS`]) outlives this process: in it the next one finds which connections have died with this one.
 pub fn run(
     config: Config,
@@ -80,6 +86,7 @@ pub fn run(
         engine: Engine::new(memory),
         batch: Batch { bytes: vec![0; BATCH * MAX_FRAME].into_boxed_slice(), lens: [0; BATCH] },
         tap_readable: true,
+        draining: None,
         start,
     };
     worker.engine.recall(&mut worker.edge);
@@ -93,6 +100,8 @@ struct Worker {
     batch: Batch,
     /// The TAP may hold more frames.
     tap_readable: bool,
+    /// The workspace has ended: when the draining began, and when something last moved.
+    draining: Option<(Time, Time)>,
     start: Instant,
 }
 
@@ -112,8 +121,8 @@ impl Worker {
                 match data {
                     TAP_EVENT => self.tap_event(event.flags),
                     STOP_EVENT if is_closed(stop, event.flags) => {
-                        self.engine.let_go();
-                        return Ok(());
+                        epoll::delete(self.edge.epoll(), stop).context("cannot stop watching the stop descriptor")?;
+                        self.draining = Some((self.edge.now, self.edge.now));
                     }
                     STOP_EVENT => {}
                     _ => {
@@ -125,6 +134,7 @@ impl Worker {
             }
             if self.tap_readable {
                 match self.read_tap() {
+                    Err(error) if is_deleted(&error) && self.draining.is_some() => return Ok(()),
                     Err(error) if is_deleted(&error) => {
                         // Its connections end with it.
                         drop(self);
@@ -142,7 +152,21 @@ impl Worker {
             }
             self.engine.probe_orphans(&mut self.edge);
             self.engine.run_ready(&mut self.edge);
+            if self.is_drained(!events.is_empty()) {
+                return Ok(());
+            }
         }
+    }
+
+    /// Whether the workspace has ended and nothing of what it sent is worth waiting for.
+    fn is_drained(&mut self, moved: bool) -> bool {
+        let Some((since, last)) = &mut self.draining else { return false };
+        let now = self.edge.now;
+        if moved {
+            *last = now;
+        }
+        !self.tap_readable
+            && (!self.engine.is_owed_to_host() || now >= last.after(DRAIN_QUIET_MS) || now >= since.after(DRAIN_MS))
     }
 
     fn tap_event(&mut self, flags: epoll::EventFlags) {
@@ -178,7 +202,8 @@ impl Worker {
         } else if self.tap_readable || self.engine.has_ready() {
             0
         } else {
-            let deadlines = [self.edge.timers.next_deadline(), self.engine.orphans_deadline()];
+            let drained = self.draining.map(|(_, last)| last.after(DRAIN_QUIET_MS));
+            let deadlines = [self.edge.timers.next_deadline(), self.engine.orphans_deadline(), drained];
             deadlines.into_iter().flatten().min()?.since(self.edge.now)
         };
         let seconds = i64::try_from(millis / 1000).unwrap_or(i64::MAX);

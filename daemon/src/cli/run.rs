@@ -81,7 +81,8 @@ pub struct Run {
     #[arg(long)]
     keep_id: bool,
 
-    /// Where state.json goes [default: $XDG_RUNTIME_DIR/sidestep/PID or /tmp/sidestep-UID/PID]
+    /// Where state.json goes [default: $XDG_RUNTIME_DIR/sidestep/PID or /tmp/sidestep-UID/PID; in a
+    /// container, PID-NAMESPACE]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 

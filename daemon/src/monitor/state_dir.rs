@@ -52,7 +52,7 @@ impl StateDir {
             None => {
                 let parent = parent(env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Uid::effective());
                 make_private(&parent)?;
-                make_new(&parent, &getpid().to_string())?
+                make_new(&parent, &own_name()?)?
             }
         };
         Ok(Self { path })
@@ -100,7 +100,17 @@ fn parent(runtime_dir: Option<PathBuf>, uid: Uid) -> PathBuf {
     }
 }
 
-/// Makes a directory called `name`, or `name-2` and so on: sidesteps in several pid namespaces may share the parent.
+/// Our pid, and outside the first pid namespace that namespace's number: containers that share the parent have the same
+/// pids, and what one removes at its end must not be what the other has just made.
+fn own_name() -> anyhow::Result<String> {
+    /// PROC_PID_INIT_INO (linux/proc_ns.h)
+    const FIRST: u64 = 0xEFFF_FFFC;
+    let pid = getpid();
+    let namespace = fs::metadata("/proc/self/ns/pid").context("cannot tell the pid namespace")?.ino();
+    Ok(if namespace == FIRST { pid.to_string() } else { format!("{pid}-{namespace}") })
+}
+
+/// Makes a directory called `name`, or `name-2` and so on, where one was left behind.
 fn make_new(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
     let names = (1..=NAMES_MAX).map(|n| if n == 1 { name.to_owned() } else { format!("{name}-{n}") });
     for path in names.map(|name| parent.join(name)) {

@@ -27,7 +27,7 @@ use crate::sys::spawn;
 /// How long a worker may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 /// How long a worker may take to stop by itself once the workspace has ended.
-const STOP_WITHIN: Duration = Duration::from_secs(1);
+const STOP_WITHIN: Duration = Duration::from_secs(6);
 /// More restarts than this ...
 const RESTARTS_MAX: usize = 5;
 /// ... in this time end the workspace.

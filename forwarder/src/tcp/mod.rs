@@ -103,11 +103,9 @@ impl Tcp {
         self.orphans.deadline()
     }
 
-    /// The forwarder stops, the workspace is at its end: what the host has still to send is sent.
-    pub fn let_go(&self) {
-        for flow in self.flows.values() {
-            flow.end_orderly();
-        }
+    /// Some connection has not been given all that the workspace sends, its end of stream included.
+    pub fn is_owed_to_host(&self) -> bool {
+        self.flows.values().any(|flow| !flow.host_shut)
     }
 
     /// Connections wait for their turn to send.
