@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::sys::listener::Reply;
@@ -49,6 +49,9 @@ enum Doing {
     /// In a blocking connect(2) on the caller's own socket; the thread can be interrupted. The kernel keeps the socket's
     /// timeout, but begins it anew where a successor sleeps on: `until` is when it would have run out.
     Sleeping { thread: ThreadHandle, until: Option<Instant> },
+    /// The answer is being sent, nothing else is done any more. A thread whose answer has come calls again before this
+    /// call is off the register: only what it may have left for that call is to be waited for.
+    Answering,
     /// Given up: the caller has its answer, the thread is stuck.
     Lost,
 }
@@ -83,7 +86,7 @@ pub struct Entry<'a> {
 }
 
 impl Active {
-    /// Puts a call on the register, and waits until its thread's earlier ones have left it.
+    /// Puts a call on the register, and waits until nothing is done for its thread's earlier ones.
     ///
     /// A thread makes one call at a time, so one that calls again was interrupted. What had been begun for it is
     /// finished or given up first: its answer may be the answer to this call.
@@ -97,17 +100,25 @@ impl Active {
             Work { slot: slot.watch(), tid, thread: ThreadId::current(), tgid: None, since: now, doing: Doing::Acting },
         );
         let entry = Entry { active: self, id };
-        while let Some(earlier) = earlier_of_thread(&works, tid, id) {
+        while let Some(earlier) = earlier_of_thread(&works, tid, id, |doing| !matches!(doing, Doing::Answering)) {
             if let Doing::Sleeping { thread, .. } = earlier {
                 thread.interrupt();
             }
-            self.waiting.fetch_add(1, Ordering::Relaxed);
-            let waited = self.left.wait_timeout(works, AGAIN);
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            (works, _) = waited.map_err(|_| Busy)?;
+            works = self.wait(works)?;
         }
         drop(works);
         Ok(entry)
+    }
+
+    /// Waits a moment, or until a call leaves the register.
+    fn wait<'a>(
+        &'a self,
+        works: MutexGuard<'a, HashMap<u64, Work>>,
+    ) -> Result<MutexGuard<'a, HashMap<u64, Work>>, Busy> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waited = self.left.wait_timeout(works, AGAIN);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        waited.map(|(works, _)| works).map_err(|_| Busy)
     }
 
     /// What the watch is to look at. A call found stuck is answered in the ledger here, while it cannot leave the
@@ -127,7 +138,7 @@ impl Active {
                         found.stuck.push((id, work.tid));
                     }
                 }
-                Doing::Acting | Doing::Lost => {}
+                Doing::Acting | Doing::Answering | Doing::Lost => {}
             }
         }
         found
@@ -158,6 +169,21 @@ impl Active {
 }
 
 impl Entry<'_> {
+    /// Waits until the answers to earlier calls of the thread are given, or kept for it.
+    pub fn settle(&self, tid: u32) -> Result<(), Busy> {
+        let mut works = self.active.works.lock().map_err(|_| Busy)?;
+        while earlier_of_thread(&works, tid, self.id, |_| true).is_some() {
+            works = self.active.wait(works)?;
+        }
+        Ok(())
+    }
+
+    /// From here on only the answer is sent, or kept.
+    pub fn answers(&self) {
+        // Where a thread died with the register locked, nothing is taken up any more anyhow.
+        let _ = self.active.set(self.id, Doing::Answering);
+    }
+
     /// Runs a call that may sleep as long as the network wants, unless too many do already.
     pub fn asleep<T>(&self, until: Option<Instant>, call: impl FnOnce() -> T) -> Result<T, Busy> {
         self.active.set(self.id, Doing::Sleeping { thread: ThreadHandle::current(), until })?;
@@ -178,11 +204,15 @@ impl Drop for Entry<'_> {
     }
 }
 
-/// What is still done for a call that the thread made before the one with this id; the kernel counts ids up.
-fn earlier_of_thread(works: &HashMap<u64, Work>, tid: u32, id: u64) -> Option<Doing> {
-    let mut earlier =
-        works.iter().filter(|(other, work)| work.tid == tid && id.wrapping_sub(**other).cast_signed() > 0);
-    earlier.find(|(_, work)| !matches!(work.doing, Doing::Lost)).map(|(_, work)| work.doing)
+/// What is still done for calls that the thread made before the one with this id; the kernel counts ids up.
+fn earlier_of_thread(
+    works: &HashMap<u64, Work>,
+    tid: u32,
+    id: u64,
+    of_interest: impl Fn(&Doing) -> bool,
+) -> Option<Doing> {
+    let earlier = works.iter().filter(|(other, work)| work.tid == tid && id.wrapping_sub(**other).cast_signed() > 0);
+    earlier.map(|(_, work)| work.doing).find(|doing| !matches!(doing, Doing::Lost) && of_interest(doing))
 }
 
 /// Calls of the process of `tid` that hold a thread. Reads /proc, but only where very much is going on.

@@ -185,6 +185,9 @@ impl Session {
     ) -> Outcome {
         self.swap.complete(&stopped);
         let cookie = stopped.facts.cookie;
+        if let Err(Busy) = work.settle(stopped.tid) {
+            return Outcome::errno(libc::EAGAIN);
+        }
         if let Some(reply) = self.swap.memory.take_answer(cookie, &stopped.slot.notification()) {
             return Outcome::Done { cookie, reply };
         }
@@ -253,6 +256,9 @@ impl Session {
     /// `entry` goes when what a later call of the same thread has to find is there.
     fn conclude(self: &Arc<Self>, slot: Slot, outcome: Outcome, entry: Option<Entry<'_>>) {
         let memory = &self.swap.memory;
+        if let (Some(entry), Outcome::Reply(_) | Outcome::Done { .. }) = (&entry, &outcome) {
+            entry.answers();
+        }
         match outcome {
             Outcome::Wait(wait) => {
                 if wait.deadline.is_some() {
