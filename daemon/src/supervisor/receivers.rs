@@ -27,6 +27,18 @@ struct Count {
     threads: AtomicUsize,
 }
 
+impl Count {
+    fn leaves(&self) -> usize {
+        self.receiving.fetch_sub(1, Ordering::AcqRel) - 1
+    }
+
+    /// A thread without work receives again, unless enough do.
+    fn returns(&self) -> Option<()> {
+        let one_more = |receiving| (receiving < IDLE).then_some(receiving + 1);
+        self.receiving.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok().map(drop)
+    }
+}
+
 /// Starts the first receiver; it starts the others as they are needed.
 pub fn start(session: &Arc<Session>) -> io::Result<()> {
     spawn(session, &Arc::new(Count::default()))
@@ -35,29 +47,31 @@ pub fn start(session: &Arc<Session>) -> io::Result<()> {
 fn spawn(session: &Arc<Session>, count: &Arc<Count>) -> io::Result<()> {
     let (session, mine) = (Arc::clone(session), Arc::clone(count));
     count.threads.fetch_add(1, Ordering::AcqRel);
+    count.receiving.fetch_add(1, Ordering::AcqRel);
     let spawned = thread::Builder::new().name("receiver".into()).stack_size(STACK).spawn(move || {
         while let Some(()) = receive(&session, &mine) {}
         mine.threads.fetch_sub(1, Ordering::AcqRel);
     });
     spawned.map(drop).inspect_err(|_| {
+        count.leaves();
         count.threads.fetch_sub(1, Ordering::AcqRel);
     })
 }
 
-/// One call. None: this thread is not needed any longer.
+/// One call, by a thread that is counted among the receiving. None: it is not needed any longer.
 fn receive(session: &Arc<Session>, count: &Arc<Count>) -> Option<()> {
     // A predecessor's calls have waited longest. They are taken up like new ones: any of them may cost its thread.
-    let inherited = session.inherited.lock().ok()?.pop();
+    let inherited = session.inherited.lock().ok().and_then(|mut calls| calls.pop());
     if let Some(slot) = inherited {
-        relieve(session, count, count.receiving.load(Ordering::Acquire));
+        relieve(session, count);
         session.recover(slot);
-        return Some(());
+        return count.returns();
     }
-    let slot = session.ledger.take()?;
-    count.receiving.fetch_add(1, Ordering::AcqRel);
-    let received = session.listener.receive(slot.notification_words());
-    let others = count.receiving.fetch_sub(1, Ordering::AcqRel) - 1;
-    match received {
+    let Some(slot) = session.ledger.take() else {
+        count.leaves();
+        return None;
+    };
+    match session.listener.receive(slot.notification_words()) {
         Ok(Received::Notification) => slot.set_phase(Phase::Received),
         Ok(Received::Nothing) => {
             session.ledger.release(slot);
@@ -65,6 +79,7 @@ fn receive(session: &Arc<Session>, count: &Arc<Count>) -> Option<()> {
         }
         Ok(Received::FilterUnused) => {
             session.ledger.release(slot);
+            count.leaves();
             return None;
         }
         Err(error) => {
@@ -73,14 +88,14 @@ fn receive(session: &Arc<Session>, count: &Arc<Count>) -> Option<()> {
             std::process::exit(1);
         }
     }
-    relieve(session, count, others);
+    relieve(session, count);
     session.answer(slot);
-    (count.receiving.load(Ordering::Acquire) < IDLE).then_some(())
+    count.returns()
 }
 
-/// Sees to it that somebody receives while this thread works on a call.
-fn relieve(session: &Arc<Session>, count: &Arc<Count>, others: usize) {
-    if others == 0
+/// This thread has a call to work on: sees to it that somebody else receives.
+fn relieve(session: &Arc<Session>, count: &Arc<Count>) {
+    if count.leaves() == 0
         && count.threads.load(Ordering::Acquire) < MAX
         && let Err(error) = spawn(session, count)
     {
