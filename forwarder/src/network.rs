@@ -162,6 +162,11 @@ impl Ipv6Subnet {
 }
 
 impl VirtualNetwork {
+    /// The hardware addresses follow from the IPv4 ones: the same network, the same addresses.
+    pub fn new(v4: Ipv4Subnet, v6: Option<Ipv6Subnet>, mtu: u16) -> Self {
+        Self { v4, v6, mtu, guest_mac: mac(v4.guest()), gateway_mac: mac(v4.gateway()) }
+    }
+
     /// Whose address this is, or None when it lies outside the virtual network.
     pub fn role(&self, addr: IpAddr) -> Option<Role> {
         let assigned = |gateway: bool, resolver: bool, guest: bool| {
@@ -191,6 +196,12 @@ impl VirtualNetwork {
     }
 }
 
+/// A locally administered address made from an IPv4 one, as slirp does.
+fn mac(addr: Ipv4Addr) -> MacAddr {
+    let [a, b, c, d] = addr.octets();
+    [0x52, 0x55, a, b, c, d]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,13 +225,7 @@ mod tests {
 
     #[test]
     fn roles() {
-        let network = VirtualNetwork {
-            v4: Ipv4Subnet::DEFAULT,
-            v6: Some(Ipv6Subnet::DEFAULT),
-            mtu: 1500,
-            guest_mac: [2; 6],
-            gateway_mac: [4; 6],
-        };
+        let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);
         let cases = [
             ("10.0.2.2", Some(Role::Gateway)),
             ("10.0.2.3", Some(Role::Resolver)),

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet, MacAddr, VirtualNetwork};
+use sidestep_forwarder::network::{Ipv6Subnet, VirtualNetwork};
 use sidestep_forwarder::policy::{Policy, Transport};
 
 use super::confine::Confinement;
@@ -43,16 +43,12 @@ impl Plan {
     }
 
     pub fn new(settings: &Settings, sigmask: u64) -> anyhow::Result<Self> {
-        let network = VirtualNetwork {
-            v4: settings.cidr,
-            v6: wants_ipv6(settings.ipv6)?.then_some(Ipv6Subnet::DEFAULT),
-            mtu: match settings.mtu {
-                Mtu::Fixed(mtu) => mtu,
-                Mtu::Auto => host::default_mtu(),
-            },
-            guest_mac: mac(settings.cidr, Ipv4Subnet::guest),
-            gateway_mac: mac(settings.cidr, Ipv4Subnet::gateway),
+        let mtu = match settings.mtu {
+            Mtu::Fixed(mtu) => mtu,
+            Mtu::Auto => host::default_mtu(),
         };
+        let network =
+            VirtualNetwork::new(settings.cidr, wants_ipv6(settings.ipv6)?.then_some(Ipv6Subnet::DEFAULT), mtu);
         let policy = Policy { host_loopback: settings.host_loopback, rules: settings.egress_rules.clone() };
         let host_resolv_conf = ResolvConf::parse(&fs::read_to_string(resolv_conf::PATH).unwrap_or_default());
         let command = settings.command.iter().map(|argument| CString::new(argument.as_bytes()));
@@ -95,10 +91,4 @@ fn wants_ipv6(choice: Choice) -> anyhow::Result<bool> {
             Ok(true)
         }
     }
-}
-
-/// A locally administered address made from an IPv4 one, as slirp does: the same workspace network, the same addresses.
-fn mac(cidr: Ipv4Subnet, role: fn(Ipv4Subnet) -> std::net::Ipv4Addr) -> MacAddr {
-    let [a, b, c, d] = role(cidr).octets();
-    [0x52, 0x55, a, b, c, d]
 }

@@ -63,8 +63,7 @@ mod tests {
             (" nameserver\t192.0.2.1 # one\nnameserver 2001:db8::1\nnameserver x\n", &["192.0.2.1", "2001:db8::1"], ""),
             ("; nothing\nnameserver\n", &["127.0.0.1"], ""),
         ];
-        let network =
-            VirtualNetwork { v4: Ipv4Subnet::DEFAULT, v6: None, mtu: 1500, guest_mac: [2; 6], gateway_mac: [4; 6] };
+        let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, None, 1500);
         for (text, nameservers, kept) in cases {
             let parsed = ResolvConf::parse(text);
             let want: Vec<IpAddr> = nameservers.iter().map(|a| a.parse().unwrap()).collect();

@@ -218,13 +218,7 @@ mod tests {
     const NESTED: NetnsCookie = NetnsCookie(3);
 
     fn ground() -> Ground {
-        let network = VirtualNetwork {
-            v4: Ipv4Subnet::DEFAULT,
-            v6: Some(Ipv6Subnet::DEFAULT),
-            mtu: 1500,
-            guest_mac: [2; 6],
-            gateway_mac: [4; 6],
-        };
+        let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);
         Ground {
             host: HOST,
             workspace: WORKSPACE,

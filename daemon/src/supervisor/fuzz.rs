@@ -136,13 +136,7 @@ fn ways() -> impl Strategy<Value = Ways> {
 
 /// With and without the flags that open or close something.
 fn ground([host_loopback, udp, rules]: [bool; 3]) -> Ground {
-    let network = VirtualNetwork {
-        v4: Ipv4Subnet::DEFAULT,
-        v6: Some(Ipv6Subnet::DEFAULT),
-        mtu: 1500,
-        guest_mac: [2; 6],
-        gateway_mac: [4; 6],
-    };
+    let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);
     let deny = |text: &str| Some(Rule { action: Action::Deny, matches: text.parse().ok()? });
     let rules =
         if rules { ["metadata", "host", "192.0.2.0/24:80"].into_iter().filter_map(deny).collect() } else { vec![] };

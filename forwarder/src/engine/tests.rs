@@ -46,13 +46,7 @@ impl Lab {
     fn new() -> Self {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (tap, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        let network = VirtualNetwork {
-            v4: Ipv4Subnet::DEFAULT,
-            v6: Some(Ipv6Subnet::DEFAULT),
-            mtu: 1500,
-            guest_mac: [2; 6],
-            gateway_mac: [4; 6],
-        };
+        let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);
         let config =
             Config { network, policy: Policy { host_loopback: true, rules: Vec::new() }, resolvers: Vec::new() };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();

@@ -47,8 +47,7 @@ mod tests {
 
     #[test]
     fn gateway_and_resolver_only() {
-        let network =
-            VirtualNetwork { v4: Ipv4Subnet::DEFAULT, v6: None, mtu: 1500, guest_mac: [2; 6], gateway_mac: [4; 6] };
+        let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, None, 1500);
         for (last, want) in [(2, true), (3, true), (100, false), (9, false)] {
             let request = ArpRepr::EthernetIpv4 {
                 operation: ArpOperation::Request,

@@ -126,13 +126,7 @@ mod tests {
     use crate::network::Ipv4Subnet;
 
     fn network() -> VirtualNetwork {
-        VirtualNetwork {
-            v4: Ipv4Subnet::DEFAULT,
-            v6: Some(Ipv6Subnet::DEFAULT),
-            mtu: 1500,
-            guest_mac: [2; 6],
-            gateway_mac: [4; 6],
-        }
+        VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500)
     }
 
     fn solicitation<'a>(payload: &'a [u8], src: &str) -> IpPacket<'a> {
@@ -171,7 +165,7 @@ mod tests {
                 panic!("no advertisement")
             };
             assert_eq!(target_addr, target);
-            assert_eq!(lladdr.unwrap().as_bytes(), [4; 6]);
+            assert_eq!(lladdr.unwrap().as_bytes(), network().gateway_mac);
             assert_eq!(flags.contains(NdiscNeighborFlags::SOLICITED), src != "::");
         }
         let short = solicitation(&[135; 20], "fd00::64");

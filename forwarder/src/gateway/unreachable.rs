@@ -115,13 +115,7 @@ mod tests {
 
     #[test]
     fn only_senders_that_exist_are_answered() {
-        let network = VirtualNetwork {
-            v4: Ipv4Subnet::DEFAULT,
-            v6: Some(Ipv6Subnet::DEFAULT),
-            mtu: 1500,
-            guest_mac: [2; 6],
-            gateway_mac: [4; 6],
-        };
+        let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);
         let quoted = |src: [u8; 4]| {
             let mut bytes = vec![0u8; 2000];
             bytes[0] = 0x45;

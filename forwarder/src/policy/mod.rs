@@ -145,13 +145,7 @@ mod tests {
     use crate::network::{Ipv4Subnet, Ipv6Subnet};
 
     fn network() -> VirtualNetwork {
-        VirtualNetwork {
-            v4: Ipv4Subnet::DEFAULT,
-            v6: Some(Ipv6Subnet::DEFAULT),
-            mtu: 1500,
-            guest_mac: [2; 6],
-            gateway_mac: [4; 6],
-        }
+        VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500)
     }
 
     fn tcp(policy: &Policy, destination: SocketAddr) -> Egress {
