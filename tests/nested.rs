@@ -265,17 +265,26 @@ def tries(make):
     s = make(); yield outcome(lambda: s.bind(('' , 0))), side(s)
 c = docker_like()
 server = tcp(here); server.bind((here, 8000)); server.listen()
-for make in 'refused', 'dissolved': print(c(f'list(tries({make}))'))
+for make in 'refused', 'dissolved': say(c(f'list(tries({make}))'))
 # Handed to the workspace, it becomes the workspace's.
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 pid = os.fork()
 if pid == 0:
     libc.setns(os.open(f'/proc/{c.pid}/ns/net', os.O_RDONLY), 0); s = refused(); socket.send_fds(theirs, [b'x'], [s.fileno()]); os._exit(0)
 s = socket.socket(fileno=socket.recv_fds(ours, 1, 1)[1][0]); s.settimeout(5)
-print(side(s), outcome(lambda: s.connect((here, 8000))), side(s))",
+say(side(s), outcome(lambda: s.connect((here, 8000))), side(s))
+# Handed to a container without a way out, it gives it none.
+internal = Container('10.9.0.2/24', 'fd09::2/64')
+pid = os.fork()
+if pid == 0:
+    for there in internal, c:
+        libc.setns(os.open(f'/proc/{c.pid}/ns/net', os.O_RDONLY), 0); s = refused()
+        libc.setns(os.open(f'/proc/{there.pid}/ns/net', os.O_RDONLY), 0); say(outcome(lambda: s.connect((addr, port))))
+    os._exit(0)
+os.waitpid(pid, 0)",
         "[('connected', 'workspace', True), ('connected', True), ('connected', 'workspace', 1), ('connected', 'workspace')]\n\
          [('connected', 'workspace', True), ('connected', True), ('connected', 'workspace', 1), ('connected', 'workspace')]\n\
-         host connected workspace",
+         host connected workspace\nENETUNREACH\nconnected",
     )
 }
 

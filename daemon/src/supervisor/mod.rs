@@ -53,7 +53,7 @@ use self::epoll::Epolls;
 use self::factory::Factory;
 use self::host_socket::Untouched;
 use self::ledger::Ledger;
-use self::nested::{Namespace, Namespaces};
+use self::nested::{Namespace, Nested};
 use self::route::Oracle;
 use self::session::Session;
 use self::swap::Swap;
@@ -156,7 +156,9 @@ fn serve(
     let netfilter = netfilter_sources(&factory, handles.userns.as_fd(), handles.netns.as_fd(), Unseen::Passed)
         .and_then(|sources| netfilter::Oracle::new(sources, netfilter::MAX_BYTES))
         .context("cannot ask for the workspace's netfilter rules")?;
-    let inside = make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
+    let routes = || make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
+    let inside = routes().context("cannot ask for the workspace's routes")?;
+    let nested = ground.extent.nested.then(routes).transpose().context("cannot ask for the workspace's routes")?;
     let outside = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
     let words =
         shared_memory::map_words(&handles.ledger, ledger::SIZE / size_of::<u64>()).context("cannot map the ledger")?;
@@ -178,9 +180,9 @@ fn serve(
         active: Active::default(),
         tracees: Tracees::default(),
         factory,
-        inside: inside.context("cannot ask for the workspace's routes")?,
+        inside,
         netfilter,
-        nested: Namespaces::default(),
+        nested: nested.map(Nested::new),
         host: outside.context("cannot ask for the host's routes")?,
         ground,
         swap,
@@ -274,7 +276,9 @@ fn look(session: &Session, now: Instant) {
         session.active.interrupt(id);
     }
     session.swap.memory.expire(now);
-    session.nested.expire(now);
+    if let Some(nested) = &session.nested {
+        nested.expire(now);
+    }
     session.tracees.forget_ended();
 }
 

@@ -14,7 +14,7 @@
 //!
 //! **A descriptor of a namespace keeps it alive**, and with it veths and bridges that somebody waits to see gone. So what
 //! is asked with is kept for [`KEEP`] after its last use, for [`MAX_KEPT`] namespaces; a container that has ended lives that
-//! much longer. To make it anew costs some two milliseconds, a connection with it some fifty microseconds.
+//! much longer. To make it anew takes seven jobs of the factory, a connection with it ten more questions than usual.
 //!
 //! Limits: the link layer below is not asked beyond the bridge's ports (a neighbour entry that leads to another
 //! container, ebtables-legacy, tc). A gateway with a link-local address, devices other than veth, bridges that know VLANs,
@@ -52,10 +52,12 @@ pub struct Namespace {
     pub untouched: Untouched,
 }
 
-/// The namespaces at work, by their identity: it is no other's while they are kept.
-#[derive(Default)]
-pub struct Namespaces {
+pub struct Nested {
+    /// The namespaces at work, by their identity: it is no other's while they are kept.
     kept: Mutex<HashMap<u64, Kept>>,
+    /// The workspace's routes and links, for nested namespaces alone: what is said about links waits for whoever changes
+    /// some (the kernel's RTNL), and connections of the workspace itself must not wait along.
+    routes: Oracle,
 }
 
 struct Kept {
@@ -63,7 +65,12 @@ struct Kept {
     used: Instant,
 }
 
-impl Namespaces {
+impl Nested {
+    /// `routes`: of the workspace.
+    pub fn new(routes: Oracle) -> Self {
+        Self { kept: Mutex::default(), routes }
+    }
+
     pub fn find(
         &self,
         netns: BorrowedFd<'_>,
@@ -101,10 +108,9 @@ pub fn of_thread(tid: u32) -> io::Result<OwnedFd> {
     Ok(File::open(format!("/proc/{tid}/ns/net"))?.into())
 }
 
-/// The workspace, as a nested namespace's connections go through it.
+/// The workspace, as its nested namespaces' connections go through it.
 pub struct Workspace<'a> {
     pub netns: BorrowedFd<'a>,
-    pub routes: &'a Oracle,
     pub netfilter: &'a netfilter::Oracle,
     pub tap: u32,
 }
@@ -119,41 +125,34 @@ struct Leaving {
     peer: u32,
 }
 
-impl Workspace<'_> {
+impl Nested {
     /// What both namespaces would make of a connection of a socket of `uid` in `nested`.
-    pub fn way(&self, nested: &Namespace, request: Request, uid: u32) -> io::Result<(InsideRoute, Netfilter)> {
+    pub fn way(
+        &self,
+        workspace: &Workspace<'_>,
+        nested: &Namespace,
+        request: Request,
+        uid: u32,
+    ) -> io::Result<(InsideRoute, Netfilter)> {
+        let tap = workspace.tap;
         let destination = request.destination.ip().to_canonical();
         let elsewhere = (InsideRoute::Elsewhere, Netfilter::CouldTouch);
-        let Some(leaving) = self.leaving(&nested.routes, destination, uid)? else { return Ok(elsewhere) };
+        let Some(leaving) = leaving(&nested.routes, workspace.netns, destination, uid)? else { return Ok(elsewhere) };
         let Some(input) = self.received_by(leaving)? else { return Ok(elsewhere) };
-        if !self.is_forwarded(leaving, input, destination)? {
+        if !self.is_forwarded(leaving, input, destination, tap)? {
             return Ok(elsewhere);
         }
         let route = InsideRoute::OurTap { source: Some(leaving.source) };
-        let outer = match self.routes.inside(destination, uid, self.tap) {
+        let outer = match self.routes.inside(destination, uid, tap) {
             InsideRoute::OurTap { source } => source,
             InsideRoute::Elsewhere => None,
         };
-        let through = Way::Through { input, tap: self.tap, outer };
+        let through = Way::Through { input, tap, outer };
         let netfilter = match nested.netfilter.ask(Some(leaving.source), request, Way::Nested(leaving.device)) {
-            Netfilter::Untouched => self.netfilter.ask(Some(leaving.source), request, through),
+            Netfilter::Untouched => workspace.netfilter.ask(Some(leaving.source), request, through),
             Netfilter::CouldTouch => Netfilter::CouldTouch,
         };
         Ok((route, netfilter))
-    }
-
-    /// None: not by a gateway, or not by a veth into the workspace.
-    fn leaving(&self, routes: &Oracle, destination: IpAddr, uid: u32) -> io::Result<Option<Leaving>> {
-        let route = routes.route(destination, Packet::Own { uid: Some(uid) })?;
-        let Some(Route { kind: libc::RTN_UNICAST, device, source: Some(source), gateway: Some(gateway) }) = route
-        else {
-            return Ok(None);
-        };
-        let link = routes.link(device)?;
-        // Asked for after the link: naming a namespace there gives it its number.
-        let LinkKind::Veth { peer, namespace: Some(namespace) } = link.kind else { return Ok(None) };
-        let leads_here = link.is_running && link.master.is_none() && namespace == routes.number_of(self.netns)?;
-        Ok(leads_here.then_some(Leaving { device, gateway, source, peer }))
     }
 
     /// The device whose packets these are in the workspace: the veth's other end, or the bridge it is a port of.
@@ -170,16 +169,29 @@ impl Workspace<'_> {
     }
 
     /// Whether the workspace routes what comes in by `input` to the TAP, and what comes back to `input`.
-    fn is_forwarded(&self, leaving: Leaving, input: u32, destination: IpAddr) -> io::Result<bool> {
+    fn is_forwarded(&self, leaving: Leaving, input: u32, destination: IpAddr, tap: u32) -> io::Result<bool> {
         let Leaving { gateway, source, .. } = leaving;
         if destination.is_ipv6() && !self.routes.forwards_ipv6()? {
             return Ok(false);
         }
         let received = Packet::Received { source, device: input };
-        let returned = Packet::Received { source: destination, device: self.tap };
+        let returned = Packet::Received { source: destination, device: tap };
         let leads_to = |route: Option<Route>, to| matches!(route, Some(Route { kind: libc::RTN_UNICAST, device, .. }) if device == to);
         Ok(matches!(self.routes.route(gateway, received)?, Some(Route { kind: libc::RTN_LOCAL, .. }))
-            && leads_to(self.routes.route(destination, received)?, self.tap)
+            && leads_to(self.routes.route(destination, received)?, tap)
             && leads_to(self.routes.route(source, returned)?, input))
     }
+}
+
+/// None: not by a gateway, or not by a veth into the workspace.
+fn leaving(nested: &Oracle, workspace: BorrowedFd<'_>, destination: IpAddr, uid: u32) -> io::Result<Option<Leaving>> {
+    let route = nested.route(destination, Packet::Own { uid: Some(uid) })?;
+    let Some(Route { kind: libc::RTN_UNICAST, device, source: Some(source), gateway: Some(gateway) }) = route else {
+        return Ok(None);
+    };
+    let link = nested.link(device)?;
+    // Asked for after the link: naming a namespace there gives it its number.
+    let LinkKind::Veth { peer, namespace: Some(namespace) } = link.kind else { return Ok(None) };
+    let leads_here = link.is_running && link.master.is_none() && namespace == nested.number_of(workspace)?;
+    Ok(leads_here.then_some(Leaving { device, gateway, source, peer }))
 }

@@ -18,7 +18,7 @@ use super::factory::Factory;
 use super::facts::{Kind, SocketCookie, SocketFacts};
 use super::in_place;
 use super::ledger::{Ledger, MAX_ATTEMPTS, Phase, Slot};
-use super::nested::{self, Namespace, Namespaces};
+use super::nested::{self, Namespace, Nested};
 use super::netfilter::{self, Netfilter, Way};
 use super::notification::Notification;
 use super::route::{HostRoute, InsideRoute, Oracle};
@@ -39,7 +39,8 @@ pub struct Session {
     pub factory: Factory,
     pub inside: Oracle,
     pub netfilter: netfilter::Oracle,
-    pub nested: Namespaces,
+    /// None: without `--bypass-nested`.
+    pub nested: Option<Nested>,
     pub host: Oracle,
     pub ground: Ground,
     pub swap: Swap,
@@ -155,7 +156,7 @@ impl Session {
         let number = socket_number(notification);
         let (tracee, copy) = self.tracees.copy_descriptor(tid, number)?;
         let facts = SocketFacts::of(copy.as_fd()).map_err(|e| TraceeError::Errno(errno(&e)))?;
-        let netns = if self.ground.extent.nested && facts.netns == self.ground.host && facts.kind != Kind::NotIp {
+        let netns = if self.nested.is_some() && facts.netns == self.ground.host && facts.kind != Kind::NotIp {
             self.nested_caller(tid).map_err(|e| match e.kind() {
                 io::ErrorKind::NotFound => TraceeError::Gone,
                 _ => TraceeError::Errno(libc::EPERM),
@@ -210,6 +211,7 @@ impl Session {
 
     /// The same for a socket of a nested namespace, or for a host socket of a caller there.
     fn nested_ways(&self, request: Request, stopped: &mut Stopped<'_>) -> io::Result<Ways> {
+        let Some(nested) = &self.nested else { return Err(io::ErrorKind::Unsupported.into()) };
         let of_socket;
         let netns = match &stopped.netns {
             Some(netns) => netns.as_fd(),
@@ -219,19 +221,18 @@ impl Session {
             }
         };
         let open = || super::open_nested(&self.factory, netns, self.ground.extent.udp);
-        let nested = self.nested.find(netns, Instant::now(), open)?;
+        let asked = nested.find(netns, Instant::now(), open)?;
         let workspace = nested::Workspace {
             netns: self.swap.netns.as_fd(),
-            routes: &self.inside,
             netfilter: &self.netfilter,
             tap: self.ground.tap_ifindex,
         };
-        let (inside, netfilter) = workspace.way(&nested, request, stopped.facts.uid)?;
+        let (inside, netfilter) = nested.way(&workspace, &asked, request, stopped.facts.uid)?;
         let host = match netfilter {
             Netfilter::Untouched => self.host.host(request.destination.ip().to_canonical()),
             Netfilter::CouldTouch => HostRoute::None,
         };
-        stopped.nested = Some(nested);
+        stopped.nested = Some(asked);
         Ok(Ways { inside, netfilter, host })
     }
 
@@ -269,7 +270,9 @@ impl Session {
 
     /// The act in the socket's namespace; a host socket first becomes one of the workspace's (or its nested caller's) again. One that is to be
     /// dissolved is dissolved, for others may have it or wait for it.
-    fn in_place(&self, stopped: Stopped<'_>, call: &Call, work: &Entry<'_>) -> Outcome {
+    fn in_place(&self, mut stopped: Stopped<'_>, call: &Call, work: &Entry<'_>) -> Outcome {
+        // A call in place may last, and what it was asked with would keep its namespace for as long.
+        stopped.nested = None;
         let stopped = if stopped.facts.netns == self.ground.host && stopped.facts.kind.exchangeable().is_some() {
             if let Call::Connect(address) = call
                 && address.meaning() == Meaning::Unspecified

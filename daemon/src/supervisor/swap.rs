@@ -220,7 +220,7 @@ impl Swap {
             Caller::Left => Err(Outcome::CallerLeft),
             Caller::Waiting => {
                 let facts = SocketFacts::of(fresh.as_fd()).map_err(failed)?;
-                Ok(Stopped { copy: fresh, facts, ..stopped })
+                Ok(Stopped { copy: fresh, facts, netns: None, ..stopped })
             }
         }
     }
