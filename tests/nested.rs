@@ -5,6 +5,7 @@ use anyhow::{Result, ensure};
 use crate::lab::REMOTE;
 use crate::lab::servers::{self, TcpServer};
 use crate::lab::workspace::{Workspace, contains};
+use crate::netfilter::{self, TOOLS};
 
 crate::cases! {
     BYPASS: taken_out, not_without_the_flag, ways_inside, rules_of_the_workspace, rules_of_the_container, routes,
@@ -15,15 +16,8 @@ crate::cases! {
 /// `Container(addrs)`: a process in a network namespace of its own, with a veth to the workspace or to a bridge in it.
 /// Calling it runs an expression there; `side` says 'workspace' there for the container's own sockets.
 const CONTAINERS: &str = r#"
-import subprocess
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
-def sh(line): assert os.system(line) == 0, line
-def nft(lines): subprocess.run(['nft', '-f', '-'], input=lines.replace(' }', '\n}'), text=True, check=True)
-def where(addr, port, timeout=5):
-    try: s = dial(addr, port, timeout)
-    except OSError as e: return 'timed out' if e.errno is None else errno.errorcode[e.errno]
-    return side(s)
 def forwarding(on):
     for name in 'ipv4/ip_forward', 'ipv6/conf/all/forwarding': open('/proc/sys/net/' + name, 'w').write(str(on))
 def bridge(name, *addrs):
@@ -71,15 +65,9 @@ fn with_nested(ws: Workspace) -> Workspace {
     ws.flag("--bypass=require").flag("--bypass-nested")
 }
 
-/// Two servers at each address of the remote, as in the netfilter tests: `addr`, `port`, `other`, `ip`.
+/// As for the netfilter tests: `addr`, `port`, `other`, `ip`.
 fn with_servers(ws: &Workspace, code: &str, want: &str) -> Result<()> {
-    for addr in REMOTE {
-        let (server, other) = (TcpServer::echo(&ws.lab.remote, addr)?, TcpServer::echo(&ws.lab.remote, addr)?);
-        let (port, other, ip) = (server.addr.port(), other.addr.port(), if addr.is_ipv4() { "ip" } else { "ip6" });
-        ws.python(&format!("addr, port, other, ip = '{addr}', {port}, {other}, '{ip}'\n{CONTAINERS}{code}"))?
-            .printed(want)?;
-    }
-    Ok(())
+    netfilter::with_servers(ws, &format!("{CONTAINERS}{code}"), want)
 }
 
 /// By a bridge and without one, masqueraded and not (the forwarder takes any source): blocking, nonblocking, in an epoll.
@@ -191,7 +179,7 @@ fn dockerd_by_iptables(ws: Workspace) -> Result<()> {
     let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
     with_nested(ws)
         .python(&format!(
-            "{CONTAINERS}
+            "{TOOLS}{CONTAINERS}
 addr, port = '{addr}', {port}
 forwarding(1)
 bridge('docker0', '172.17.0.1/16'); bridge('br-0a1b2c3d4e5f', '172.18.0.1/16')
@@ -212,7 +200,7 @@ fn dockerd_by_nftables(ws: Workspace) -> Result<()> {
     let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
     with_nested(ws)
         .python(&format!(
-            "{CONTAINERS}
+            "{TOOLS}{CONTAINERS}
 addr, port = '{addr}', {port}
 forwarding(1)
 bridge('docker0', '172.17.0.1/16')
@@ -294,7 +282,7 @@ fn policy(ws: Workspace) -> Result<()> {
     let (denied, open) = (TcpServer::whoami(&ws.lab.remote, REMOTE[0])?, TcpServer::echo(&ws.lab.remote, REMOTE[0])?);
     let ws = with_nested(ws).flag(format!("--deny={}", denied.addr));
     ws.python(&format!(
-        "{CONTAINERS}
+        "{TOOLS}{CONTAINERS}
 c = docker_like()
 c('''sh(\"sysctl -qw net.ipv4.conf.all.route_localnet=1 && ip route add 127.0.0.1 via 10.7.0.1 table 7 && ip rule add to 127.0.0.1 lookup 7 priority 0; ip rule del lookup local; ip rule add lookup local priority 9\")''')
 print(c(\"where('{addr}', {open})\"), c(\"where('{addr}', {denied}, 2)\"))
@@ -314,7 +302,7 @@ fn udp(ws: Workspace) -> Result<()> {
     let ws = with_nested(ws).flag("--bypass-udp");
     let port = servers::udp_echo(&ws.lab.remote, REMOTE[0])?.port();
     ws.python(&format!(
-        "{CONTAINERS}
+        "{TOOLS}{CONTAINERS}
 def ask():
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(1); s.connect(('{addr}', {port})); s.send(b'x')
     try: return side(s), s.recv(9)
@@ -343,7 +331,7 @@ if pid == 0:
 s = socket.socket(fileno=socket.recv_fds(ours, 1, 1)[1][0])
 os.waitpid(pid, 0); c.end()
 until = time.monotonic() + 20
-while os.path.exists('/sys/class/net/v1') or 'v1:' in open('/proc/net/dev').read():
+while 'v1:' in open('/proc/net/dev').read():
     assert time.monotonic() < until, 'the namespace lives on'
     time.sleep(0.05)
 s.setblocking(True); s.sendall(b'still here\\n'); print(s.recv(99))",

@@ -2,8 +2,9 @@
 //!
 //! The way of a call, one type per arrow: [`receivers`] take it from the kernel into a slot of the [`ledger`]; a
 //! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
-//! names; [`decide`] asks the [`route`]s, the [`netfilter`] rules and the policy, for containers through [`nested`], and gives a verdict; [`swap`] or [`in_place`] act on it; what
-//! takes time goes to [`waits`]; [`session`] holds it all together and sends the reply.
+//! names; [`decide`] asks the [`route`]s, the [`netfilter`] rules and the policy, for containers by way of [`nested`], and
+//! gives a verdict; [`swap`] or [`in_place`] act on it; what takes time goes to [`waits`]; [`session`] holds it all
+//! together and sends the reply.
 
 mod active;
 mod decide;

@@ -268,8 +268,8 @@ impl Session {
         }
     }
 
-    /// The act in the socket's namespace; a host socket first becomes one of the workspace's (or its nested caller's) again. One that is to be
-    /// dissolved is dissolved, for others may have it or wait for it.
+    /// The act in the socket's namespace; a host socket first becomes one of the workspace's, or its nested caller's, again.
+    /// One that is to be dissolved is dissolved, for others may have it or wait for it.
     fn in_place(&self, mut stopped: Stopped<'_>, call: &Call, work: &Entry<'_>) -> Outcome {
         // A call in place may last, and what it was asked with would keep its namespace for as long.
         stopped.nested = None;

@@ -226,13 +226,12 @@ impl Packet {
 /// Input and output device at a hook; None: the packet does not come there.
 fn ports(base: &Base, stage: Stage, way: Way<Device>) -> Option<(Port, Port)> {
     let out = stage != Stage::Reply;
-    let (inward, outward, near) = match way {
-        Way::ByTap(device) | Way::Nested(device) => (device, device, None),
-        Way::Through { input, tap, .. } if out => (input, tap, Some(input)),
-        Way::Through { input, tap, .. } => (tap, input, Some(input)),
+    let (inward, outward, forwarded) = match way {
+        Way::ByTap(device) | Way::Nested(device) => (device, device, false),
+        Way::Through { input, tap, .. } if out => (input, tap, true),
+        Way::Through { input, tap, .. } => (tap, input, true),
     };
     let (inward, outward) = (Port::Is(inward), Port::Is(outward));
-    let forwarded = near.is_some();
     match (i32::from(base.family), base.hook) {
         (libc::NFPROTO_INET | libc::NFPROTO_IPV4 | libc::NFPROTO_IPV6, hook) => match hook {
             // A bridge and its port both have the hook.
@@ -260,10 +259,11 @@ fn ports(base: &Base, stage: Stage, way: Way<Device>) -> Option<(Port, Port)> {
 /// chains have that decide about it.
 fn near(base: &Base, stage: Stage) -> Near {
     let after = |translation: i32| match base.priority.cmp(&translation) {
+        // To the chains that decide about it, the packet is as it came.
+        _ if base.nat => Some(false),
         Ordering::Less => Some(false),
         Ordering::Greater => Some(true),
-        // Of the chains that decide about it each packet is as it came.
-        Ordering::Equal => base.nat.then_some(false),
+        Ordering::Equal => None,
     };
     let translated = match (i32::from(base.family), base.hook, stage) {
         (libc::NFPROTO_BRIDGE, ..) => None,

@@ -319,7 +319,8 @@ fn a_forwarded_packet() {
     let (container, outer, server) = ([172, 17, 0, 2], [10, 0, 2, 100], [192, 0, 2, 1]);
     let with_drop = |steps: Vec<Vec<u8>>| [steps, vec![drop()]].concat();
     // The rule at its hook; whether the connection is touched without masquerading, and with it.
-    let cases: Vec<(&str, Base, Vec<Vec<u8>>, [bool; 2])> = vec![
+    type Case<'a> = (&'a str, Base, Vec<Vec<u8>>, [bool; 2]);
+    let cases: Vec<Case<'_>> = vec![
         ("drop", forward, vec![drop()], [true, true]),
         ("not for it", at(NF_INET_LOCAL_OUT, 0), vec![drop()], [false, false]),
         ("nor is this", at(NF_INET_LOCAL_IN, 0), vec![drop()], [false, false]),
@@ -360,6 +361,8 @@ fn a_forwarded_packet() {
     let perhaps_not = [vec![expression("limit", &[]), verdict(ACCEPT, "")], vec![masquerade()]];
     assert!(forwarded(&ruleset(nat, &[&[&perhaps_not[0], &perhaps_not[1]]]), TCP));
     assert!(!forwarded(&ruleset(nat, &[&[&[masquerade()]]]), TCP));
+    let first_of_two = ruleset(Base { priority: 200, ..nat }, &[&[&with_drop(saddr(container))]]);
+    assert!(forwarded(&first_of_two, TCP), "as it came, at whatever priority");
     // A nested namespace's own: what the workspace would see of it then is not known.
     let leaving = |rules: &Ruleset| {
         let (source, destination) = ("172.17.0.2".parse().ok(), "192.0.2.1:443".parse().unwrap());
