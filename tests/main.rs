@@ -27,6 +27,7 @@ mod isolation;
 mod lab;
 mod listening;
 mod names;
+mod nested;
 mod netfilter;
 mod policy;
 mod programs;
@@ -63,6 +64,7 @@ fn main() -> anyhow::Result<ExitCode> {
         policy::CASES,
         routes::CASES,
         netfilter::CASES,
+        nested::CASES,
         signals::CASES,
         crash::CASES,
         endurance::CASES,

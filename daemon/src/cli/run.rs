@@ -50,6 +50,15 @@ pub struct Run {
     #[arg(long)]
     bypass_udp: bool,
 
+    /// With --bypass: take connections out of containers as well, network namespaces nested in the workspace
+    ///
+    /// Those whose route leads by a gateway into the workspace (a veth, with a bridge or without) and from there on
+    /// through the TAP, where no netfilter rule of either could touch them: what `docker run` has by default. Networks
+    /// without a way out (--internal), other containers and the workspace itself are reached as before. A container
+    /// then sees the host's address in getsockname; its namespace lives on for a second after its last connect.
+    #[arg(long)]
+    bypass_nested: bool,
+
     /// MTU of the TAP, 1280 to 65520; auto: that of the device of the host's default route
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_mtu)]
     mtu: Mtu,
@@ -112,6 +121,7 @@ impl Run {
                 None => bypass_from(&env::var("SIDESTEP_BYPASS").unwrap_or_default())?,
             },
             bypass_udp: self.bypass_udp,
+            bypass_nested: self.bypass_nested,
             mtu: self.mtu,
             cidr: self.cidr,
             ifname: self.ifname,

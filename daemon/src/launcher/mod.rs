@@ -38,6 +38,7 @@ use crate::logging::LogSettings;
 pub struct Settings {
     pub bypass: Bypass,
     pub bypass_udp: bool,
+    pub bypass_nested: bool,
     pub mtu: Mtu,
     pub cidr: Ipv4Subnet,
     pub ifname: String,

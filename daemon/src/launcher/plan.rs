@@ -78,7 +78,11 @@ fn extent(settings: &Settings, policy: &Policy) -> anyhow::Result<Extent> {
              /tcp only, or leave --bypass-udp out"
         );
     }
-    Ok(Extent { udp: settings.bypass_udp })
+    ensure!(
+        !settings.bypass_nested || settings.bypass != Bypass::Off,
+        "--bypass-nested takes connections of containers past the TAP, which needs --bypass as well"
+    );
+    Ok(Extent { udp: settings.bypass_udp, nested: settings.bypass_nested })
 }
 
 fn wants_ipv6(choice: Choice) -> anyhow::Result<bool> {

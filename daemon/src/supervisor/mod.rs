@@ -2,8 +2,9 @@
 //!
 //! The way of a call, one type per arrow: [`receivers`] take it from the kernel into a slot of the [`ledger`]; a
 //! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
-//! names; [`decide`] asks the [`route`]s, the [`netfilter`] rules and the policy and gives a verdict; [`swap`] or [`in_place`] act on it; what
-//! takes time goes to [`waits`]; [`session`] holds it all together and sends the reply.
+//! names; [`decide`] asks the [`route`]s, the [`netfilter`] rules and the policy, for containers by way of [`nested`], and
+//! gives a verdict; [`swap`] or [`in_place`] act on it; what takes time goes to [`waits`]; [`session`] holds it all
+//! together and sends the reply.
 
 mod active;
 mod decide;
@@ -16,6 +17,8 @@ mod fuzz;
 mod host_socket;
 mod in_place;
 pub mod ledger;
+mod link;
+mod nested;
 mod netfilter;
 mod netlink;
 mod notification;
@@ -31,7 +34,7 @@ mod turns;
 mod waits;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -43,7 +46,7 @@ use tokio::io::Interest;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::sys::listener::Listener;
-use crate::sys::{readiness, shared_memory, socket, thread};
+use crate::sys::{namespace, readiness, shared_memory, socket, thread};
 
 use self::active::{Active, STUCK_REPLY};
 use self::decide::Ground;
@@ -51,6 +54,7 @@ use self::epoll::Epolls;
 use self::factory::Factory;
 use self::host_socket::Untouched;
 use self::ledger::Ledger;
+use self::nested::{Namespace, Nested};
 use self::route::Oracle;
 use self::session::Session;
 use self::swap::Swap;
@@ -77,6 +81,8 @@ pub struct Start {
 pub struct Extent {
     /// `--bypass-udp`: connected UDP sockets, bound to the interface they leave by.
     pub udp: bool,
+    /// `--bypass-nested`: connections of network namespaces nested in the workspace that leave through it.
+    pub nested: bool,
 }
 
 /// Descriptors the monitor keeps copies of, in the order in which they are sent.
@@ -148,10 +154,12 @@ fn serve(
         extent: start.extent,
         tap_ifindex: start.tap_ifindex,
     };
-    let netfilter = netfilter_sources(&factory, &handles)
-        .and_then(|sources| netfilter::Oracle::new(sources, ground.tap_ifindex))
+    let netfilter = netfilter_sources(&factory, handles.userns.as_fd(), handles.netns.as_fd(), Unseen::Passed)
+        .and_then(|sources| netfilter::Oracle::new(sources, netfilter::MAX_BYTES))
         .context("cannot ask for the workspace's netfilter rules")?;
-    let inside = make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
+    let routes = || make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
+    let inside = routes().context("cannot ask for the workspace's routes")?;
+    let nested = ground.extent.nested.then(routes).transpose().context("cannot ask for the workspace's routes")?;
     let outside = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
     let words =
         shared_memory::map_words(&handles.ledger, ledger::SIZE / size_of::<u64>()).context("cannot map the ledger")?;
@@ -173,8 +181,9 @@ fn serve(
         active: Active::default(),
         tracees: Tracees::default(),
         factory,
-        inside: inside.context("cannot ask for the workspace's routes")?,
+        inside,
         netfilter,
+        nested: nested.map(Nested::new),
         host: outside.context("cannot ask for the host's routes")?,
         ground,
         swap,
@@ -185,8 +194,21 @@ fn serve(
     Ok(session)
 }
 
-fn netfilter_sources(factory: &Factory, handles: &Handles) -> io::Result<netfilter::Sources> {
-    let (userns, netns) = (handles.userns.as_fd(), handles.netns.as_fd());
+/// Legacy tables that are there and not shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unseen {
+    /// Taken for none: a limit of the workspace.
+    Passed,
+    /// Their namespace is not asked.
+    Refused,
+}
+
+fn netfilter_sources(
+    factory: &Factory,
+    userns: BorrowedFd<'_>,
+    netns: BorrowedFd<'_>,
+    unseen: Unseen,
+) -> io::Result<netfilter::Sources> {
     let socket = || factory.socket(userns, netns, (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER));
     let netlink = match socket() {
         Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
@@ -196,13 +218,25 @@ fn netfilter_sources(factory: &Factory, handles: &Handles) -> io::Result<netfilt
         Ok(names) => Ok(Some(names)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // Where nobody in the workspace is root, the kernel shows them to nobody.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && unseen == Unseen::Passed => {
             tracing::debug!("rules of iptables-legacy in the workspace are not seen");
             Ok(None)
         }
         Err(error) => Err(error),
     };
     Ok(netfilter::Sources { netlink, legacy: [names(false)?, names(true)?] })
+}
+
+/// What `netns`, nested in the workspace, is to be asked with.
+fn open_nested(factory: &Factory, netns: BorrowedFd<'_>, udp: bool) -> io::Result<Namespace> {
+    let userns = namespace::owner(netns)?;
+    let make = |domain, kind, protocol| factory.socket(userns.as_fd(), netns, (domain, kind, protocol));
+    let sources = netfilter_sources(factory, userns.as_fd(), netns, Unseen::Refused)?;
+    Ok(Namespace {
+        routes: Oracle::new(make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?)?,
+        netfilter: netfilter::Oracle::new(sources, nested::MAX_BYTES)?,
+        untouched: Untouched::read(udp, make)?,
+    })
 }
 
 /// Looks after calls whose thread does not come back or whose caller has left, until the monitor is gone.
@@ -243,6 +277,9 @@ fn look(session: &Session, now: Instant) {
         session.active.interrupt(id);
     }
     session.swap.memory.expire(now);
+    if let Some(nested) = &session.nested {
+        nested.expire(now);
+    }
     session.tracees.forget_ended();
 }
 

@@ -26,12 +26,12 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 
 use crate::sys::listener::{Caller, Listener, Reply};
-use crate::sys::socket;
+use crate::sys::{namespace, socket};
 
 use super::decide::Exit;
 use super::epoll::{self, Epolls};
 use super::factory::Factory;
-use super::facts::{Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
+use super::facts::{self, Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
 use super::host_socket::{self, Progress, Untouched};
 use super::notification::Notification;
 use super::session::{Outcome, Stopped, Wait};
@@ -87,7 +87,11 @@ impl Swap {
                 outcome => outcome,
             });
         }
-        let pristine = if stopped.facts.netns == self.host_netns { &self.host } else { &self.workspace };
+        let pristine = match &stopped.nested {
+            _ if stopped.facts.netns == self.host_netns => &self.host,
+            Some(nested) => &nested.untouched,
+            None => &self.workspace,
+        };
         let Some(difference) = pristine.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) else {
             return Err(stopped);
         };
@@ -185,7 +189,8 @@ impl Swap {
         }
     }
 
-    /// Puts a new socket of the workspace's namespace in the place of a host socket.
+    /// Puts a new socket of the workspace's namespace in the place of a host socket. Under `--bypass-nested` it may have
+    /// come from a nested one: there it is the caller's own namespace, and a caller gets no more than it could make.
     pub fn back<'a>(
         &self,
         listener: &Listener,
@@ -198,7 +203,16 @@ impl Swap {
         };
         let Some((socket_type, protocol)) = stopped.facts.kind.exchangeable() else { return Ok(stopped) };
         let kind = (host_socket::domain(&stopped.facts), socket_type, protocol);
-        let fresh = factory.socket(self.userns.as_fd(), self.netns.as_fd(), kind).map_err(failed)?;
+        let fresh = match &stopped.netns {
+            None => factory.socket(self.userns.as_fd(), self.netns.as_fd(), kind),
+            Some(netns) => {
+                namespace::owner(netns.as_fd()).and_then(|userns| factory.socket(userns.as_fd(), netns.as_fd(), kind))
+            }
+        };
+        let fresh = fresh.map_err(failed)?;
+        if facts::netns_of(fresh.as_fd()).map_err(failed)? == self.host_netns {
+            return Err(Outcome::errno(libc::EPERM));
+        }
         if let Some(difference) = self.host.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) {
             let _ = difference.apply(fresh.as_fd());
         }
@@ -206,7 +220,7 @@ impl Swap {
             Caller::Left => Err(Outcome::CallerLeft),
             Caller::Waiting => {
                 let facts = SocketFacts::of(fresh.as_fd()).map_err(failed)?;
-                Ok(Stopped { copy: fresh, facts, ..stopped })
+                Ok(Stopped { copy: fresh, facts, netns: None, ..stopped })
             }
         }
     }
