@@ -9,6 +9,7 @@
 mod active;
 mod decide;
 mod decode;
+mod device;
 mod epoll;
 mod factory;
 mod facts;
@@ -17,7 +18,6 @@ mod fuzz;
 mod host_socket;
 mod in_place;
 pub mod ledger;
-mod link;
 mod nested;
 mod netfilter;
 mod netlink;

@@ -32,8 +32,8 @@ use sidestep_forwarder::policy::Request;
 
 use crate::sys::namespace;
 
+use super::device::LinkKind;
 use super::host_socket::Untouched;
-use super::link::LinkKind;
 use super::netfilter::{self, Netfilter, Way};
 use super::route::{InsideRoute, Oracle, Packet, Route};
 
