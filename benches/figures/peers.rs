@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::lab::CUBIC;
 use crate::lab::workspace::Workspace;
+use crate::lab::world;
 use crate::machine::find;
 use crate::report::Report;
 use crate::station::Contender;
@@ -22,10 +23,15 @@ const BEST_MTU: &str = "65520";
 
 /// Those on this machine; the report names the others.
 pub fn installed(report: &mut Report) -> Vec<Contender> {
-    let (here, missing): (Vec<Peer>, _) =
-        [Peer::Slirp4netns, Peer::Pasta].into_iter().partition(|peer| find(peer.program()).is_some());
+    let why_not = |peer: &Peer| match peer {
+        // It enters the namespace of another process, and callers here have a user namespace each.
+        Peer::Slirp4netns if world::is_single_id() => Some("not with one id"),
+        peer => find(peer.program()).is_none().then_some("not installed"),
+    };
+    let (here, missing): (Vec<Peer>, Vec<Peer>) =
+        [Peer::Slirp4netns, Peer::Pasta].into_iter().partition(|peer| why_not(peer).is_none());
     for peer in missing {
-        report.left_out(peer.program(), "not installed");
+        report.left_out(peer.program(), why_not(&peer).unwrap_or_default());
     }
     here.into_iter().map(Contender::Peer).collect()
 }
