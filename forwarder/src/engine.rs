@@ -163,4 +163,4 @@ impl Engine {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;
