@@ -17,6 +17,7 @@
 mod attacks;
 mod cases;
 mod connect;
+mod control;
 mod crash;
 mod datagrams;
 mod differential;
@@ -65,6 +66,7 @@ fn main() -> anyhow::Result<ExitCode> {
         netfilter::CASES,
         signals::CASES,
         crash::CASES,
+        control::CASES,
         endurance::CASES,
         attacks::CASES,
         attacks::races::CASES,

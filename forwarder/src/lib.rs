@@ -20,4 +20,5 @@ mod udp;
 mod wire;
 pub mod worker;
 
+pub use flow::list;
 pub use worker::{Config, Handles, MEMORY_WORDS, run};

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::channel::{Channel, Received};
 use crate::counters::Counters;
 use crate::edge::Edge;
+use crate::engine::Engine;
+use crate::flow::list::{Listed, Place};
 
 /// Messages taken in one wake of the forwarder; the rest makes the next wake.
 const MESSAGES_A_WAKE: usize = 4;
@@ -30,43 +32,51 @@ pub enum ToForwarder {
     Resolvers(Vec<IpAddr>),
     /// Asks for [`ToSupervisor::Counters`].
     Counters { id: u64 },
+    /// Asks for [`ToSupervisor::Flows`], from the start or where an earlier page ended.
+    Flows { id: u64, from: Option<Place> },
 }
 
 /// forwarder → supervisor
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToSupervisor {
-    /// A forwarder has begun, and knows what the monitor told it at its own start.
-    Started,
+    /// A forwarder has begun, and knows what the monitor told it at its own start; how many were there before it.
+    Started { restarts: u64 },
     /// The answer to [`ToForwarder::Counters`].
     Counters { id: u64, counters: Box<Counters> },
+    /// A page of flows, and where the next one begins; None: it was the last. Flows come and go between pages.
+    Flows { id: u64, flows: Vec<Listed>, next: Option<Place> },
 }
 
 /// The forwarder's end.
 #[derive(Debug)]
-pub struct Link(Channel);
+pub struct Link {
+    channel: Channel,
+    restarts: u64,
+}
 
 impl Link {
-    pub fn new(channel: Channel) -> Self {
-        Self(channel)
+    /// `restarts`: how many forwarders had this end before.
+    pub fn new(channel: Channel, restarts: u64) -> Self {
+        Self { channel, restarts }
     }
 
     /// Announces this forwarder.
     pub fn start(&self) {
-        self.send(&ToSupervisor::Started);
+        self.send(&ToSupervisor::Started { restarts: self.restarts });
     }
 
-    /// Takes in what has come and answers it; without an edge, which a workspace can take away, as if it were unused.
-    pub fn messages(&self, mut edge: Option<&mut Edge>) {
+    /// Takes in what has come and answers it; without flows where the workspace has taken the TAP away.
+    pub fn messages(&self, mut edge: Option<&mut Edge>, engine: Option<&Engine>) {
         for _ in 0..MESSAGES_A_WAKE {
-            match self.0.receive(Some(Duration::ZERO)) {
-                Ok(Received::Message(message, _)) => self.message(edge.as_deref_mut(), message),
+            match self.channel.receive(Some(Duration::ZERO)) {
+                Ok(Received::Message(message, _)) => self.message(edge.as_deref_mut(), engine, message),
                 Ok(Received::Timeout | Received::Closed) => return,
                 Err(error) => tracing::debug!("from the supervisor: {error:#}"),
             }
         }
     }
 
-    fn message(&self, edge: Option<&mut Edge>, message: ToForwarder) {
+    fn message(&self, edge: Option<&mut Edge>, engine: Option<&Engine>, message: ToForwarder) {
         match message {
             ToForwarder::Resolvers(resolvers) => {
                 if let Some(edge) = edge {
@@ -77,11 +87,16 @@ impl Link {
                 let counters = edge.map_or_else(Counters::default, |edge| edge.counters);
                 self.send(&ToSupervisor::Counters { id, counters: Box::new(counters) });
             }
+            ToForwarder::Flows { id, from } => {
+                let listed = edge.zip(engine).map(|(edge, engine)| engine.list(edge.now, from));
+                let (flows, next) = listed.unwrap_or_default();
+                self.send(&ToSupervisor::Flows { id, flows, next });
+            }
         }
     }
 
     fn send(&self, message: &ToSupervisor) {
-        match self.0.try_send(message, &[]) {
+        match self.channel.try_send(message, &[]) {
             Ok(true) => {}
             Ok(false) => tracing::debug!("no room for a message to the supervisor"),
             Err(error) => tracing::debug!("to the supervisor: {error:#}"),
@@ -91,7 +106,7 @@ impl Link {
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.channel.as_fd()
     }
 }
 
@@ -110,23 +125,23 @@ mod tests {
     #[test]
     fn messages_are_answered_and_a_full_link_is_no_trouble() {
         let (supervisor, ours) = Channel::pair().unwrap();
-        let (link, mut lab) = (Link::new(ours), Lab::new());
+        let (link, mut lab) = (Link::new(ours, 2), Lab::new());
         link.start();
-        assert_eq!(heard(&supervisor), Some(ToSupervisor::Started));
+        assert_eq!(heard(&supervisor), Some(ToSupervisor::Started { restarts: 2 }));
         supervisor.send(&"of another kind", &[]).unwrap();
         supervisor.send(&ToForwarder::Counters { id: 7 }, &[]).unwrap();
         lab.edge.counters.dns.queries = 3;
-        link.messages(Some(&mut lab.edge));
+        link.messages(Some(&mut lab.edge), None);
         let counters = Box::new(lab.edge.counters);
         assert_eq!(heard(&supervisor), Some(ToSupervisor::Counters { id: 7, counters }));
         for id in 0..2000 {
             supervisor.send(&ToForwarder::Counters { id }, &[]).unwrap();
-            link.messages(None);
+            link.messages(None, None);
         }
         let kept = std::iter::from_fn(|| heard(&supervisor)).count();
         assert!((1..2000).contains(&kept), "{kept}");
         supervisor.send(&ToForwarder::Counters { id: 7 }, &[]).unwrap();
-        link.messages(None);
+        link.messages(None, None);
         let counters = Box::default();
         assert_eq!(heard(&supervisor), Some(ToSupervisor::Counters { id: 7, counters }));
     }
@@ -134,7 +149,7 @@ mod tests {
     #[test]
     fn the_preferred_resolver_stays_where_it_is_still_one() {
         let (supervisor, ours) = Channel::pair().unwrap();
-        let (link, mut lab) = (Link::new(ours), Lab::new());
+        let (link, mut lab) = (Link::new(ours, 2), Lab::new());
         let [a, b, c] = [1, 2, 3].map(|last| IpAddr::from([192, 0, 2, last]));
         let cases = [
             (vec![a, b], Some(b), vec![b, a]),
@@ -145,7 +160,7 @@ mod tests {
         ];
         for (resolvers, answered, want) in cases {
             supervisor.send(&ToForwarder::Resolvers(resolvers), &[]).unwrap();
-            link.messages(Some(&mut lab.edge));
+            link.messages(Some(&mut lab.edge), None);
             if let Some(answered) = answered {
                 lab.edge.prefer_resolver(answered);
             }

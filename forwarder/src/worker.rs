@@ -15,7 +15,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use crate::channel::Channel;
 use crate::edge::Edge;
 use crate::engine::Engine;
 use crate::flow::FlowId;
@@ -60,7 +59,7 @@ pub struct Handles {
     /// The channel to the monitor.
     pub stop: OwnedFd,
     /// The channel to the supervisor, where there is one.
-    pub link: Option<Channel>,
+    pub link: Option<Link>,
 }
 
 /// Frames of one wake, each in a slot of its own.
@@ -81,7 +80,6 @@ pub fn run(
 ) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let Handles { tap, stop, link } = handles;
-    let link = link.map(Link::new);
     let tap = match Tap::adopt(tap) {
         Err(error) if is_deleted(&error) => {
             if let Some(link) = &link {
@@ -151,7 +149,7 @@ impl Worker {
                     STOP_EVENT => {}
                     LINK_EVENT => {
                         if let Some(link) = &self.link {
-                            link.messages(Some(&mut self.edge));
+                            link.messages(Some(&mut self.edge), Some(&self.engine));
                         }
                     }
                     _ => {
@@ -262,7 +260,7 @@ fn wait_without_tap(stop: &OwnedFd, link: Option<&Link>, mut edge: Option<Edge>)
             return Ok(());
         }
         if let Some(link) = link.filter(|_| !said.is_empty()) {
-            link.messages(edge.as_mut());
+            link.messages(edge.as_mut(), None);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use sidestep_forwarder::MEMORY_WORDS;
 use crate::channel::{Channel, Received};
 use crate::launcher::{Active, Made, Plan};
 use crate::logging::{self, LogSettings};
+use crate::supervisor::counters::Restarts;
 use crate::supervisor::{self, ledger};
 use crate::sys::spawn;
 
@@ -42,11 +43,11 @@ struct Start<T> {
     config: T,
 }
 
-/// The supervisor's configuration, and what it clears up when the monitor was killed.
+/// The forwarder's configuration, and how often it has died.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SupervisorStart {
-    pub start: supervisor::Start,
-    pub state_dir: PathBuf,
+pub struct ForwarderStart {
+    pub config: sidestep_forwarder::Config,
+    pub restarts: u64,
 }
 
 /// In a worker: what it was started with.
@@ -81,8 +82,8 @@ struct Kept {
 pub struct Workers {
     kept: Kept,
     log: LogSettings,
-    supervisor_start: SupervisorStart,
-    forwarder_config: sidestep_forwarder::Config,
+    supervisor_start: supervisor::Start,
+    forwarder_start: ForwarderStart,
     supervisor: Worker,
     forwarder: Worker,
     restarts: VecDeque<Instant>,
@@ -98,28 +99,28 @@ impl Workers {
             made,
         };
         let made = &kept.made;
-        let supervisor_start = SupervisorStart {
-            start: supervisor::Start {
-                strict: made.active == Active::Strict,
-                network: plan.network.clone(),
-                policy: plan.policy.clone(),
-                extent: plan.extent,
-                tap_ifindex: made.tap_ifindex,
-            },
+        let supervisor_start = supervisor::Start {
+            strict: made.active == Active::Strict,
+            network: plan.network.clone(),
+            policy: plan.policy.clone(),
+            extent: plan.extent,
+            tap_ifindex: made.tap_ifindex,
             state_dir: state_dir.to_owned(),
+            restarts: Restarts::default(),
         };
-        let forwarder_config = sidestep_forwarder::Config {
+        let config = sidestep_forwarder::Config {
             network: plan.network.clone(),
             policy: plan.policy.clone(),
             resolvers: plan.resolvers.clone(),
         };
+        let forwarder_start = ForwarderStart { config, restarts: 0 };
         let supervisor = start(Kind::Supervisor, log, &supervisor_start, &kept.supervisor_fds())?;
-        let forwarder = start(Kind::Forwarder, log, &forwarder_config, &kept.forwarder_fds())?;
+        let forwarder = start(Kind::Forwarder, log, &forwarder_start, &kept.forwarder_fds())?;
         for worker in [&supervisor, &forwarder] {
             worker.wait_ready()?;
         }
         let restarts = VecDeque::new();
-        Ok(Self { kept, log, supervisor_start, forwarder_config, supervisor, forwarder, restarts })
+        Ok(Self { kept, log, supervisor_start, forwarder_start, supervisor, forwarder, restarts })
     }
 
     pub fn made(&self) -> &Made {
@@ -149,10 +150,13 @@ impl Workers {
         tracing::warn!("the {} ended with {how} and is started again", kind.name());
         match kind {
             Kind::Supervisor => {
+                self.supervisor_start.restarts.supervisor += 1;
                 self.supervisor = start(kind, self.log, &self.supervisor_start, &self.kept.supervisor_fds())?;
             }
             Kind::Forwarder => {
-                self.forwarder = start(kind, self.log, &self.forwarder_config, &self.kept.forwarder_fds())?;
+                self.supervisor_start.restarts.forwarder += 1;
+                self.forwarder_start.restarts += 1;
+                self.forwarder = start(kind, self.log, &self.forwarder_start, &self.kept.forwarder_fds())?;
             }
         }
         Ok(true)
