@@ -15,6 +15,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod attacks;
+mod capture;
 mod cases;
 mod connect;
 mod control;
@@ -67,6 +68,7 @@ fn main() -> anyhow::Result<ExitCode> {
         signals::CASES,
         crash::CASES,
         control::CASES,
+        capture::CASES,
         endurance::CASES,
         attacks::CASES,
         attacks::races::CASES,

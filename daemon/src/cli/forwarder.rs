@@ -19,7 +19,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let ready = worker::ready(&started.channel)?;
     let ForwarderStart { config, restarts } = started.config;
     let link = Some(Link::new(link.into(), restarts));
-    let handles = Handles { tap, stop: started.channel.into(), link };
+    let handles = Handles { tap, stop: started.channel.into(), link, capture: fds.next() };
     sidestep_forwarder::run(config, handles, memory, ready)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -76,6 +76,8 @@ struct Kept {
     connections: OwnedFd,
     /// The link between the two: the supervisor's end and the forwarder's.
     link: (Channel, Channel),
+    /// `--pcap`: the forwarder's file.
+    capture: Option<OwnedFd>,
 }
 
 /// Both workers, and everything they need to be started again.
@@ -91,11 +93,18 @@ pub struct Workers {
 
 impl Workers {
     /// Starts both and waits until they are ready.
-    pub fn start(plan: &Plan, made: Made, log: LogSettings, state_dir: &Path) -> anyhow::Result<Self> {
+    pub fn start(
+        plan: &Plan,
+        made: Made,
+        log: LogSettings,
+        state_dir: &Path,
+        capture: Option<OwnedFd>,
+    ) -> anyhow::Result<Self> {
         let kept = Kept {
             ledger: memory("sidestep-ledger", ledger::SIZE)?,
             connections: memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?,
             link: Channel::pair().context("cannot make a socket pair")?,
+            capture,
             made,
         };
         let made = &kept.made;
@@ -197,7 +206,8 @@ impl Kept {
 
     /// In the order in which [`crate::cli`] takes them.
     fn forwarder_fds(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.made.tap.as_fd(), self.connections.as_fd(), self.link.1.as_fd()]
+        let always = [self.made.tap.as_fd(), self.connections.as_fd(), self.link.1.as_fd()];
+        always.into_iter().chain(self.capture.as_ref().map(AsFd::as_fd)).collect()
     }
 }
 
