@@ -106,7 +106,7 @@ impl Link {
     pub async fn flows(&self) -> Result<Flows, Silent> {
         let _turn = self.listing.acquire().await.map_err(|_| Silent)?;
         let (mut listed, mut total, mut from) = (Vec::new(), 0, None);
-        // A table cannot grow faster than it is read, but what ends here is a loop of ours in any case.
+        // A forwarder that was taken over could go on for ever.
         for _ in 0..PAGES_MAX {
             let answer = self.ask(|id| ToForwarder::Flows { id, from }).await?;
             let ToSupervisor::Flows { flows, next, .. } = answer else { return Err(Silent) };
