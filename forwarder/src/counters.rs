@@ -1,9 +1,11 @@
 //! What the forwarder has done and what it dropped, by reason. Plain numbers: one thread writes them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::policy::Denial;
 
 /// Frames and bytes in one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     pub frames: u64,
     pub bytes: u64,
@@ -17,11 +19,11 @@ impl Traffic {
 }
 
 /// Flows of one protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flows {
     pub opened: u64,
     pub closed: u64,
-    /// Refused by the egress policy.
+    /// Refused by the egress policy; [`Denied`] says why.
     pub denied: u64,
     /// Refused for want of descriptors, ports or room in the table.
     pub exhausted: u64,
@@ -32,7 +34,7 @@ pub struct Flows {
 }
 
 /// Why frames were dropped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drops {
     /// Too short, impossible fields, wrong checksums.
     pub malformed: u64,
@@ -44,6 +46,14 @@ pub struct Drops {
     pub source: u64,
     /// Multicast and broadcast.
     pub multicast: u64,
+    /// Fragments that contradict each other, and those whose others never came or were too many.
+    pub reassembly: u64,
+    /// To the virtual resolver, where nothing but DNS answers.
+    pub no_service: u64,
+    /// TCP payload that had been received before or was beyond the window.
+    pub outside_window: u64,
+    /// From addresses of the host's side that mean nothing inside.
+    pub hidden_source: u64,
     /// More stretches ahead of gaps than are kept.
     pub out_of_order: u64,
     /// The host's socket took no more (datagrams only).
@@ -54,7 +64,32 @@ pub struct Drops {
     pub tap_down: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+/// What the egress policy refused, connections and single datagrams, by the kind of rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denied {
+    pub host_loopback: u64,
+    pub gateway: u64,
+    pub unassigned: u64,
+    pub multicast: u64,
+    pub link_local: u64,
+    /// A `--deny`.
+    pub rule: u64,
+}
+
+impl Denied {
+    pub fn count(&mut self, denial: Denial) {
+        *match denial {
+            Denial::HostLoopback => &mut self.host_loopback,
+            Denial::Gateway => &mut self.gateway,
+            Denial::Unassigned => &mut self.unassigned,
+            Denial::Multicast => &mut self.multicast,
+            Denial::LinkLocal => &mut self.link_local,
+            Denial::Rule => &mut self.rule,
+        } += 1;
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tcp {
     pub flows: Flows,
     pub resets_from_tap: u64,
@@ -63,14 +98,14 @@ pub struct Tcp {
     pub window_probes: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Udp {
     pub flows: Flows,
     pub evicted: u64,
     pub errors_relayed: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dns {
     pub queries: u64,
     pub answers: u64,
@@ -80,11 +115,12 @@ pub struct Dns {
 }
 
 /// Everything counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     pub from_tap: Traffic,
     pub to_tap: Traffic,
     pub drops: Drops,
+    pub denied: Denied,
     pub tcp: Tcp,
     pub udp: Udp,
     pub ping: Flows,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use sidestep_forwarder::MEMORY_WORDS;
 use crate::channel::{Channel, Received};
 use crate::launcher::{Active, Made, Plan};
 use crate::logging::{self, LogSettings};
+use crate::supervisor::counters::Restarts;
 use crate::supervisor::{self, ledger};
 use crate::sys::spawn;
 
@@ -42,11 +43,11 @@ struct Start<T> {
     config: T,
 }
 
-/// The supervisor's configuration, and what it clears up when the monitor was killed.
+/// The forwarder's configuration, and how often it has died.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SupervisorStart {
-    pub start: supervisor::Start,
-    pub state_dir: PathBuf,
+pub struct ForwarderStart {
+    pub config: sidestep_forwarder::Config,
+    pub restarts: u64,
 }
 
 /// In a worker: what it was started with.
@@ -67,15 +68,24 @@ struct Worker {
     channel: Channel,
 }
 
-/// Both workers, and everything they need to be started again.
-pub struct Workers {
+/// What every supervisor and every forwarder gets, those included that come after one which died.
+struct Kept {
     made: Made,
     /// What the supervisor has not answered, and which connections the forwarder has.
     ledger: OwnedFd,
     connections: OwnedFd,
+    /// The link between the two: the supervisor's end and the forwarder's.
+    link: (Channel, Channel),
+    /// `--pcap`: the forwarder's file.
+    capture: Option<OwnedFd>,
+}
+
+/// Both workers, and everything they need to be started again.
+pub struct Workers {
+    kept: Kept,
     log: LogSettings,
-    supervisor_start: SupervisorStart,
-    forwarder_config: sidestep_forwarder::Config,
+    supervisor_start: supervisor::Start,
+    forwarder_start: ForwarderStart,
     supervisor: Worker,
     forwarder: Worker,
     restarts: VecDeque<Instant>,
@@ -83,35 +93,47 @@ pub struct Workers {
 
 impl Workers {
     /// Starts both and waits until they are ready.
-    pub fn start(plan: &Plan, made: Made, log: LogSettings, state_dir: &Path) -> anyhow::Result<Self> {
-        let ledger = memory("sidestep-ledger", ledger::SIZE)?;
-        let connections = memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?;
-        let supervisor_start = SupervisorStart {
-            start: supervisor::Start {
-                strict: made.active == Active::Strict,
-                network: plan.network.clone(),
-                policy: plan.policy.clone(),
-                extent: plan.extent,
-                tap_ifindex: made.tap_ifindex,
-            },
-            state_dir: state_dir.to_owned(),
+    pub fn start(
+        plan: &Plan,
+        made: Made,
+        log: LogSettings,
+        state_dir: &Path,
+        capture: Option<OwnedFd>,
+    ) -> anyhow::Result<Self> {
+        let kept = Kept {
+            ledger: memory("sidestep-ledger", ledger::SIZE)?,
+            connections: memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?,
+            link: Channel::pair().context("cannot make a socket pair")?,
+            capture,
+            made,
         };
-        let forwarder_config = sidestep_forwarder::Config {
+        let made = &kept.made;
+        let supervisor_start = supervisor::Start {
+            strict: made.active == Active::Strict,
+            network: plan.network.clone(),
+            policy: plan.policy.clone(),
+            extent: plan.extent,
+            tap_ifindex: made.tap_ifindex,
+            state_dir: state_dir.to_owned(),
+            restarts: Restarts::default(),
+        };
+        let config = sidestep_forwarder::Config {
             network: plan.network.clone(),
             policy: plan.policy.clone(),
             resolvers: plan.resolvers.clone(),
         };
-        let supervisor = start(Kind::Supervisor, log, &supervisor_start, &supervisor_fds(&made, &ledger))?;
-        let forwarder = start(Kind::Forwarder, log, &forwarder_config, &[made.tap.as_fd(), connections.as_fd()])?;
+        let forwarder_start = ForwarderStart { config, restarts: 0 };
+        let supervisor = start(Kind::Supervisor, log, &supervisor_start, &kept.supervisor_fds())?;
+        let forwarder = start(Kind::Forwarder, log, &forwarder_start, &kept.forwarder_fds())?;
         for worker in [&supervisor, &forwarder] {
             worker.wait_ready()?;
         }
         let restarts = VecDeque::new();
-        Ok(Self { made, ledger, connections, log, supervisor_start, forwarder_config, supervisor, forwarder, restarts })
+        Ok(Self { kept, log, supervisor_start, forwarder_start, supervisor, forwarder, restarts })
     }
 
     pub fn made(&self) -> &Made {
-        &self.made
+        &self.kept.made
     }
 
     pub fn supervisor(&self) -> Pid {
@@ -137,12 +159,13 @@ impl Workers {
         tracing::warn!("the {} ended with {how} and is started again", kind.name());
         match kind {
             Kind::Supervisor => {
-                let fds = supervisor_fds(&self.made, &self.ledger);
-                self.supervisor = start(kind, self.log, &self.supervisor_start, &fds)?;
+                self.supervisor_start.restarts.supervisor += 1;
+                self.supervisor = start(kind, self.log, &self.supervisor_start, &self.kept.supervisor_fds())?;
             }
             Kind::Forwarder => {
-                let fds = [self.made.tap.as_fd(), self.connections.as_fd()];
-                self.forwarder = start(kind, self.log, &self.forwarder_config, &fds)?;
+                self.supervisor_start.restarts.forwarder += 1;
+                self.forwarder_start.restarts += 1;
+                self.forwarder = start(kind, self.log, &self.forwarder_start, &self.kept.forwarder_fds())?;
             }
         }
         Ok(true)
@@ -151,7 +174,7 @@ impl Workers {
     /// Closes their channels, and everything we hold for them, and waits for their end.
     pub fn stop(self) {
         let workers = [self.supervisor, self.forwarder].map(|worker| worker.pid);
-        drop((self.made, self.ledger, self.connections));
+        drop(self.kept);
         let deadline = Instant::now() + STOP_WITHIN;
         for pid in workers {
             wait_until(pid, deadline);
@@ -173,10 +196,19 @@ fn memory(name: &str, size: usize) -> anyhow::Result<OwnedFd> {
     Ok(memory)
 }
 
-/// In the order of [`supervisor::Handles`].
-fn supervisor_fds<'a>(made: &'a Made, ledger: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
-    let listener = made.listener.as_ref();
-    listener.into_iter().chain([ledger, &made.userns, &made.netns]).map(AsFd::as_fd).collect()
+impl Kept {
+    /// In the order of [`supervisor::Handles`], and the link.
+    fn supervisor_fds(&self) -> Vec<BorrowedFd<'_>> {
+        let listener = self.made.listener.as_ref();
+        let others = [&self.ledger, &self.made.userns, &self.made.netns];
+        listener.into_iter().chain(others).map(AsFd::as_fd).chain([self.link.0.as_fd()]).collect()
+    }
+
+    /// In the order in which [`crate::cli`] takes them.
+    fn forwarder_fds(&self) -> Vec<BorrowedFd<'_>> {
+        let always = [self.made.tap.as_fd(), self.connections.as_fd(), self.link.1.as_fd()];
+        always.into_iter().chain(self.capture.as_ref().map(AsFd::as_fd)).collect()
+    }
 }
 
 fn start<T: Serialize>(kind: Kind, log: LogSettings, config: &T, fds: &[BorrowedFd<'_>]) -> anyhow::Result<Worker> {

@@ -1,4 +1,4 @@
-//! The supervisor: answers the workspace's stopped system calls.
+//! The supervisor: answers the workspace's stopped system calls, and what is asked on the [`control`] socket.
 //!
 //! The way of a call, one type per arrow: [`receivers`] take it from the kernel into a slot of the [`ledger`]; a
 //! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
@@ -7,6 +7,8 @@
 //! together and sends the reply.
 
 mod active;
+pub mod control;
+pub mod counters;
 mod decide;
 mod decode;
 mod device;
@@ -18,6 +20,7 @@ mod fuzz;
 mod host_socket;
 mod in_place;
 pub mod ledger;
+mod link;
 mod nested;
 mod netfilter;
 mod netlink;
@@ -35,6 +38,7 @@ mod waits;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -49,17 +53,22 @@ use crate::sys::listener::Listener;
 use crate::sys::{namespace, readiness, shared_memory, socket, thread};
 
 use self::active::{Active, STUCK_REPLY};
+use self::control::Control;
+use self::counters::{Counters, Restarts};
 use self::decide::Ground;
 use self::epoll::Epolls;
 use self::factory::Factory;
 use self::host_socket::Untouched;
 use self::ledger::Ledger;
+use self::link::Link;
 use self::nested::{Namespace, Nested};
 use self::route::Oracle;
 use self::session::Session;
 use self::swap::Swap;
 use self::tracee::Tracees;
 use self::waits::Waits;
+
+pub use self::link::Flows;
 
 /// How often the watch looks for calls that are stuck or that nobody waits for, and for callers that have ended.
 const WATCH: Duration = Duration::from_millis(250);
@@ -74,6 +83,10 @@ pub struct Start {
     pub extent: Extent,
     /// Index of the TAP inside the workspace's network namespace.
     pub tap_ifindex: u32,
+    /// Where the control socket goes, and what the monitor wrote.
+    pub state_dir: PathBuf,
+    /// How often each worker has died by now.
+    pub restarts: Restarts,
 }
 
 /// What the bypass takes out besides TCP of the workspace's own namespace.
@@ -96,10 +109,12 @@ pub struct Handles {
     pub netns: OwnedFd,
 }
 
-/// Runs until `stop` (the channel to the monitor) is closed at the other end. Called in a process that has one thread.
+/// Runs until `stop` (the channel to the monitor) is closed at the other end; `link` is the channel to the forwarder.
+/// Called in a process that has one thread.
 pub fn run(
     start: Start,
     mut handles: Handles,
+    link: OwnedFd,
     stop: OwnedFd,
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
@@ -115,15 +130,35 @@ pub fn run(
         .thread_keep_alive(KEEP_WORKERS)
         .build()
         .context("cannot start the event loop")?;
+    let counters = Arc::new(Counters::default());
+    let _in_event_loop = runtime.enter();
+    let link = Link::start(link, start.restarts.forwarder)?;
+    start_control(&start, &counters, &link);
     let session = match session {
         Some((listener, factory)) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;
-            Some(serve(start, handles, listener, factory, Waits::new(runtime.handle().clone()))?)
+            Some(serve(start, handles, listener, factory, Waits::new(runtime.handle().clone()), counters)?)
         }
         None => None,
     };
     ready()?;
     runtime.block_on(watch(session, stop))
+}
+
+/// Without a control socket (somebody has taken the directory away) a workspace still has its network.
+fn start_control(start: &Start, counters: &Arc<Counters>, link: &Arc<Link>) {
+    match control::bind(&start.state_dir) {
+        Ok(listener) => {
+            let control = Control {
+                state_dir: start.state_dir.clone(),
+                counters: Arc::clone(counters),
+                link: Arc::clone(link),
+                restarts: start.restarts.supervisor,
+            };
+            tokio::spawn(control::serve(listener, Arc::new(control)));
+        }
+        Err(error) => tracing::warn!("no control socket: {error:#}"),
+    }
 }
 
 /// Threads of the event loop's pool that may be at work, or lost, at the same time.
@@ -138,6 +173,7 @@ fn serve(
     listener: OwnedFd,
     factory: Factory,
     waits: Waits,
+    counters: Arc<Counters>,
 ) -> anyhow::Result<Arc<Session>> {
     let make = |domain, kind, protocol| {
         factory.socket(handles.userns.as_fd(), handles.netns.as_fd(), (domain, kind, protocol))
@@ -188,6 +224,7 @@ fn serve(
         ground,
         swap,
         waits,
+        counters,
         strict: start.strict,
     });
     receivers::start(&session).context("cannot start receiving")?;
@@ -266,6 +303,7 @@ fn look(session: &Session, now: Instant) {
         );
     }
     for (id, _) in found.stuck {
+        session.counters.stuck.count();
         let _ = session.send(id, STUCK_REPLY);
     }
     for id in found.sleeping {

@@ -1,0 +1,288 @@
+//! The supervisor's end of the link to the forwarder (see [`sidestep_forwarder::link`]): what the forwarder is to know is
+//! kept here and said to each forwarder that begins; what it is asked has a number, a time limit, and company of at most
+//! [`REQUESTS_MAX`] others, so that the link cannot fill.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use sidestep_forwarder::counters::Counters;
+use sidestep_forwarder::link::{RESOLVERS_MAX, ToForwarder, ToSupervisor};
+use sidestep_forwarder::list::Listed;
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::time::timeout;
+
+use crate::channel::{Channel, Received};
+use crate::sys::readiness;
+
+/// How long the forwarder may take to answer; one that is being started again takes some 100 ms.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Requests under way at a time: their answers, of up to 16 KB each, have room in the link (net.core.wmem_default).
+const REQUESTS_MAX: usize = 4;
+
+/// Flows in one listing.
+pub const FLOWS_MAX: usize = 1000;
+/// The forwarder has room for 42,000 flows, 48 a page.
+const PAGES_MAX: usize = 1000;
+
+/// The largest of the forwarder's flows, and how many there are.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Flows {
+    pub total: usize,
+    pub flows: Vec<Listed>,
+}
+
+/// The forwarder did not answer in time: it is busy, stopped or about to be started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the forwarder does not answer")]
+pub struct Silent;
+
+pub struct Link {
+    channel: Channel,
+    watched: AsyncFd<OwnedFd>,
+    /// Set once something is to be told, or told again.
+    news: Notify,
+    resolvers: Mutex<Option<Vec<IpAddr>>>,
+    requests: Semaphore,
+    listing: Semaphore,
+    next_id: AtomicU64,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
+    forwarder_restarts: AtomicU64,
+}
+
+impl Link {
+    /// Begins to listen, in the event loop of the caller.
+    pub fn start(channel: OwnedFd, forwarder_restarts: u64) -> anyhow::Result<Arc<Self>> {
+        let channel = Channel::from(channel);
+        let watched = readiness::register(channel.try_clone()?.into(), Interest::READABLE | Interest::WRITABLE)
+            .context("cannot watch the channel to the forwarder")?;
+        let link = Arc::new(Self {
+            channel,
+            watched,
+            news: Notify::new(),
+            resolvers: Mutex::default(),
+            requests: Semaphore::new(REQUESTS_MAX),
+            listing: Semaphore::new(1),
+            // A predecessor's answers may still come.
+            next_id: AtomicU64::new(RandomState::new().hash_one(std::process::id())),
+            waiting: Mutex::default(),
+            forwarder_restarts: AtomicU64::new(forwarder_restarts),
+        });
+        tokio::spawn(Arc::clone(&link).listen());
+        tokio::spawn(Arc::clone(&link).tell());
+        Ok(link)
+    }
+
+    /// The resolvers that this forwarder and every later one is to ask, in order.
+    pub fn set_resolvers(&self, mut resolvers: Vec<IpAddr>) {
+        resolvers.truncate(RESOLVERS_MAX);
+        *self.resolvers.lock().unwrap_or_else(PoisonError::into_inner) = Some(resolvers);
+        self.news.notify_one();
+    }
+
+    /// How often the forwarder has died.
+    pub fn forwarder_restarts(&self) -> u64 {
+        self.forwarder_restarts.load(Ordering::Relaxed)
+    }
+
+    /// What the forwarder has counted.
+    pub async fn counters(&self) -> Result<Counters, Silent> {
+        match self.ask(|id| ToForwarder::Counters { id }).await? {
+            ToSupervisor::Counters { counters, .. } => Ok(*counters),
+            _ => Err(Silent),
+        }
+    }
+
+    /// The largest flows, at most [`FLOWS_MAX`]. Pages are asked for one by one, for one listing at a time.
+    pub async fn flows(&self) -> Result<Flows, Silent> {
+        let _turn = self.listing.acquire().await.map_err(|_| Silent)?;
+        let (mut listed, mut total, mut from) = (Vec::new(), 0, None);
+        // A forwarder that was taken over could go on for ever.
+        for _ in 0..PAGES_MAX {
+            let answer = self.ask(|id| ToForwarder::Flows { id, from }).await?;
+            let ToSupervisor::Flows { flows, next, .. } = answer else { return Err(Silent) };
+            total += flows.len();
+            listed.extend(flows);
+            if listed.len() >= 2 * FLOWS_MAX {
+                keep_largest(&mut listed);
+            }
+            from = next;
+            if from.is_none() {
+                break;
+            }
+        }
+        keep_largest(&mut listed);
+        Ok(Flows { total, flows: listed })
+    }
+
+    async fn ask(&self, request: impl FnOnce(u64) -> ToForwarder) -> Result<ToSupervisor, Silent> {
+        let _turn = self.requests.acquire().await.map_err(|_| Silent)?;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (to, answer) = oneshot::channel();
+        let _waiting = Waiting::new(&self.waiting, id, to);
+        let asked = async {
+            self.send(&request(id)).await.map_err(|_| Silent)?;
+            answer.await.map_err(|_| Silent)
+        };
+        timeout(ANSWER_WITHIN, asked).await.unwrap_or(Err(Silent))
+    }
+
+    /// Waits for room: a forwarder that stands still may go on.
+    async fn send(&self, message: &ToForwarder) -> anyhow::Result<()> {
+        loop {
+            let mut room = self.watched.writable().await?;
+            if self.channel.try_send(message, &[])? {
+                return Ok(());
+            }
+            room.clear_ready();
+        }
+    }
+
+    async fn listen(self: Arc<Self>) {
+        while let Ok(mut ready) = self.watched.readable().await {
+            match self.channel.receive(Some(Duration::ZERO)) {
+                Ok(Received::Message(message, _)) => self.message(message),
+                Ok(Received::Timeout) => ready.clear_ready(),
+                Ok(Received::Closed) => return,
+                Err(error) => {
+                    tracing::debug!("from the forwarder: {error:#}");
+                    ready.clear_ready();
+                }
+            }
+        }
+    }
+
+    fn message(&self, message: ToSupervisor) {
+        match message {
+            ToSupervisor::Started { restarts } => {
+                self.forwarder_restarts.fetch_max(restarts, Ordering::Relaxed);
+                self.news.notify_one();
+            }
+            ToSupervisor::Counters { id, .. } | ToSupervisor::Flows { id, .. } => {
+                // Nobody waits for what comes late.
+                if let Some(to) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
+                    let _ = to.send(message);
+                }
+            }
+        }
+    }
+
+    async fn tell(self: Arc<Self>) {
+        loop {
+            self.news.notified().await;
+            let resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(resolvers) = resolvers
+                && let Err(error) = self.send(&ToForwarder::Resolvers(resolvers)).await
+            {
+                tracing::debug!("to the forwarder: {error:#}");
+            }
+        }
+    }
+}
+
+fn keep_largest(flows: &mut Vec<Listed>) {
+    flows.sort_by_key(|flow| std::cmp::Reverse(flow.from_tap.saturating_add(flow.to_tap)));
+    flows.truncate(FLOWS_MAX);
+}
+
+/// An answer somebody waits for, until it comes or they give up.
+struct Waiting<'a> {
+    all: &'a Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
+    id: u64,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(
+        all: &'a Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
+        id: u64,
+        to: oneshot::Sender<ToSupervisor>,
+    ) -> Self {
+        all.lock().unwrap_or_else(PoisonError::into_inner).insert(id, to);
+        Self { all, id }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_link(test: impl AsyncFnOnce(Arc<Link>, Channel)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ours, theirs) = Channel::pair().unwrap();
+            test(Link::start(ours.into(), 0).unwrap(), theirs).await;
+        });
+    }
+
+    /// Lets the link's tasks run until the forwarder has a message.
+    async fn heard(forwarder: &Channel) -> ToForwarder {
+        loop {
+            match forwarder.receive(Some(Duration::ZERO)).unwrap() {
+                Received::Message(message, _) => return message,
+                Received::Timeout => tokio::task::yield_now().await,
+                Received::Closed => panic!("closed"),
+            }
+        }
+    }
+
+    fn answer(forwarder: &Channel, id: u64, queries: u64) {
+        let mut counters = Box::new(Counters::default());
+        counters.dns.queries = queries;
+        forwarder.send(&ToSupervisor::Counters { id, counters }, &[]).unwrap();
+    }
+
+    #[test]
+    fn each_forwarder_hears_of_the_resolvers() {
+        with_link(async |link, forwarder| {
+            let resolvers = vec![IpAddr::from([192, 0, 2, 1])];
+            link.set_resolvers(resolvers.clone());
+            assert_eq!(heard(&forwarder).await, ToForwarder::Resolvers(resolvers.clone()));
+            forwarder.send(&ToSupervisor::Started { restarts: 3 }, &[]).unwrap();
+            assert_eq!(heard(&forwarder).await, ToForwarder::Resolvers(resolvers));
+            assert_eq!(link.forwarder_restarts(), 3);
+        });
+    }
+
+    #[test]
+    fn answers_to_others_are_nobodys() {
+        with_link(async |link, forwarder| {
+            forwarder.send(&"not a message", &[]).unwrap();
+            let asking = tokio::spawn(async move { link.counters().await });
+            let ToForwarder::Counters { id } = heard(&forwarder).await else { panic!("another request") };
+            answer(&forwarder, id.wrapping_sub(1), 1);
+            answer(&forwarder, id, 2);
+            assert_eq!(asking.await.unwrap().map(|counters| counters.dns.queries), Ok(2));
+        });
+    }
+
+    #[test]
+    fn a_forwarder_that_says_nothing_is_not_waited_for() {
+        with_link(async |link, forwarder| {
+            tokio::time::pause();
+            assert_eq!(link.counters().await, Err(Silent));
+            assert!(link.waiting.lock().unwrap().is_empty());
+            let ToForwarder::Counters { id } = heard(&forwarder).await else { panic!("another request") };
+            answer(&forwarder, id, 1);
+            tokio::time::resume();
+            let asking = tokio::spawn(async move { link.counters().await });
+            let ToForwarder::Counters { id } = heard(&forwarder).await else { panic!("another request") };
+            answer(&forwarder, id, 2);
+            assert_eq!(asking.await.unwrap().map(|counters| counters.dns.queries), Ok(2));
+        });
+    }
+}
