@@ -77,6 +77,8 @@ pub struct Dns {
     /// Sent to another resolver after silence or an error.
     pub failovers: u64,
     pub unanswered: u64,
+    /// Queries and connections ignored for `--disable-dns`.
+    pub disabled: u64,
 }
 
 /// Everything counted.

@@ -97,7 +97,7 @@ impl Edge {
     }
 
     /// The host's resolver to ask after `step` others, beginning with the one that answered last; None after all.
-    pub fn resolver(&self, step: usize) -> Option<IpAddr> {
+    pub fn resolver(&self, step: usize) -> Option<SocketAddr> {
         let count = self.config.resolvers.len();
         if step >= count {
             return None;
@@ -176,7 +176,7 @@ impl Edge {
         payload_len: usize,
         hop_limit: u8,
     ) -> Written {
-        let frame = self.frame.icmp(self.macs, ends, header, payload_len, hop_limit);
+        let frame = self.frame.icmp(self.macs.towards(ends.1), ends, header, payload_len, hop_limit);
         let len = frame.len();
         let written = self.tap.write(frame);
         self.count_written(written, len)

@@ -8,6 +8,7 @@ mod flow;
 mod gateway;
 mod icmp;
 pub mod network;
+pub mod outbound;
 pub mod policy;
 mod reassembly;
 mod sys;

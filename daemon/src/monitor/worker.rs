@@ -91,6 +91,7 @@ impl Workers {
                 strict: made.active == Active::Strict,
                 network: plan.network.clone(),
                 policy: plan.policy.clone(),
+                outbound: plan.outbound,
                 extent: plan.extent,
                 tap_ifindex: made.tap_ifindex,
             },
@@ -99,7 +100,9 @@ impl Workers {
         let forwarder_config = sidestep_forwarder::Config {
             network: plan.network.clone(),
             policy: plan.policy.clone(),
+            outbound: plan.outbound,
             resolvers: plan.resolvers.clone(),
+            search: plan.search.clone(),
         };
         let supervisor = start(Kind::Supervisor, log, &supervisor_start, &supervisor_fds(&made, &ledger))?;
         let forwarder = start(Kind::Forwarder, log, &forwarder_config, &[made.tap.as_fd(), connections.as_fd()])?;

@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::network::VirtualNetwork;
+use sidestep_forwarder::outbound::Outbound;
 use sidestep_forwarder::policy::Policy;
 use tokio::io::Interest;
 use tokio::time::{MissedTickBehavior, interval};
@@ -67,6 +68,7 @@ pub struct Start {
     pub strict: bool,
     pub network: VirtualNetwork,
     pub policy: Policy,
+    pub outbound: Outbound,
     pub extent: Extent,
     /// Index of the TAP inside the workspace's network namespace.
     pub tap_ifindex: u32,
@@ -160,6 +162,7 @@ fn serve(
         workspace,
         host,
         host_netns: ground.host,
+        outbound: start.outbound,
         userns: handles.userns,
         netns: handles.netns,
         memory: swap::Memory::default(),

@@ -15,6 +15,7 @@ use super::Engine;
 use crate::edge::Edge;
 use crate::flow::FlowId;
 use crate::network::{Ipv4Subnet, Ipv6Subnet, VirtualNetwork};
+use crate::outbound::Outbound;
 use crate::policy::Policy;
 use crate::tap::Tap;
 use crate::timer::Time;
@@ -47,8 +48,9 @@ impl Lab {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (tap, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);
-        let config =
-            Config { network, policy: Policy { host_loopback: true, rules: Vec::new() }, resolvers: Vec::new() };
+        let policy = Policy { host_loopback: true, rules: Vec::new() };
+        let (resolvers, search) = (Vec::new(), vec!["lab".to_owned()]);
+        let config = Config { network, policy, outbound: Outbound::default(), resolvers, search };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let edge = Edge::new(config, Tap::ready(tap), epoll, Time(0));
         Self { edge, engine: Engine::new(&[]), guest, buffer: FrameBuffer::default() }
@@ -228,6 +230,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+mod gateway;
 mod tcp;
 mod udp;
 
