@@ -1,17 +1,21 @@
 //! DNS: the virtual resolver at .3 relays to the host's resolvers, over UDP and TCP.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
+use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use crate::lab::workspace::Workspace;
-use crate::lab::{BLACK_HOLE, REMOTE, dns};
+use crate::lab::{BLACK_HOLE, REMOTE, dns, poll};
 
 crate::cases! {
     EVERYWHERE: resolves, unknown_name, long_answer;
     EVERY_WAY: resolver_by_address;
     BOTH_PATHS: without_resolver;
-    BOTH_PATHS_AS_ROOT: stub_on_host_loopback, dead_first_resolver, resolvers_over_ipv6;
+    BOTH_PATHS_AS_ROOT: stub_on_host_loopback, dead_first_resolver, resolvers_over_ipv6,
+        changed_resolvers;
 }
 
 fn resolves(ws: Workspace) -> Result<()> {
@@ -88,4 +92,45 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2); s.connect
 print(outcome(lambda: s.recv(9)))",
     )?
     .printed("timed out\ntimed out")
+}
+
+/// The host's resolv.conf changes while the workspace runs, in the ways in which programs change it: the name is a link,
+/// as systemd-resolved has it.
+fn changed_resolvers(ws: Workspace) -> Result<()> {
+    dns::serve(&ws.lab.remote, REMOTE[0])?;
+    let dir = tempfile::tempdir()?;
+    let at = |name: &str| dir.path().join(name);
+    let (refuses, answers) = (format!("nameserver {}\n", REMOTE[1]), format!("nameserver {}\n", REMOTE[0]));
+    for name in ["etc", "one", "two"] {
+        fs::create_dir(at(name))?;
+    }
+    fs::write(at("one/stub.conf"), &refuses)?;
+    symlink("../one/stub.conf", at("etc/resolv.conf"))?;
+    // A host of its own: nothing in /etc but what is needed.
+    let host = format!(
+        "cp -aL /etc/passwd /etc/group /etc/subuid /etc/subgid /etc/hosts /etc/nsswitch.conf /etc/ld.so.* {0} && \
+         mount --bind {0} /etc && exec \"$@\"",
+        at("etc").display()
+    );
+    let look = "while read line; do dig +short +time=3 +tries=1 remote.lab 2> /dev/null | tail -n1 | grep . || echo none; done";
+    let program = ws.program(["sh", "-c", look]).behind(["unshare", "--mount", "sh", "-c", &host, "sh"]);
+    let mut inside = program.deadline(Duration::from_secs(120)).start(&ws.lab.host)?;
+    let mut becomes = |resolves: bool, what: &str| {
+        let want = if resolves { REMOTE[0].to_string() } else { "none".to_owned() };
+        poll(what, Duration::from_secs(60), || {
+            inside.write("\n")?;
+            Ok((inside.line()? == want).then_some(()))
+        })
+    };
+    becomes(false, "as it was")?;
+    fs::write(at("one/new"), &answers)?;
+    fs::rename(at("one/new"), at("one/stub.conf"))?;
+    becomes(true, "replaced")?;
+    fs::write(at("one/stub.conf"), &refuses)?;
+    becomes(false, "written over")?;
+    fs::write(at("two/resolv.conf"), &answers)?;
+    symlink("../two/resolv.conf", at("etc/new"))?;
+    fs::rename(at("etc/new"), at("etc/resolv.conf"))?;
+    becomes(true, "led elsewhere")?;
+    Ok(())
 }

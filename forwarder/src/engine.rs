@@ -190,4 +190,4 @@ impl Engine {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

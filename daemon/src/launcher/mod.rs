@@ -17,7 +17,7 @@ mod namespaces;
 mod needs;
 mod outbound;
 mod plan;
-mod resolv_conf;
+pub mod resolv_conf;
 mod tap;
 mod workspace;
 

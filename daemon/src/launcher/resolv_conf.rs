@@ -4,17 +4,13 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use nix::net::if_::if_nametoindex;
+use sidestep_forwarder::link::{RESOLVERS_MAX, SEARCH_MAX};
 use sidestep_forwarder::network::VirtualNetwork;
 
 pub const PATH: &str = "/etc/resolv.conf";
 
 /// Of DNS.
 const PORT: u16 = 53;
-/// Resolvers and search domains beyond these are left out: each query may hold a descriptor for every resolver, and the
-/// C library's own limits are 3 and (until 2.26) 6.
-const RESOLVERS_MAX: usize = 16;
-const SEARCH_MAX: usize = 32;
-
 /// The longest name of DNS, with its dot at the end.
 const NAME_MAX: usize = 254;
 

@@ -16,12 +16,14 @@ mod fuzz;
 mod host_socket;
 mod in_place;
 pub mod ledger;
+mod link;
 mod netfilter;
 mod netlink;
 mod notification;
 mod options;
 mod privileged_port;
 mod receivers;
+mod resolvers;
 mod route;
 mod session;
 mod sockaddr;
@@ -52,6 +54,7 @@ use self::epoll::Epolls;
 use self::factory::Factory;
 use self::host_socket::Untouched;
 use self::ledger::Ledger;
+use self::link::Link;
 use self::route::Oracle;
 use self::session::Session;
 use self::swap::Swap;
@@ -92,10 +95,12 @@ pub struct Handles {
     pub netns: OwnedFd,
 }
 
-/// Runs until `stop` (the channel to the monitor) is closed at the other end. Called in a process that has one thread.
+/// Runs until `stop` (the channel to the monitor) is closed at the other end; `link` is the channel to the forwarder.
+/// Called in a process that has one thread.
 pub fn run(
     start: Start,
     mut handles: Handles,
+    link: OwnedFd,
     stop: OwnedFd,
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
@@ -111,6 +116,8 @@ pub fn run(
         .thread_keep_alive(KEEP_WORKERS)
         .build()
         .context("cannot start the event loop")?;
+    let link = runtime.block_on(async { Link::start(link) })?;
+    runtime.spawn(resolvers::follow(link));
     let session = match session {
         Some((listener, factory)) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;
