@@ -103,9 +103,11 @@ impl Dhcp {
         ip: &IpPacket<'_>,
         datagram: &UdpDatagram<'_>,
     ) -> Result<bool, Malformed> {
+        if datagram.dst_port != DHCP_SERVER_PORT {
+            return Ok(false);
+        }
         let v4 = edge.config.network.v4;
-        let to_server = [Ipv4Addr::BROADCAST, v4.broadcast(), v4.gateway()].map(IpAddr::V4).contains(&ip.dst);
-        if datagram.dst_port != DHCP_SERVER_PORT || !to_server {
+        if ![Ipv4Addr::BROADCAST, v4.broadcast(), v4.gateway()].map(IpAddr::V4).contains(&ip.dst) {
             return Ok(false);
         }
         let packet = DhcpPacket::new_checked(datagram.payload).map_err(|_| Malformed::Truncated)?;

@@ -1,5 +1,7 @@
 //! Clients of every kind, and what is no client.
 
+use proptest::collection::vec;
+use proptest::prelude::*;
 use smoltcp::wire::DhcpRepr;
 
 use super::*;
@@ -166,5 +168,27 @@ fn what_is_no_clients_message() {
     }
     for len in 0..bytes.len() {
         assert!(read(&bytes[..len]).is_ok() || len < 243, "{len}");
+    }
+}
+
+proptest! {
+    /// Whatever comes, nothing panics, leases stay few, and an answer can be read.
+    #[test]
+    fn no_message_stops_it(messages in vec((0u8..9, vec(any::<u8>(), 0..80), any::<[u8; 34]>()), 1..60)) {
+        let (mut dhcp, mut bytes) = (Dhcp::default(), vec![0; MESSAGE_LEN]);
+        let search = vec!["lab".to_owned()];
+        for (now, (kind, options, head)) in messages.into_iter().enumerate() {
+            let mut message = [&head[..], &[0; 202], &MAGIC.to_be_bytes(), &[option::MESSAGE_TYPE, 1, kind]].concat();
+            message[..3].copy_from_slice(&[1, 1, 6]);
+            message[24..28].fill(0);
+            message.extend_from_slice(&options);
+            let packet = DhcpPacket::new_checked(&message[..]).unwrap();
+            let message = parse(&packet).unwrap().unwrap();
+            if let Some(answer) = dhcp.answer(Time(now as u64 * 10_000), &network(), &message) {
+                emit(&mut bytes, &message, &answer, &network(), &search);
+                prop_assert!(DhcpPacket::new_checked(&bytes[..]).unwrap().options().count() > 1);
+            }
+            prop_assert!(dhcp.leases.len() <= 16);
+        }
     }
 }
