@@ -105,7 +105,7 @@ fn changed_resolvers(ws: Workspace) -> Result<()> {
         fs::create_dir(at(name))?;
     }
     fs::write(at("one/stub.conf"), &refuses)?;
-    symlink("../one/stub.conf", at("etc/resolv.conf"))?;
+    symlink(at("one/stub.conf"), at("etc/resolv.conf"))?;
     // A host of its own: nothing in /etc but what is needed.
     let host = format!(
         "cp -aL /etc/passwd /etc/group /etc/subuid /etc/subgid /etc/hosts /etc/nsswitch.conf /etc/ld.so.* {0} && \
@@ -129,7 +129,7 @@ fn changed_resolvers(ws: Workspace) -> Result<()> {
     fs::write(at("one/stub.conf"), &refuses)?;
     becomes(false, "written over")?;
     fs::write(at("two/resolv.conf"), &answers)?;
-    symlink("../two/resolv.conf", at("etc/new"))?;
+    symlink(at("two/resolv.conf"), at("etc/new"))?;
     fs::rename(at("etc/new"), at("etc/resolv.conf"))?;
     becomes(true, "led elsewhere")?;
     Ok(())
