@@ -6,7 +6,9 @@ use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
 
+use crate::lab::processes::Tree;
 use crate::lab::workspace::Workspace;
 use crate::lab::{BLACK_HOLE, REMOTE, dns, poll};
 
@@ -115,6 +117,7 @@ fn changed_resolvers(ws: Workspace) -> Result<()> {
     let look = "while read line; do getent ahostsv4 remote.lab | head -n1 | cut -d' ' -f1 | grep . || echo none; done";
     let program = ws.program(["sh", "-c", look]).behind(["unshare", "--mount", "sh", "-c", &host, "sh"]);
     let mut inside = program.deadline(Duration::from_secs(120)).start(&ws.lab.host)?;
+    let monitor = inside.pid();
     let mut becomes = |resolves: bool, what: &str| {
         let want = if resolves { REMOTE[0].to_string() } else { "none".to_owned() };
         poll(what, Duration::from_secs(60), || {
@@ -132,5 +135,11 @@ fn changed_resolvers(ws: Workspace) -> Result<()> {
     symlink(at("two/resolv.conf"), at("etc/new"))?;
     fs::rename(at("etc/new"), at("etc/resolv.conf"))?;
     becomes(true, "led elsewhere")?;
+    // A forwarder that begins again is told of it, and a supervisor goes on looking.
+    for (worker, text, resolves) in [("forwarder", &answers, true), ("supervisor", &refuses, false)] {
+        Tree::of(monitor)?.worker(worker)?.kill(Signal::SIGKILL)?;
+        fs::write(at("two/resolv.conf"), text)?;
+        becomes(resolves, worker)?;
+    }
     Ok(())
 }
