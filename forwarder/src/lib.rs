@@ -7,6 +7,7 @@ mod engine;
 mod flow;
 mod gateway;
 mod icmp;
+mod marks;
 pub mod network;
 pub mod policy;
 mod reassembly;

@@ -110,7 +110,9 @@ impl Lab {
     fn ping(&mut self, sequence: u16) -> Vec<u8> {
         let header = IcmpHeader { kind: 8, code: 0, checksum: 0.into(), id: 0.into(), sequence: sequence.into() };
         let len = self.buffer.put_payload(b"abc");
-        self.buffer.icmp(MACS, (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY)), header, len, 64).to_vec()
+        let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
+        let whole = self.buffer.icmp_whole(ends, header, len);
+        self.buffer.icmp(MACS, ends, whole, 64).to_vec()
     }
 
     /// Whether the gateway still answers a ping.
