@@ -23,6 +23,7 @@ mod differential;
 mod endurance;
 mod epoll;
 mod harness;
+mod icmp;
 mod isolation;
 mod lab;
 mod listening;
@@ -56,6 +57,7 @@ fn main() -> anyhow::Result<ExitCode> {
         listening::CASES,
         names::CASES,
         datagrams::CASES,
+        icmp::CASES,
         differential::CASES,
         epoll::CASES,
         programs::CASES,

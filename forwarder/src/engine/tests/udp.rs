@@ -228,7 +228,7 @@ fn the_gateway_is_the_first_hop() {
         let len = lab.buffer.put_payload(b"probe");
         let far = from_guest(5000, ([192, 0, 2, 77].into(), 33_434), len);
         let frame = with_header(lab.buffer.udp(MACS, &far, 0).to_vec(), |header| header[8] = hops);
-        lab.feed(&[frame.clone()]);
+        lab.feed(std::slice::from_ref(&frame));
         assert_eq!(icmp(&mut lab), [(11, 0, frame[26..].to_vec())]);
     }
     assert_eq!(lab.edge.counters.udp.flows.opened, 0);
