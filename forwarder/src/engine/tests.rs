@@ -224,7 +224,12 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         vec(any::<u8>(), 0..40),
         (prop_oneof![Just(1u8), Just(6), Just(17), any::<u8>()], any::<bool>(), transport())
             .prop_map(|(protocol, partial, bytes)| ipv4_frame(protocol, 0, partial, &bytes)),
-        (any::<u16>(), transport()).prop_map(|(offset, bytes)| ipv4_frame(17, offset & 0x203f, true, &bytes)),
+        (prop_oneof![Just(1u8), Just(17)], any::<u16>(), transport()).prop_map(|(protocol, offset, bytes)| ipv4_frame(
+            protocol,
+            offset & 0x203f,
+            true,
+            &bytes
+        )),
         (prop_oneof![Just(58u8), Just(6), Just(17), Just(0), Just(44), any::<u8>()], any::<bool>(), transport())
             .prop_map(|(protocol, partial, bytes)| ipv6_frame(protocol, partial, &bytes)),
     ]
