@@ -95,6 +95,10 @@ impl Engine {
                 // What came before it goes before it.
                 self.udp.flush(edge, &mut gather.udp);
             }
+            if !matches!(ip.protocol, PROTOCOL_UDP | PROTOCOL_ICMP | PROTOCOL_ICMPV6) {
+                edge.counters.drops.fragments += u64::from(fragment.offset == 0);
+                return Ok(());
+            }
             return match self.reassembly.fragment_from_tap(edge.now, ip, fragment) {
                 Some(whole) => self.whole_from_tap(edge, &whole.packet()),
                 None => Ok(()),
@@ -122,17 +126,11 @@ impl Engine {
 
     /// A packet that came in fragments.
     fn whole_from_tap(&mut self, edge: &mut Edge, ip: &IpPacket<'_>) -> Result<(), Malformed> {
-        match ip.protocol {
-            PROTOCOL_UDP => {
-                self.udp.whole_from_tap(edge, ip, &UdpDatagram::parse(ip, false)?);
-                Ok(())
-            }
-            PROTOCOL_ICMP | PROTOCOL_ICMPV6 => self.icmp_from_tap(edge, ip),
-            _ => {
-                edge.counters.drops.fragments += 1;
-                Ok(())
-            }
+        if ip.protocol != PROTOCOL_UDP {
+            return self.icmp_from_tap(edge, ip);
         }
+        self.udp.whole_from_tap(edge, ip, &UdpDatagram::parse(ip, false)?);
+        Ok(())
     }
 
     fn icmp_from_tap(&mut self, edge: &mut Edge, ip: &IpPacket<'_>) -> Result<(), Malformed> {

@@ -16,11 +16,11 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::edge::Edge;
 use crate::flow::{FlowId, FlowKey, Kind, Table};
-use crate::gateway::unreachable::Reason;
+use crate::gateway::unreachable::{self, Reason};
 use crate::marks::{Marked, Marks};
 use crate::network::Role;
 use crate::policy::{Egress, Transport};
-use crate::sys::socket::{self, ErrorReport, Origin};
+use crate::sys::socket::{self, ErrorReport};
 use crate::timer::{Time, TimerId};
 use crate::wire::ip::header_for_quote;
 use crate::wire::transport::{ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, ICMPV6_ECHO_REPLY, ICMPV6_ECHO_REQUEST, IcmpHeader};
@@ -33,8 +33,6 @@ const IDLE_MS: u64 = 30_000;
 /// Replies read for one socket before others have their turn; further ones come with the next event.
 const REPLIES_A_TURN: usize = 64;
 const HOP_LIMIT: u8 = 64;
-/// What a path that refuses without saying its MTU is taken to have.
-const DEFAULT_MTU: u16 = 1_500;
 
 /// One series of pings.
 #[derive(Debug)]
@@ -106,7 +104,7 @@ impl Icmp {
         if let Err(errno) = send().or_else(|_| send()) {
             edge.counters.ping.failed += 1;
             if errno == Errno::MSGSIZE {
-                let mtu = errors_to_tap(edge, flow).unwrap_or(DEFAULT_MTU);
+                let mtu = errors_to_tap(edge, flow);
                 edge.unreachable_to_tap(ip.bytes, Reason::TooBig(mtu));
             } else if let Some(reason) = Reason::of_datagram(errno) {
                 edge.unreachable_to_tap(ip.bytes, reason);
@@ -182,21 +180,12 @@ impl Icmp {
     }
 }
 
-/// What routers and the destination said about requests, told to the workspace. Returns the MTU that this host itself
-/// named last.
-fn errors_to_tap(edge: &mut Edge, flow: &Ping) -> Option<u16> {
-    let mut mtu = None;
-    for _ in 0..REPLIES_A_TURN {
-        let Some(report) = socket::next_error(&flow.socket) else { break };
-        if report.origin == Origin::Local && report.errno == Errno::MSGSIZE {
-            mtu = u16::try_from(report.info).ok();
-        }
-        let (Some(reason), Some(quoted)) = (Reason::of_report(&report), quoted(&flow.key, &report)) else { continue };
-        let reporter = report.offender.and_then(|address| edge.guest_view(address));
-        edge.counters.ping.failed += 1;
-        edge.reported_to_tap(&quoted, reason, reporter);
-    }
-    mtu
+/// What routers and the destination said about requests, told to the workspace. Returns the MTU of the one that the host
+/// itself found too big.
+fn errors_to_tap(edge: &mut Edge, flow: &Ping) -> u16 {
+    let relayed = unreachable::relay(edge, &flow.socket, |_, report| quoted(&flow.key, report));
+    edge.counters.ping.failed += relayed.count;
+    relayed.mtu
 }
 
 /// The request a report is about, as the workspace sent it.

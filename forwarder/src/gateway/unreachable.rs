@@ -3,13 +3,15 @@
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
+use crate::edge::Edge;
 use crate::network::VirtualNetwork;
 use crate::policy::Denial;
-use crate::sys::socket::{ErrorReport, Origin};
+use crate::sys::socket::{ErrorReport, Origin, next_error};
 use crate::wire::FrameBuffer;
 use crate::wire::ip::{Ipv4Header, Ipv6Header};
 use crate::wire::transport::IcmpHeader;
@@ -46,6 +48,35 @@ pub struct Message {
 const QUOTE_V4: usize = 548;
 const QUOTE_V6: usize = 1232;
 
+/// Reports of one socket that are told at once: a queue holds few.
+const MAX_REPORTS: usize = 64;
+/// What a path that refuses without saying its MTU is taken to have.
+const DEFAULT_MTU: u16 = 1_500;
+
+/// What a socket's error queue held.
+pub struct Relayed {
+    /// Messages to the workspace.
+    pub count: u64,
+    /// Of the last packet that the host itself found too big.
+    pub mtu: u16,
+}
+
+/// Tells the workspace what the host's network said about packets that left by `socket`, as those say it who found out.
+/// `quote` rebuilds the packet in question, as the workspace sent it.
+pub fn relay(edge: &mut Edge, socket: &OwnedFd, quote: impl Fn(&Edge, &ErrorReport) -> Option<Vec<u8>>) -> Relayed {
+    let mut relayed = Relayed { count: 0, mtu: DEFAULT_MTU };
+    for report in std::iter::from_fn(|| next_error(socket)).take(MAX_REPORTS) {
+        if report.origin == Origin::Local && report.errno == Errno::MSGSIZE {
+            relayed.mtu = u16::try_from(report.info).unwrap_or(DEFAULT_MTU);
+        }
+        let Some((reason, quoted)) = Reason::of_report(&report).zip(quote(edge, &report)) else { continue };
+        let reporter = report.offender.and_then(|address| edge.guest_view(address));
+        relayed.count += 1;
+        edge.reported_to_tap(&quoted, reason, reporter);
+    }
+    relayed
+}
+
 impl Reason {
     /// What a failed host call means for the workspace; None when it is not about reachability.
     pub fn of(errno: Errno) -> Option<Self> {
@@ -65,7 +96,7 @@ impl Reason {
     }
 
     /// What the host's error queue says; None for what does not concern the workspace.
-    pub fn of_report(report: &ErrorReport) -> Option<Self> {
+    fn of_report(report: &ErrorReport) -> Option<Self> {
         let Origin::Network { kind, code } = report.origin else { return None };
         let mtu = || u16::try_from(report.info).unwrap_or(u16::MAX);
         match (report.is_ipv4, kind, code) {

@@ -22,8 +22,6 @@ use crate::wire::{IpPacket, UdpDatagram};
 const MAX_SEGMENTS: usize = 64;
 /// Bytes in one call: an IP packet's 65,535 less both headers.
 const MAX_BYTES: usize = 65_487;
-/// What a path that refuses without saying its MTU is taken to have.
-const DEFAULT_MTU: u16 = 1_500;
 
 /// Datagrams of one size on their way from one mapping to one destination.
 #[derive(Debug)]
@@ -229,10 +227,11 @@ impl Udp {
         let send = || rustix::net::sendto(&flow.socket, payload, SendFlags::NOSIGNAL | SendFlags::DONTWAIT, &host);
         let Err(errno) = retry(send) else { return };
         edge.counters.drops.host_full += 1;
-        if errno == Errno::MSGSIZE {
-            let mtu = self.errors_to_tap(edge, index).unwrap_or(DEFAULT_MTU);
-            edge.unreachable_to_tap(packet, Reason::TooBig(mtu));
-        } else if let Some(reason) = Reason::of_datagram(errno) {
+        let reason = match errno {
+            Errno::MSGSIZE => self.errors_to_tap(edge, index).map(Reason::TooBig),
+            errno => Reason::of_datagram(errno),
+        };
+        if let Some(reason) = reason {
             edge.unreachable_to_tap(packet, reason);
         }
     }

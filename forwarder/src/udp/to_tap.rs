@@ -8,8 +8,8 @@ use zerocopy::IntoBytes;
 use super::Udp;
 use super::mapping::Mapping;
 use crate::edge::Edge;
-use crate::gateway::unreachable::Reason;
-use crate::sys::socket::{self, Origin};
+use crate::gateway::unreachable;
+use crate::sys::socket::{self, ErrorReport};
 use crate::wire::build::Datagrams;
 use crate::wire::ip::header_for_quote;
 use crate::wire::transport::UdpHeader;
@@ -63,35 +63,30 @@ impl Udp {
         }
     }
 
-    /// What the host's network said about datagrams of this mapping, told to the workspace. Returns the MTU that this
-    /// host itself named last.
+    /// What the host's network said about datagrams of this mapping, told to the workspace. Returns the MTU of the one
+    /// that the host itself found too big.
     pub(super) fn errors_to_tap(&mut self, edge: &mut Edge, index: u32) -> Option<u16> {
-        let mut mtu = None;
-        for _ in 0..RECEIVES_A_TURN {
-            let flow = self.flows.get(index)?;
-            let Some(report) = socket::next_error(&flow.socket) else { break };
-            if report.origin == Origin::Local && report.errno == Errno::MSGSIZE {
-                mtu = u16::try_from(report.info).ok();
-            }
-            let Some(reason) = Reason::of_report(&report) else { continue };
-            let Some(destination) = report.destination else { continue };
-            let Some(remote) = edge.guest_view(destination.ip()) else { continue };
-            let reporter = report.offender.and_then(|address| edge.guest_view(address));
-            let len = UDP_LEN + report.payload().len();
-            let header = UdpHeader {
-                src_port: flow.guest.1.into(),
-                dst_port: destination.port().into(),
-                len: u16::try_from(len).unwrap_or(u16::MAX).into(),
-                checksum: 0.into(),
-            };
-            let mut quoted = header_for_quote(flow.guest.0, remote, PROTOCOL_UDP, len);
-            quoted.extend_from_slice(header.as_bytes());
-            quoted.extend_from_slice(report.payload());
-            edge.counters.udp.errors_relayed += 1;
-            edge.reported_to_tap(&quoted, reason, reporter);
-        }
-        mtu
+        let flow = self.flows.get(index)?;
+        let relayed = unreachable::relay(edge, &flow.socket, |edge, report| quoted(edge, flow, report));
+        edge.counters.udp.errors_relayed += relayed.count;
+        Some(relayed.mtu)
     }
+}
+
+/// The datagram a report is about, as the workspace sent it.
+fn quoted(edge: &Edge, flow: &Mapping, report: &ErrorReport) -> Option<Vec<u8>> {
+    let destination = report.destination?;
+    let len = UDP_LEN + report.payload().len();
+    let header = UdpHeader {
+        src_port: flow.guest.1.into(),
+        dst_port: destination.port().into(),
+        len: u16::try_from(len).unwrap_or(u16::MAX).into(),
+        checksum: 0.into(),
+    };
+    let mut quoted = header_for_quote(flow.guest.0, edge.guest_view(destination.ip())?, PROTOCOL_UDP, len);
+    quoted.extend_from_slice(header.as_bytes());
+    quoted.extend_from_slice(report.payload());
+    Some(quoted)
 }
 
 /// Receives behind `len` bytes that wait in the frame buffer. None: not for the workspace.
