@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use crate::lab::command::Finished;
 use crate::lab::netns::Netns;
-use crate::lab::servers::TcpServer;
+use crate::lab::servers::{self, TcpServer};
 use crate::lab::workspace::{Workspace, contains, url_host};
 use crate::lab::{HOST_V4, HOST_V6, REMOTE, dns};
 
@@ -165,6 +165,19 @@ fn outbound_address(ws: Workspace) -> Result<()> {
     ws = ws.flag("--host-loopback");
     let server = TcpServer::whoami(&ws.lab.host, "127.0.0.1".parse()?)?;
     ws.python(&format!("print(dial('10.0.2.2', {}).recv(99).decode())", server.addr.port()))?.printed("127.0.0.1")?;
+    // A datagram socket has one source for all it sends, wherever the first went.
+    let own = servers::udp_echo(&ws.lab.host, "127.0.0.1".parse()?)?;
+    let remote = ws.lab.remote.within(|| UdpSocket::bind((REMOTE[0], 0)))?;
+    remote.set_read_timeout(Some(Duration::from_secs(20)))?;
+    ws.python(&format!(
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(10)
+s.sendto(b'x', ('10.0.2.2', {})); print(s.recv(9)); s.sendto(b'y', ('{}', {}))",
+        own.port(),
+        REMOTE[0],
+        remote.local_addr()?.port()
+    ))?
+    .printed("b'x'")?;
+    ensure!(remote.recv_from(&mut [0; 9])?.1.ip().to_string() == OTHER[0]);
     dns::serve(&ws.lab.remote, REMOTE[0])?;
     ws.sh("dig +short remote.lab; dig +short +tcp remote.lab")?.printed(&format!("{0}\n{0}", REMOTE[0]))?;
     // An IPv6 socket on its way to an IPv4 address.

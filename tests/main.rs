@@ -24,6 +24,7 @@ mod differential;
 mod endurance;
 mod epoll;
 mod harness;
+mod icmp;
 mod isolation;
 mod lab;
 mod listening;
@@ -58,6 +59,7 @@ fn main() -> anyhow::Result<ExitCode> {
         names::CASES,
         configuration::CASES,
         datagrams::CASES,
+        icmp::CASES,
         differential::CASES,
         epoll::CASES,
         programs::CASES,

@@ -9,6 +9,7 @@ mod flow;
 mod gateway;
 mod icmp;
 pub mod link;
+mod marks;
 pub mod network;
 pub mod outbound;
 pub mod policy;

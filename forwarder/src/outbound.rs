@@ -21,28 +21,35 @@ impl Outbound {
     pub fn source(&self, destination: IpAddr) -> Option<IpAddr> {
         match destination {
             _ if destination.is_loopback() => None,
-            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
-            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+            _ => self.of_family(destination.is_ipv4()),
         }
     }
 
-    /// Binds a socket that has not gone to `destination` yet. Its port is chosen when it does, knowing the destination:
-    /// connections to different places share ports (IP_BIND_ADDRESS_NO_PORT, ip(7)). An address that the host has lost
-    /// is a network that cannot be reached.
-    pub fn bind(&self, socket: impl AsFd, destination: IpAddr) -> rustix::io::Result<()> {
-        let Some(source) = self.source(destination) else { return Ok(()) };
-        let source = match source {
-            // An IPv6 socket on its way to an IPv4 address.
-            IpAddr::V4(v4) if sockopt::socket_domain(&socket)? == AddressFamily::INET6 => v4.to_ipv6_mapped().into(),
-            source => source,
-        };
-        // Without it there are fewer connections, and nothing is wrong. It is gone afterwards, for a workspace may get
-        // the socket and look.
-        let _ = setsockopt(&socket, IpBindAddressNoPort, &true);
-        let bound = rustix::net::bind(&socket, &SocketAddr::new(source, 0));
-        let _ = setsockopt(&socket, IpBindAddressNoPort, &false);
-        bound.map_err(|errno| if errno == Errno::ADDRNOTAVAIL { Errno::NETUNREACH } else { errno })
+    pub fn of_family(&self, ipv4: bool) -> Option<IpAddr> {
+        if ipv4 { self.v4.map(IpAddr::V4) } else { self.v6.map(IpAddr::V6) }
     }
+
+    /// Binds a socket that is about to go to `destination`.
+    pub fn bind(&self, socket: impl AsFd, destination: IpAddr) -> rustix::io::Result<()> {
+        self.source(destination).map_or(Ok(()), |source| bind(socket, source))
+    }
+}
+
+/// Binds a socket that has not gone anywhere. Its port is chosen when it does, knowing the destination: connections to
+/// different places share ports (IP_BIND_ADDRESS_NO_PORT, ip(7)). An address that the host has lost is a network that
+/// cannot be reached.
+pub fn bind(socket: impl AsFd, source: IpAddr) -> rustix::io::Result<()> {
+    let source = match source {
+        // An IPv6 socket on its way to an IPv4 address.
+        IpAddr::V4(v4) if sockopt::socket_domain(&socket)? == AddressFamily::INET6 => v4.to_ipv6_mapped().into(),
+        source => source,
+    };
+    // Without it there are fewer connections, and nothing is wrong. It is gone afterwards, for a workspace may get
+    // the socket and look.
+    let _ = setsockopt(&socket, IpBindAddressNoPort, &true);
+    let bound = rustix::net::bind(&socket, &SocketAddr::new(source, 0));
+    let _ = setsockopt(&socket, IpBindAddressNoPort, &false);
+    bound.map_err(|errno| if errno == Errno::ADDRNOTAVAIL { Errno::NETUNREACH } else { errno })
 }
 
 #[cfg(test)]

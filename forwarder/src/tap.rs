@@ -31,6 +31,7 @@ const OFFLOADS: [u32; 4] = [
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
+    cuts_datagrams: bool,
 }
 
 /// What became of a frame given to [`Tap::write`].
@@ -70,12 +71,19 @@ impl Tap {
         }
         let status = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, status | OFlags::NONBLOCK)?;
-        Ok(Self::ready(fd))
+        let cuts_datagrams = accepted.is_some_and(|offloads| offloads & tun::TUN_F_USO4 != 0);
+        Ok(Self { fd, cuts_datagrams })
     }
 
     /// A descriptor that is set up already, whose reads and writes are frames.
+    #[cfg(test)]
     pub(crate) fn ready(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd, cuts_datagrams: true }
+    }
+
+    /// Frames may hold several UDP datagrams (USO): a kernel that can send them here can also take them.
+    pub fn cuts_datagrams(&self) -> bool {
+        self.cuts_datagrams
     }
 
     /// Reads one frame with its virtio-net header; None when there is none.

@@ -112,7 +112,9 @@ impl Lab {
     fn ping(&mut self, sequence: u16) -> Vec<u8> {
         let header = IcmpHeader { kind: 8, code: 0, checksum: 0.into(), id: 0.into(), sequence: sequence.into() };
         let len = self.buffer.put_payload(b"abc");
-        self.buffer.icmp(MACS, (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY)), header, len, 64).to_vec()
+        let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
+        let whole = self.buffer.icmp_whole(ends, header, len);
+        self.buffer.icmp(MACS, ends, whole, 64).to_vec()
     }
 
     /// Whether the gateway still answers a ping.
@@ -224,7 +226,12 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         vec(any::<u8>(), 0..40),
         (prop_oneof![Just(1u8), Just(6), Just(17), any::<u8>()], any::<bool>(), transport())
             .prop_map(|(protocol, partial, bytes)| ipv4_frame(protocol, 0, partial, &bytes)),
-        (any::<u16>(), transport()).prop_map(|(offset, bytes)| ipv4_frame(17, offset & 0x203f, true, &bytes)),
+        (prop_oneof![Just(1u8), Just(17)], any::<u16>(), transport()).prop_map(|(protocol, offset, bytes)| ipv4_frame(
+            protocol,
+            offset & 0x203f,
+            true,
+            &bytes
+        )),
         (prop_oneof![Just(58u8), Just(6), Just(17), Just(0), Just(44), any::<u8>()], any::<bool>(), transport())
             .prop_map(|(protocol, partial, bytes)| ipv6_frame(protocol, partial, &bytes)),
     ]

@@ -165,6 +165,8 @@ mod tests {
             dst: "ff02::1:ff00:2".parse().unwrap(),
             protocol: PROTOCOL_ICMPV6,
             hop_limit: 255,
+            tos: 0,
+            dont_fragment: false,
             fragment: None,
             payload,
             bytes: payload,

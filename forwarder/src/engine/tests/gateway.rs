@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 
 use super::*;
+use crate::wire::build::Datagrams;
 use crate::wire::{PROTOCOL_ICMPV6, PROTOCOL_UDP, UdpDatagram};
 
 /// Payloads of UDP datagrams among frames, with where they went.
@@ -30,7 +31,7 @@ fn heard_by(frames: &[Vec<u8>], kind: u8) -> Vec<([u8; 6], IpAddr)> {
 impl Lab {
     fn udp_from(&mut self, from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
         let len = self.buffer.put_payload(payload);
-        self.buffer.udp(MACS, from, to, len).to_vec()
+        self.buffer.udp(MACS, &Datagrams { src: from, dst: to, tos: 0, size: len, len }, 0).to_vec()
     }
 }
 
@@ -97,7 +98,8 @@ fn try_all(lab: &mut Lab, to: IpAddr, port: u16) {
     let syn = lab.buffer.tcp(MACS, (guest, to), header, &[], 0, u16::MAX).to_vec();
     let datagram = lab.udp_from((guest, 4000), (to, port), &[0; 20]);
     let echo = IcmpHeader { kind: 8, code: 0, checksum: 0.into(), id: 0.into(), sequence: 1.into() };
-    let ping = lab.buffer.icmp(MACS, (guest, to), echo, 0, 64).to_vec();
+    let len = lab.buffer.icmp_whole((guest, to), echo, 0);
+    let ping = lab.buffer.icmp(MACS, (guest, to), len, 64).to_vec();
     lab.feed(&[syn, datagram, ping]);
 }
 
