@@ -17,6 +17,7 @@
 mod attacks;
 mod capture;
 mod cases;
+mod configuration;
 mod connect;
 mod control;
 mod crash;
@@ -25,6 +26,7 @@ mod differential;
 mod endurance;
 mod epoll;
 mod harness;
+mod icmp;
 mod isolation;
 mod lab;
 mod listening;
@@ -58,7 +60,9 @@ fn main() -> anyhow::Result<ExitCode> {
         connect::CASES,
         listening::CASES,
         names::CASES,
+        configuration::CASES,
         datagrams::CASES,
+        icmp::CASES,
         differential::CASES,
         epoll::CASES,
         programs::CASES,

@@ -5,7 +5,7 @@
 //! writable; the data waits in the host's sockets.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -21,6 +21,7 @@ use crate::engine::Engine;
 use crate::flow::FlowId;
 use crate::link::Link;
 use crate::network::VirtualNetwork;
+use crate::outbound::Outbound;
 use crate::policy::Policy;
 use crate::tap::Tap;
 use crate::timer::Time;
@@ -49,8 +50,11 @@ pub const MEMORY_WORDS: usize = crate::tcp::ledger::WORDS;
 pub struct Config {
     pub network: VirtualNetwork,
     pub policy: Policy,
+    pub outbound: Outbound,
     /// The host's resolvers, in order; DNS to the virtual resolver goes to them.
-    pub resolvers: Vec<IpAddr>,
+    pub resolvers: Vec<SocketAddr>,
+    /// The host's search list, which DHCP and router advertisements pass on.
+    pub search: Vec<String>,
 }
 
 /// Descriptors, which the forwarder's successor gets as well.
@@ -184,6 +188,7 @@ impl Worker {
                 self.engine.timer(&mut self.edge, id);
             }
             self.engine.probe_orphans(&mut self.edge);
+            self.engine.advertise(&mut self.edge);
             self.engine.run_ready(&mut self.edge);
             if self.is_drained(!events.is_empty()) {
                 return Ok(());
@@ -236,7 +241,8 @@ impl Worker {
             0
         } else {
             let drained = self.draining.map(|(_, last)| last.after(DRAIN_QUIET_MS));
-            let deadlines = [self.edge.timers.next_deadline(), self.engine.orphans_deadline(), drained];
+            let advertisement = self.engine.advertisement_deadline(&self.edge);
+            let deadlines = [self.edge.timers.next_deadline(), self.engine.orphans_deadline(), advertisement, drained];
             deadlines.into_iter().flatten().min()?.since(self.edge.now)
         };
         let seconds = i64::try_from(millis / 1000).unwrap_or(i64::MAX);

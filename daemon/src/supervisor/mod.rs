@@ -28,6 +28,7 @@ mod notification;
 mod options;
 mod privileged_port;
 mod receivers;
+mod resolvers;
 mod route;
 mod session;
 mod sockaddr;
@@ -45,6 +46,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::network::VirtualNetwork;
+use sidestep_forwarder::outbound::Outbound;
 use sidestep_forwarder::policy::Policy;
 use tokio::io::Interest;
 use tokio::time::{MissedTickBehavior, interval};
@@ -80,6 +82,7 @@ pub struct Start {
     pub strict: bool,
     pub network: VirtualNetwork,
     pub policy: Policy,
+    pub outbound: Outbound,
     pub extent: Extent,
     /// Index of the TAP inside the workspace's network namespace.
     pub tap_ifindex: u32,
@@ -134,6 +137,7 @@ pub fn run(
     let _in_event_loop = runtime.enter();
     let link = Link::start(link, start.restarts.forwarder)?;
     start_control(&start, &counters, &link);
+    tokio::spawn(resolvers::follow(link));
     let session = match session {
         Some((listener, factory)) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;
@@ -204,6 +208,7 @@ fn serve(
         workspace,
         host,
         host_netns: ground.host,
+        outbound: start.outbound,
         userns: handles.userns,
         netns: handles.netns,
         memory: swap::Memory::default(),

@@ -185,7 +185,7 @@ impl Nested {
 
 /// None: not by a gateway, or not by a veth into the workspace.
 fn leaving(nested: &Oracle, workspace: BorrowedFd<'_>, destination: IpAddr, uid: u32) -> io::Result<Option<Leaving>> {
-    let route = nested.route(destination, Packet::Own { uid: Some(uid) })?;
+    let route = nested.route(destination, Packet::Own { uid: Some(uid), source: None })?;
     let Some(Route { kind: libc::RTN_UNICAST, device, source: Some(source), gateway: Some(gateway) }) = route else {
         return Ok(None);
     };

@@ -55,8 +55,8 @@ pub struct Route {
 /// Whose packet a question is about.
 #[derive(Clone, Copy, Debug)]
 pub enum Packet {
-    /// Of a socket of the namespace; its owner, where that is known.
-    Own { uid: Option<u32> },
+    /// Of a socket of the namespace; its owner, where that is known, and its address, where the routes do not choose it.
+    Own { uid: Option<u32>, source: Option<IpAddr> },
     /// One that comes in by a device: the kernel then answers as it would treat it, forwarding and reverse path too.
     Received { source: IpAddr, device: u32 },
 }
@@ -83,7 +83,7 @@ impl Oracle {
 
     /// Asks as the owner of a workspace's socket would be routed; `uid` is that owner.
     pub fn inside(&self, destination: IpAddr, uid: u32, tap: u32) -> InsideRoute {
-        match self.route(destination, Packet::Own { uid: Some(uid) }) {
+        match self.route(destination, Packet::Own { uid: Some(uid), source: None }) {
             Ok(Some(Route { kind: libc::RTN_UNICAST, device, source, .. })) if device == tap => {
                 InsideRoute::OurTap { source }
             }
@@ -91,8 +91,9 @@ impl Oracle {
         }
     }
 
-    pub fn host(&self, destination: IpAddr) -> HostRoute {
-        match self.route(destination, Packet::Own { uid: None }) {
+    /// `source`: the address a connection would come from, where the routes do not choose it.
+    pub fn host(&self, destination: IpAddr, source: Option<IpAddr>) -> HostRoute {
+        match self.route(destination, Packet::Own { uid: None, source }) {
             Ok(Some(Route { kind: libc::RTN_UNICAST, device, .. })) => HostRoute::One { device },
             Ok(Some(Route { kind: libc::RTN_LOCAL, .. })) => HostRoute::Own,
             Ok(Some(Route { kind: libc::RTN_BROADCAST | libc::RTN_MULTICAST | libc::RTN_ANYCAST, .. })) => {
@@ -140,28 +141,28 @@ impl Oracle {
 
 /// rtmsg, RTA_DST, and what there is to say about the packet.
 fn route_request(destination: IpAddr, packet: Packet, sequence: u32) -> Request {
-    let (family, octets) = match destination {
-        IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec()),
-        IpAddr::V6(v6) => (libc::AF_INET6, v6.octets().to_vec()),
+    let octets = |addr| match addr {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
     };
-    let bits = u8::try_from(octets.len() * 8).unwrap_or(0);
+    let (family, bits) = if destination.is_ipv4() { (libc::AF_INET, 32) } else { (libc::AF_INET6, 128) };
+    let source = match packet {
+        Packet::Own { source, .. } => source,
+        Packet::Received { source, .. } => Some(source),
+    };
     let mut rtmsg = [0; RTMSG];
     rtmsg[0] = u8::try_from(family).unwrap_or(0);
     rtmsg[1] = bits;
-    if let Packet::Received { .. } = packet {
-        rtmsg[2] = bits;
+    rtmsg[2] = if source.is_some() { bits } else { 0 };
+    let mut request = Request::new(libc::RTM_GETROUTE, 0, sequence, &rtmsg);
+    request = request.attribute(libc::RTA_DST, &octets(destination));
+    if let Some(source) = source {
+        request = request.attribute(libc::RTA_SRC, &octets(source));
     }
-    let request = Request::new(libc::RTM_GETROUTE, 0, sequence, &rtmsg).attribute(libc::RTA_DST, &octets);
     match packet {
-        Packet::Own { uid: None } => request,
-        Packet::Own { uid: Some(uid) } => request.attribute(libc::RTA_UID, &uid.to_ne_bytes()),
-        Packet::Received { source, device } => {
-            let request = match source {
-                IpAddr::V4(v4) => request.attribute(libc::RTA_SRC, &v4.octets()),
-                IpAddr::V6(v6) => request.attribute(libc::RTA_SRC, &v6.octets()),
-            };
-            request.attribute(libc::RTA_IIF, &device.to_ne_bytes())
-        }
+        Packet::Own { uid: None, .. } => request,
+        Packet::Own { uid: Some(uid), .. } => request.attribute(libc::RTA_UID, &uid.to_ne_bytes()),
+        Packet::Received { device, .. } => request.attribute(libc::RTA_IIF, &device.to_ne_bytes()),
     }
 }
 
@@ -215,15 +216,25 @@ mod tests {
         let oracle = own();
         for address in ["127.0.0.1", "::1", "127.255.0.9"] {
             let address = address.parse().unwrap();
-            assert_eq!(oracle.host(address), HostRoute::Own);
+            assert_eq!(oracle.host(address, None), HostRoute::Own);
             assert_eq!(oracle.inside(address, 0, 1), InsideRoute::Elsewhere, "local, although its device is 1");
         }
-        assert_eq!(oracle.host("127.255.255.255".parse().unwrap()), HostRoute::Many);
+        assert_eq!(oracle.host("127.255.255.255".parse().unwrap(), None), HostRoute::Many);
+    }
+
+    #[test]
+    fn a_source_is_asked_about_too() {
+        let own = own();
+        let (destination, source) = ("127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap());
+        assert_eq!(own.host(destination, Some(source)), HostRoute::Own);
+        let (v6, lost) = ("::1".parse().unwrap(), "2001:db8::77".parse().unwrap());
+        assert_eq!((own.host(v6, Some(v6)), own.host(v6, Some(lost))), (HostRoute::Own, HostRoute::Own));
     }
 
     #[test]
     fn replies_that_do_not_fit() {
-        let question = route_request("192.0.2.1".parse().unwrap(), Packet::Own { uid: Some(0) }, 7).bytes();
+        let question =
+            route_request("192.0.2.1".parse().unwrap(), Packet::Own { uid: Some(0), source: None }, 7).bytes();
         assert_eq!(question.len(), HEADER + RTMSG + 8 + 8);
         let reply = |bytes: &[u8], sequence| {
             answer(bytes, sequence, libc::RTM_NEWROUTE).and_then(|a| a.map(|a| route(a.body)).transpose())

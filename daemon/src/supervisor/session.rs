@@ -1,6 +1,7 @@
 //! The pipeline of one call: receive → copy → decode → facts → decide → act → reply.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -211,7 +212,10 @@ impl Session {
             return Ways { inside, netfilter: Netfilter::CouldTouch, host: HostRoute::None };
         };
         let netfilter = self.netfilter.ask(source, request, Way::ByTap(tap));
-        let host = if netfilter == Netfilter::Untouched { self.host.host(ip) } else { HostRoute::None };
+        let host = match netfilter {
+            Netfilter::Untouched => self.host_route(ip),
+            Netfilter::CouldTouch => HostRoute::None,
+        };
         Ways { inside, netfilter, host }
     }
 
@@ -235,11 +239,15 @@ impl Session {
         };
         let (inside, netfilter) = nested.way(&workspace, &asked, request, stopped.facts.uid)?;
         let host = match netfilter {
-            Netfilter::Untouched => self.host.host(request.destination.ip().to_canonical()),
+            Netfilter::Untouched => self.host_route(request.destination.ip().to_canonical()),
             Netfilter::CouldTouch => HostRoute::None,
         };
         stopped.nested = Some(asked);
         Ok(Ways { inside, netfilter, host })
+    }
+
+    fn host_route(&self, destination: IpAddr) -> HostRoute {
+        self.host.host(destination, self.swap.outbound.source(destination))
     }
 
     fn act(

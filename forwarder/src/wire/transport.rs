@@ -168,6 +168,10 @@ impl<'a> UdpDatagram<'a> {
         let len = usize::from(header.len.get());
         let datagram = ip.payload.get(..len).ok_or(Malformed::Truncated)?;
         let payload = datagram.get(UDP_LEN..).ok_or(Malformed::Header)?;
+        // Nobody's (RFC 768 reserves it as a source only).
+        if header.dst_port.get() == 0 {
+            return Err(Malformed::Header);
+        }
         let has_checksum = header.checksum.get() != 0;
         if ip.dst.is_ipv6() && !has_checksum && !partial {
             return Err(Malformed::Checksum);
@@ -226,6 +230,8 @@ mod tests {
             dst: [192, 0, 2, 1].into(),
             protocol,
             hop_limit: 64,
+            tos: 0,
+            dont_fragment: false,
             fragment: None,
             payload,
             bytes: payload,
