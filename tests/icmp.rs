@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, ensure};
 
+use crate::lab::netns::Netns;
 use crate::lab::workspace::{Workspace, contains};
 use crate::lab::{REMOTE, UNREACHABLE, servers};
 
@@ -14,6 +15,7 @@ crate::cases! {
     TAP: hops, mtu_of_a_path, mtu_of_the_host, jumbo, ping_forbidden;
 }
 
+const VIRTUAL: [&str; 4] = ["10.0.2.2", "10.0.2.3", "fd00::2", "fd00::3"];
 /// Behind the remote, by way of a router that has the packets come back, over a link of a smaller MTU.
 const BEYOND: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 9)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, 0, 9))];
@@ -42,7 +44,7 @@ fn ping(ws: Workspace) -> Result<()> {
 }
 
 fn ping_virtual_addresses(ws: Workspace) -> Result<()> {
-    for addr in ["10.0.2.2", "10.0.2.3", "fd00::2", "fd00::3"] {
+    for addr in VIRTUAL {
         ws.run(["ping", "-c1", "-W5", addr])?.succeeded()?;
         ws.run(["ping", "-c1", "-t1", "-s4000", "-W5", addr])?.succeeded()?;
     }
@@ -138,10 +140,15 @@ s.send(sent); print(*reported(s)[:1]); s.send(sent); print(mtu(s), s.recv(65536)
 
 /// Where the host has no ping sockets for the caller: said at once, and the virtual addresses answer all the same.
 fn ping_forbidden(ws: Workspace) -> Result<()> {
-    ws.lab.host.sysctl("ipv4/ping_group_range", "1 0")?;
+    // What a kernel begins with: ping sockets for nobody.
+    let (host, ws) = (Netns::new()?, ws.flag("--ipv6=on"));
+    let ping = |addr: &str| ws.program(["ping", "-c1", "-W5", addr]).run(&host);
     for addr in REMOTE {
-        let done = ws.run(["ping", "-c1", "-W5", &addr.to_string()])?.exited(1)?;
+        let done = ping(&addr.to_string())?.exited(1)?;
         ensure!(done.stdout.to_lowercase().contains("prohibited"), "{done}");
     }
-    ping_virtual_addresses(ws)
+    for addr in VIRTUAL {
+        ping(addr)?.succeeded()?;
+    }
+    Ok(())
 }
