@@ -10,6 +10,7 @@ mod icmp;
 pub mod network;
 pub mod policy;
 mod reassembly;
+pub mod sandbox;
 mod sys;
 pub mod tap;
 mod tcp;
