@@ -121,6 +121,9 @@ const FATAL: &[c_long] = &[
     libc::SYS_kexec_load,
 ];
 
+/// linux/sockios.h; libc has it for other systems only.
+const SIOCATMARK: libc::Ioctl = 0x8905;
+
 /// socket(2)'s type without its flags.
 const TYPE: u64 = 0xf;
 
@@ -171,9 +174,9 @@ fn with_arguments(own_pid: c_int) -> Vec<(c_long, Vec<Argument>)> {
     for command in [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_GETFL, libc::F_SETFL] {
         rules.push((libc::SYS_fcntl, vec![int(1, command)]));
     }
-    // O_NONBLOCK as the standard library sets it, and how much a socket holds. Nothing of terminals (standard error may
-    // be one) or of the TAP.
-    for request in [libc::FIONBIO, libc::FIONREAD, libc::TIOCOUTQ] {
+    // O_NONBLOCK as the standard library sets it; how much a socket holds, and whether urgent data is next. Nothing of
+    // terminals (standard error may be one) or of the TAP.
+    for request in [libc::FIONBIO, libc::FIONREAD, libc::TIOCOUTQ, SIOCATMARK] {
         rules.push((libc::SYS_ioctl, vec![Argument { index: 1, mask: u64::MAX, value: request }]));
     }
     // abort(3): a signal to itself only.
@@ -214,7 +217,78 @@ mod tests {
         build(1).unwrap();
     }
 
-    /// In a thread of its own, so that the test runner stays without the filter.
+    /// What the program says about a call: a filter machine of what libseccomp's programs are made of.
+    fn verdict(program: &Program, number: c_long, arguments: [u64; 6]) -> u32 {
+        const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+        const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+        const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+        let architecture: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
+        // struct seccomp_data: number, architecture, instruction pointer, arguments (low half first).
+        let mut data = vec![u32::try_from(number).unwrap(), architecture, 0, 0];
+        let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap();
+        data.extend(arguments.iter().flat_map(|&argument| [half(argument), half(argument >> 32)]));
+        let (mut accumulator, mut at) = (0_u32, 0);
+        loop {
+            let instruction = program.instructions[at];
+            at += 1;
+            let operand = instruction.k;
+            let mut jump = |taken: bool| at += usize::from(if taken { instruction.jt } else { instruction.jf });
+            match u32::from(instruction.code) {
+                LOAD => accumulator = data[operand as usize / 4],
+                AND => accumulator &= operand,
+                RETURN => return operand,
+                code if code == libc::BPF_JMP | libc::BPF_JA => at += operand as usize,
+                code if code == libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K => jump(accumulator == operand),
+                code if code == libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K => jump(accumulator > operand),
+                code if code == libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K => jump(accumulator >= operand),
+                code => panic!("an instruction {code:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn calls_by_their_arguments() {
+        const PID: c_int = 4711;
+        let int = |value: c_int| u64::from(value.unsigned_abs());
+        let program = build(PID).unwrap();
+        let allow = libc::SECCOMP_RET_ALLOW;
+        let refused = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
+        let own = int(PID);
+        let (anonymous, read_write) =
+            (int(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS), int(libc::PROT_READ | libc::PROT_WRITE));
+        let stream = int(libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
+        let cases: &[(c_long, [u64; 6], u32)] = &[
+            (libc::SYS_read, [0; 6], allow),
+            (libc::SYS_openat, [0; 6], refused),
+            (libc::SYS_clone, [int(libc::CLONE_VM | libc::CLONE_THREAD), 0, 0, 0, 0, 0], refused),
+            (libc::SYS_clone3, [0; 6], refused),
+            (libc::SYS_mprotect, [0, 0, int(libc::PROT_EXEC), 0, 0, 0], refused),
+            (libc::SYS_execve, [0; 6], libc::SECCOMP_RET_KILL_PROCESS),
+            (libc::SYS_kill, [own, 9, 0, 0, 0, 0], libc::SECCOMP_RET_KILL_PROCESS),
+            (libc::SYS_tgkill, [own, own, 6, 0, 0, 0], allow),
+            (libc::SYS_tgkill, [own + 1, own + 1, 6, 0, 0, 0], refused),
+            (libc::SYS_mmap, [0, 4096, read_write, anonymous, u64::MAX, 0], allow),
+            (libc::SYS_mmap, [0, 4096, read_write | int(libc::PROT_EXEC), anonymous, u64::MAX, 0], refused),
+            (libc::SYS_mmap, [0, 4096, read_write, int(libc::MAP_SHARED), 3, 0], refused),
+            (libc::SYS_socket, [int(libc::AF_INET6), stream, 0, 0, 0, 0], allow),
+            // What is above the int, the kernel does not see either.
+            (libc::SYS_socket, [int(libc::AF_INET6) | 1 << 32, stream, 0, 0, 0, 0], allow),
+            (libc::SYS_socket, [int(libc::AF_INET), stream, int(libc::IPPROTO_MPTCP), 0, 0, 0], refused),
+            (libc::SYS_socket, [int(libc::AF_UNIX), stream, 0, 0, 0, 0], refused),
+            (libc::SYS_socket, [int(libc::AF_INET), int(libc::SOCK_RAW), int(libc::IPPROTO_UDP), 0, 0, 0], refused),
+            (libc::SYS_ioctl, [2, libc::TIOCSTI, 0, 0, 0, 0], refused),
+            (libc::SYS_ioctl, [3, libc::FIONREAD, 0, 0, 0, 0], allow),
+            (libc::SYS_fcntl, [3, int(libc::F_SETFL), 0, 0, 0, 0], allow),
+            (libc::SYS_fcntl, [3, int(libc::F_SETOWN), 1, 0, 0, 0], refused),
+            (libc::SYS_setsockopt, [3, int(libc::IPPROTO_TCP), int(libc::TCP_ULP), 0, 0, 0], refused),
+            (libc::SYS_setsockopt, [3, int(libc::SOL_SOCKET), int(libc::SO_LINGER), 0, 0, 0], allow),
+        ];
+        for &(number, arguments, want) in cases {
+            assert_eq!(verdict(&program, number, arguments), want, "call {number} with {arguments:x?}");
+        }
+    }
+
+    /// On the kernel, in a thread of its own, so that the test runner stays without the filter.
     #[test]
     fn sockets_and_options_by_their_arguments() {
         let pid = nix::unistd::getpid().as_raw();

@@ -27,7 +27,6 @@ fn install(program: &Program, flags: libc::c_ulong) -> io::Result<libc::c_long> 
     let fprog = libc::sock_fprog { len: length, filter: program.instructions.as_ptr().cast_mut() };
     // SAFETY: `fprog` points to `length` instructions that live until the call returns; the kernel copies and only
     // reads them.
-    let result =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const fprog) };
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const fprog) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
