@@ -32,6 +32,7 @@ mod policy;
 mod programs;
 mod routes;
 mod run;
+mod sandbox;
 mod signals;
 mod tcp;
 
@@ -43,6 +44,9 @@ use libtest_mimic::Arguments;
 use lab::world;
 
 fn main() -> anyhow::Result<ExitCode> {
+    if let Some(code) = sandbox::attempt()? {
+        return Ok(code);
+    }
     let sidestep = std::env::var_os("SIDESTEP_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_sidestep").into());
     if let Some(code) = world::enter(&PathBuf::from(sidestep))? {
         return Ok(code);
@@ -64,6 +68,7 @@ fn main() -> anyhow::Result<ExitCode> {
         routes::CASES,
         netfilter::CASES,
         signals::CASES,
+        sandbox::CASES,
         crash::CASES,
         endurance::CASES,
         attacks::CASES,

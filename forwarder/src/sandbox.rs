@@ -20,7 +20,9 @@
 use std::io;
 
 use anyhow::Context as _;
-use landlock::{ABI, Access as _, AccessFs, CompatLevel, Compatible as _, Ruleset, RulesetAttr as _, RulesetStatus, Scope};
+use landlock::{
+    ABI, Access as _, AccessFs, CompatLevel, Compatible as _, Ruleset, RulesetAttr as _, RulesetStatus, Scope,
+};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -103,6 +105,8 @@ pub fn enter_landlock() -> anyhow::Result<()> {
 /// Loads the allow-list; the last step, as it allows none of the others.
 pub fn filter_calls() -> anyhow::Result<()> {
     let program = forwarder::build(getpid().as_raw_nonzero().get())?;
+    // The kernel wants it of whoever has no capability.
+    rustix::thread::set_no_new_privs(true)?;
     load::load_for_ourselves(&program)?;
     Ok(())
 }
