@@ -3,6 +3,7 @@
 //!
 //! One socket for each (workspace address, destination, identifier). The kernel puts an identifier of its own on the
 //! wire; the workspace's comes back with the reply. Other ICMP messages of the workspace are dropped.
+#![forbid(unsafe_code)]
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;

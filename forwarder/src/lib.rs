@@ -1,6 +1,8 @@
 //! The TAP forwarder: Ethernet frames of one workspace to host sockets and back, and the egress policy that both it
 //! and the bypass obey.
 
+#![deny(unsafe_code)]
+
 pub mod counters;
 mod edge;
 mod engine;

@@ -5,6 +5,7 @@
 //!
 //! Errors of the host's network come back through the sockets' error queues (IP_RECVERR) and reach the workspace as
 //! ICMP. Datagrams the host's socket does not take are dropped and counted, as a network would.
+#![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
