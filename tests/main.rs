@@ -16,6 +16,7 @@
 
 mod attacks;
 mod cases;
+mod configuration;
 mod connect;
 mod crash;
 mod datagrams;
@@ -59,6 +60,7 @@ fn main() -> anyhow::Result<ExitCode> {
         connect::CASES,
         listening::CASES,
         names::CASES,
+        configuration::CASES,
         datagrams::CASES,
         differential::CASES,
         epoll::CASES,

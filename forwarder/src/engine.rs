@@ -8,6 +8,7 @@ use rustix::event::epoll::EventFlags;
 
 use crate::edge::Edge;
 use crate::flow::{FlowId, Kind};
+use crate::gateway::dhcp::Dhcp;
 use crate::gateway::{arp, ndp};
 use crate::icmp::Icmp;
 use crate::reassembly::Reassembly;
@@ -25,13 +26,23 @@ pub struct Engine {
     tcp: Tcp,
     udp: Udp,
     icmp: Icmp,
+    dhcp: Dhcp,
     reassembly: Reassembly,
+    /// When the gateway next says unasked what holds on its link.
+    advertisement: Time,
 }
 
 impl Engine {
     /// `memory` outlives this process: what is in it of a predecessor is ended.
     pub fn new(memory: &'static [AtomicU64]) -> Self {
-        Self { tcp: Tcp::new(memory), udp: Udp::new(), icmp: Icmp::new(), reassembly: Reassembly::default() }
+        Self {
+            tcp: Tcp::new(memory),
+            udp: Udp::new(),
+            icmp: Icmp::new(),
+            dhcp: Dhcp::default(),
+            reassembly: Reassembly::default(),
+            advertisement: Time(0),
+        }
     }
 
     /// Takes in the frames of one wake.
@@ -97,6 +108,9 @@ impl Engine {
             }
             PROTOCOL_UDP => {
                 let datagram = UdpDatagram::parse(ip, partial)?;
+                if self.dhcp.datagram_from_tap(edge, ip, &datagram)? {
+                    return Ok(());
+                }
                 let is_uso = frame.vnet.gso_kind() == VnetHeader::GSO_UDP_L4;
                 let segment = is_uso.then(|| frame.vnet.gso_size.get()).filter(|&size| size > 0);
                 self.udp.datagram_from_tap(edge, ip, &datagram, segment);
@@ -147,6 +161,19 @@ impl Engine {
         self.tcp.probe_orphans(edge);
     }
 
+    /// When [`Self::advertise`] has something to do.
+    pub fn advertisement_deadline(&self, edge: &Edge) -> Option<Time> {
+        edge.config.network.v6.map(|_| self.advertisement)
+    }
+
+    /// Sends the router advertisement that is due.
+    pub fn advertise(&mut self, edge: &mut Edge) {
+        if edge.now >= self.advertisement {
+            self.advertisement = edge.now.after(ndp::INTERVAL_MS);
+            ndp::advertise(edge);
+        }
+    }
+
     /// Something the workspace sent, or may still send, has not been given to the host.
     pub fn is_owed_to_host(&self) -> bool {
         self.tcp.is_owed_to_host()
@@ -164,4 +191,4 @@ impl Engine {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -112,6 +112,7 @@ impl Icmp {
         let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, Some(protocol)).inspect_err(|_| {
             edge.counters.ping.exhausted += 1;
         })?;
+        edge.config.outbound.bind(&socket, destination.ip())?;
         rustix::net::connect(&socket, &destination)?;
         let inserted = self.flows.insert(key, |id| {
             edge.watch(&socket, id).ok()?;

@@ -3,13 +3,16 @@
 
 #![deny(unsafe_code)]
 
+pub mod channel;
 pub mod counters;
 mod edge;
 mod engine;
 mod flow;
 mod gateway;
 mod icmp;
+pub mod link;
 pub mod network;
+pub mod outbound;
 pub mod policy;
 mod reassembly;
 pub mod sandbox;
@@ -21,4 +24,4 @@ mod udp;
 mod wire;
 pub mod worker;
 
-pub use worker::{Config, MEMORY_WORDS, run};
+pub use worker::{Config, Handles, MEMORY_WORDS, run};

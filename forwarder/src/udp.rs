@@ -20,6 +20,7 @@ use crate::edge::Edge;
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::gateway::dns::{self, Dns};
 use crate::gateway::unreachable::Reason;
+use crate::outbound::Outbound;
 use crate::policy::{Denial, Egress, Transport};
 use crate::sys;
 use crate::tap::Written;
@@ -88,7 +89,7 @@ impl Udp {
                 None => return,
             },
         };
-        let Some(index) = found.or_else(|| self.open(edge, ip, datagram)) else { return };
+        let Some(index) = found.or_else(|| self.open(edge, ip, datagram, host)) else { return };
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.last_used = edge.now;
         flow.is_recent = true;
@@ -124,7 +125,10 @@ impl Udp {
         match edge.egress(destination, Transport::Udp) {
             Egress::Host(host) => return Some(host),
             Egress::Resolver if destination.port() == dns::PORT => self.dns.query_from_tap(edge, ip, datagram),
-            Egress::Resolver => edge.unreachable_to_tap(ip.bytes, Reason::Port),
+            Egress::Resolver => {
+                edge.counters.udp.flows.denied += 1;
+                edge.unreachable_to_tap(ip.bytes, Reason::Port);
+            }
             Egress::Denied(Denial::Multicast) => edge.counters.drops.multicast += 1,
             Egress::Denied(_) if is_broadcast => edge.counters.drops.multicast += 1,
             Egress::Denied(denial) => {
@@ -135,21 +139,27 @@ impl Udp {
         None
     }
 
-    fn open(&mut self, edge: &mut Edge, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>) -> Option<u32> {
+    fn open(
+        &mut self,
+        edge: &mut Edge,
+        ip: &IpPacket<'_>,
+        datagram: &UdpDatagram<'_>,
+        host: SocketAddr,
+    ) -> Option<u32> {
         if self.flows.is_full() {
             self.evict(edge);
         }
-        let mut opened = open_socket(ip.src.is_ipv4());
+        let mut opened = open_socket(&edge.config.outbound, host);
         if let Err(Errno::MFILE | Errno::NFILE) = opened {
             // Mappings age; connections, which need descriptors too, do not.
             self.evict(edge);
-            opened = open_socket(ip.src.is_ipv4());
+            opened = open_socket(&edge.config.outbound, host);
         }
         let socket = match opened {
             Ok(socket) => socket,
-            Err(_) => {
+            Err(errno) => {
                 edge.counters.udp.flows.exhausted += 1;
-                edge.unreachable_to_tap(ip.bytes, Reason::Port);
+                edge.unreachable_to_tap(ip.bytes, Reason::of(errno).unwrap_or(Reason::Port));
                 return None;
             }
         };
@@ -302,7 +312,9 @@ impl Udp {
     }
 }
 
-fn open_socket(is_ipv4: bool) -> rustix::io::Result<OwnedFd> {
+/// A socket whose first datagram goes to `host`.
+fn open_socket(outbound: &Outbound, host: SocketAddr) -> rustix::io::Result<OwnedFd> {
+    let is_ipv4 = host.is_ipv4();
     let family = if is_ipv4 { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
@@ -311,6 +323,7 @@ fn open_socket(is_ipv4: bool) -> rustix::io::Result<OwnedFd> {
         rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
     }
     sys::socket::receive_errors(&socket, is_ipv4)?;
+    outbound.bind(&socket, host.ip())?;
     Ok(socket)
 }
 

@@ -67,12 +67,19 @@ struct Worker {
     channel: Channel,
 }
 
-/// Both workers, and everything they need to be started again.
-pub struct Workers {
+/// What every supervisor and every forwarder gets, those included that come after one which died.
+struct Kept {
     made: Made,
     /// What the supervisor has not answered, and which connections the forwarder has.
     ledger: OwnedFd,
     connections: OwnedFd,
+    /// The link between the two: the supervisor's end and the forwarder's.
+    link: (Channel, Channel),
+}
+
+/// Both workers, and everything they need to be started again.
+pub struct Workers {
+    kept: Kept,
     log: LogSettings,
     supervisor_start: SupervisorStart,
     forwarder_config: sidestep_forwarder::Config,
@@ -84,13 +91,19 @@ pub struct Workers {
 impl Workers {
     /// Starts both and waits until they are ready.
     pub fn start(plan: &Plan, made: Made, log: LogSettings, state_dir: &Path) -> anyhow::Result<Self> {
-        let ledger = memory("sidestep-ledger", ledger::SIZE)?;
-        let connections = memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?;
+        let kept = Kept {
+            ledger: memory("sidestep-ledger", ledger::SIZE)?,
+            connections: memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?,
+            link: Channel::pair().context("cannot make a socket pair")?,
+            made,
+        };
+        let made = &kept.made;
         let supervisor_start = SupervisorStart {
             start: supervisor::Start {
                 strict: made.active == Active::Strict,
                 network: plan.network.clone(),
                 policy: plan.policy.clone(),
+                outbound: plan.outbound,
                 extent: plan.extent,
                 tap_ifindex: made.tap_ifindex,
             },
@@ -99,19 +112,21 @@ impl Workers {
         let forwarder_config = sidestep_forwarder::Config {
             network: plan.network.clone(),
             policy: plan.policy.clone(),
+            outbound: plan.outbound,
             resolvers: plan.resolvers.clone(),
+            search: plan.search.clone(),
         };
-        let supervisor = start(Kind::Supervisor, log, &supervisor_start, &supervisor_fds(&made, &ledger))?;
-        let forwarder = start(Kind::Forwarder, log, &forwarder_config, &[made.tap.as_fd(), connections.as_fd()])?;
+        let supervisor = start(Kind::Supervisor, log, &supervisor_start, &kept.supervisor_fds())?;
+        let forwarder = start(Kind::Forwarder, log, &forwarder_config, &kept.forwarder_fds())?;
         for worker in [&supervisor, &forwarder] {
             worker.wait_ready()?;
         }
         let restarts = VecDeque::new();
-        Ok(Self { made, ledger, connections, log, supervisor_start, forwarder_config, supervisor, forwarder, restarts })
+        Ok(Self { kept, log, supervisor_start, forwarder_config, supervisor, forwarder, restarts })
     }
 
     pub fn made(&self) -> &Made {
-        &self.made
+        &self.kept.made
     }
 
     pub fn supervisor(&self) -> Pid {
@@ -137,12 +152,10 @@ impl Workers {
         tracing::warn!("the {} ended with {how} and is started again", kind.name());
         match kind {
             Kind::Supervisor => {
-                let fds = supervisor_fds(&self.made, &self.ledger);
-                self.supervisor = start(kind, self.log, &self.supervisor_start, &fds)?;
+                self.supervisor = start(kind, self.log, &self.supervisor_start, &self.kept.supervisor_fds())?;
             }
             Kind::Forwarder => {
-                let fds = [self.made.tap.as_fd(), self.connections.as_fd()];
-                self.forwarder = start(kind, self.log, &self.forwarder_config, &fds)?;
+                self.forwarder = start(kind, self.log, &self.forwarder_config, &self.kept.forwarder_fds())?;
             }
         }
         Ok(true)
@@ -151,7 +164,7 @@ impl Workers {
     /// Closes their channels, and everything we hold for them, and waits for their end.
     pub fn stop(self) {
         let workers = [self.supervisor, self.forwarder].map(|worker| worker.pid);
-        drop((self.made, self.ledger, self.connections));
+        drop(self.kept);
         let deadline = Instant::now() + STOP_WITHIN;
         for pid in workers {
             wait_until(pid, deadline);
@@ -173,10 +186,18 @@ fn memory(name: &str, size: usize) -> anyhow::Result<OwnedFd> {
     Ok(memory)
 }
 
-/// In the order of [`supervisor::Handles`].
-fn supervisor_fds<'a>(made: &'a Made, ledger: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
-    let listener = made.listener.as_ref();
-    listener.into_iter().chain([ledger, &made.userns, &made.netns]).map(AsFd::as_fd).collect()
+impl Kept {
+    /// In the order of [`supervisor::Handles`], and the link.
+    fn supervisor_fds(&self) -> Vec<BorrowedFd<'_>> {
+        let listener = self.made.listener.as_ref();
+        let others = [&self.ledger, &self.made.userns, &self.made.netns];
+        listener.into_iter().chain(others).map(AsFd::as_fd).chain([self.link.0.as_fd()]).collect()
+    }
+
+    /// In the order in which [`crate::cli`] takes them.
+    fn forwarder_fds(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.made.tap.as_fd(), self.connections.as_fd(), self.link.1.as_fd()]
+    }
 }
 
 fn start<T: Serialize>(kind: Kind, log: LogSettings, config: &T, fds: &[BorrowedFd<'_>]) -> anyhow::Result<Worker> {

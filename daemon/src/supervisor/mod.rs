@@ -16,12 +16,14 @@ mod fuzz;
 mod host_socket;
 mod in_place;
 pub mod ledger;
+mod link;
 mod netfilter;
 mod netlink;
 mod notification;
 mod options;
 mod privileged_port;
 mod receivers;
+mod resolvers;
 mod route;
 mod session;
 mod sockaddr;
@@ -38,6 +40,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::network::VirtualNetwork;
+use sidestep_forwarder::outbound::Outbound;
 use sidestep_forwarder::policy::Policy;
 use tokio::io::Interest;
 use tokio::time::{MissedTickBehavior, interval};
@@ -51,6 +54,7 @@ use self::epoll::Epolls;
 use self::factory::Factory;
 use self::host_socket::Untouched;
 use self::ledger::Ledger;
+use self::link::Link;
 use self::route::Oracle;
 use self::session::Session;
 use self::swap::Swap;
@@ -67,6 +71,7 @@ pub struct Start {
     pub strict: bool,
     pub network: VirtualNetwork,
     pub policy: Policy,
+    pub outbound: Outbound,
     pub extent: Extent,
     /// Index of the TAP inside the workspace's network namespace.
     pub tap_ifindex: u32,
@@ -90,10 +95,12 @@ pub struct Handles {
     pub netns: OwnedFd,
 }
 
-/// Runs until `stop` (the channel to the monitor) is closed at the other end. Called in a process that has one thread.
+/// Runs until `stop` (the channel to the monitor) is closed at the other end; `link` is the channel to the forwarder.
+/// Called in a process that has one thread.
 pub fn run(
     start: Start,
     mut handles: Handles,
+    link: OwnedFd,
     stop: OwnedFd,
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
@@ -109,6 +116,8 @@ pub fn run(
         .thread_keep_alive(KEEP_WORKERS)
         .build()
         .context("cannot start the event loop")?;
+    let link = runtime.block_on(async { Link::start(link) })?;
+    runtime.spawn(resolvers::follow(link));
     let session = match session {
         Some((listener, factory)) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;
@@ -160,6 +169,7 @@ fn serve(
         workspace,
         host,
         host_netns: ground.host,
+        outbound: start.outbound,
         userns: handles.userns,
         netns: handles.netns,
         memory: swap::Memory::default(),

@@ -69,7 +69,7 @@ impl Oracle {
 
     /// Asks as the owner of a workspace's socket would be routed; `uid` is that owner.
     pub fn inside(&self, destination: IpAddr, uid: u32, tap: u32) -> InsideRoute {
-        match self.ask(destination, Some(uid)) {
+        match self.ask(destination, None, Some(uid)) {
             Ok(Some(Route { kind: libc::RTN_UNICAST, device, source })) if device == tap => {
                 InsideRoute::OurTap { source }
             }
@@ -77,8 +77,9 @@ impl Oracle {
         }
     }
 
-    pub fn host(&self, destination: IpAddr) -> HostRoute {
-        match self.ask(destination, None) {
+    /// `source`: the address a connection would come from, where the routes do not choose it.
+    pub fn host(&self, destination: IpAddr, source: Option<IpAddr>) -> HostRoute {
+        match self.ask(destination, source, None) {
             Ok(Some(Route { kind: libc::RTN_UNICAST, device, .. })) => HostRoute::One { device },
             Ok(Some(Route { kind: libc::RTN_LOCAL, .. })) => HostRoute::Own,
             Ok(Some(Route { kind: libc::RTN_BROADCAST | libc::RTN_MULTICAST | libc::RTN_ANYCAST, .. })) => {
@@ -93,12 +94,12 @@ impl Oracle {
     }
 
     /// None: the kernel has no route.
-    fn ask(&self, destination: IpAddr, uid: Option<u32>) -> io::Result<Option<Route>> {
+    fn ask(&self, destination: IpAddr, source: Option<IpAddr>, uid: Option<u32>) -> io::Result<Option<Route>> {
         let mut netlink =
             self.netlink.lock().map_err(|_| io::Error::other("a thread died while asking for a route"))?;
         netlink.sequence = netlink.sequence.wrapping_add(1);
         let sequence = netlink.sequence;
-        send(&netlink.socket, &request(destination, uid, sequence), SendFlags::empty())?;
+        send(&netlink.socket, &request(destination, source, uid, sequence), SendFlags::empty())?;
         let mut buffer = [0; 512];
         loop {
             let (length, _) = recv(&netlink.socket, &mut buffer, RecvFlags::empty())?;
@@ -111,16 +112,22 @@ impl Oracle {
     }
 }
 
-/// rtmsg, RTA_DST and, where given, RTA_UID.
-fn request(destination: IpAddr, uid: Option<u32>, sequence: u32) -> Vec<u8> {
-    let (family, bits, octets) = match destination {
-        IpAddr::V4(v4) => (libc::AF_INET, 32, v4.octets().to_vec()),
-        IpAddr::V6(v6) => (libc::AF_INET6, 128, v6.octets().to_vec()),
+/// rtmsg, RTA_DST and, where given, RTA_SRC and RTA_UID.
+fn request(destination: IpAddr, source: Option<IpAddr>, uid: Option<u32>, sequence: u32) -> Vec<u8> {
+    let octets = |addr| match addr {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
     };
+    let (family, bits) = if destination.is_ipv4() { (libc::AF_INET, 32) } else { (libc::AF_INET6, 128) };
     let mut rtmsg = [0; RTMSG];
     rtmsg[0] = u8::try_from(family).unwrap_or(0);
     rtmsg[1] = bits;
-    let mut request = Request::new(libc::RTM_GETROUTE, 0, sequence, &rtmsg).attribute(libc::RTA_DST, &octets);
+    rtmsg[2] = if source.is_some() { bits } else { 0 };
+    let request = Request::new(libc::RTM_GETROUTE, 0, sequence, &rtmsg);
+    let mut request = request.attribute(libc::RTA_DST, &octets(destination));
+    if let Some(source) = source {
+        request = request.attribute(libc::RTA_SRC, &octets(source));
+    }
     if let Some(uid) = uid {
         request = request.attribute(libc::RTA_UID, &uid.to_ne_bytes());
     }
@@ -178,15 +185,24 @@ mod tests {
         let oracle = own();
         for address in ["127.0.0.1", "::1", "127.255.0.9"] {
             let address = address.parse().unwrap();
-            assert_eq!(oracle.host(address), HostRoute::Own);
+            assert_eq!(oracle.host(address, None), HostRoute::Own);
             assert_eq!(oracle.inside(address, 0, 1), InsideRoute::Elsewhere, "local, although its device is 1");
         }
-        assert_eq!(oracle.host("127.255.255.255".parse().unwrap()), HostRoute::Many);
+        assert_eq!(oracle.host("127.255.255.255".parse().unwrap(), None), HostRoute::Many);
+    }
+
+    #[test]
+    fn a_source_is_asked_about_too() {
+        let own = own();
+        let (destination, source) = ("127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap());
+        assert_eq!(own.host(destination, Some(source)), HostRoute::Own);
+        let (v6, lost) = ("::1".parse().unwrap(), "2001:db8::77".parse().unwrap());
+        assert_eq!((own.host(v6, Some(v6)), own.host(v6, Some(lost))), (HostRoute::Own, HostRoute::Own));
     }
 
     #[test]
     fn replies_that_do_not_fit() {
-        let question = request("192.0.2.1".parse().unwrap(), Some(0), 7);
+        let question = request("192.0.2.1".parse().unwrap(), None, Some(0), 7);
         assert_eq!(question.len(), HEADER + RTMSG + 8 + 8);
         assert!(parse_reply(&question, 7).is_err(), "a request is no reply");
         assert_eq!(parse_reply(&question, 8).unwrap(), Reply::Stale);

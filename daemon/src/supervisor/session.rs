@@ -171,7 +171,11 @@ impl Session {
             return Ways { inside, netfilter: Netfilter::CouldTouch, host: HostRoute::None };
         };
         let netfilter = self.netfilter.ask(source, destination);
-        let host = if netfilter == Netfilter::Untouched { self.host.host(ip) } else { HostRoute::None };
+        let host = if netfilter == Netfilter::Untouched {
+            self.host.host(ip, self.swap.outbound.source(ip))
+        } else {
+            HostRoute::None
+        };
         Ways { inside, netfilter, host }
     }
 

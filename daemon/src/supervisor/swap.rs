@@ -24,6 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
+use sidestep_forwarder::outbound::Outbound;
 
 use crate::sys::listener::{Caller, Listener, Reply};
 use crate::sys::socket;
@@ -49,6 +50,7 @@ pub struct Swap {
     pub workspace: Untouched,
     pub host: Untouched,
     pub host_netns: NetnsCookie,
+    pub outbound: Outbound,
     /// The workspace's namespaces, for sockets on the way back.
     pub userns: OwnedFd,
     pub netns: OwnedFd,
@@ -96,6 +98,10 @@ impl Swap {
             Ok(None) => return Err(stopped),
             Err(error) => return Ok(Outcome::of(Err(error))),
         };
+        // Before the program's own options: one of them is for this moment.
+        if let Err(errno) = self.outbound.bind(&host, exit.to.ip()) {
+            return Ok(Outcome::errno(errno.raw_os_error()));
+        }
         if !difference.apply(host.as_fd()) {
             return Err(stopped);
         }

@@ -15,6 +15,7 @@ use super::Engine;
 use crate::edge::Edge;
 use crate::flow::FlowId;
 use crate::network::{Ipv4Subnet, Ipv6Subnet, VirtualNetwork};
+use crate::outbound::Outbound;
 use crate::policy::Policy;
 use crate::tap::Tap;
 use crate::timer::Time;
@@ -35,20 +36,21 @@ const MACS: Macs = Macs { gateway: [2; 6], guest: [4; 6] };
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// An engine and the workspace's end of its link.
-struct Lab {
-    edge: Edge,
+pub struct Lab {
+    pub edge: Edge,
     engine: Engine,
     guest: OwnedFd,
     buffer: FrameBuffer,
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (tap, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);
-        let config =
-            Config { network, policy: Policy { host_loopback: true, rules: Vec::new() }, resolvers: Vec::new() };
+        let policy = Policy { host_loopback: true, rules: Vec::new() };
+        let (resolvers, search) = (Vec::new(), vec!["lab".to_owned()]);
+        let config = Config { network, policy, outbound: Outbound::default(), resolvers, search };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let edge = Edge::new(config, Tap::ready(tap), epoll, Time(0));
         Self { edge, engine: Engine::new(&[]), guest, buffer: FrameBuffer::default() }
@@ -229,6 +231,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
 }
 
 mod fuzz;
+mod gateway;
 mod tcp;
 mod udp;
 

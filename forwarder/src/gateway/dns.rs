@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use crate::edge::Edge;
 use crate::flow::{FlowId, Kind, Table};
 use crate::gateway::unreachable::Reason;
+use crate::outbound::Outbound;
 use crate::timer::{Time, TimerId};
 use crate::wire::{IpPacket, UdpDatagram};
 
@@ -47,8 +48,8 @@ struct QueryKey {
 #[derive(Debug)]
 struct Query {
     key: QueryKey,
-    /// Resolvers asked, by their place in the configuration, each with its socket; the last one is being waited for.
-    asked: Vec<(usize, OwnedFd)>,
+    /// Resolvers asked, each with its socket; the last one is being waited for. The configured ones may be others by now.
+    asked: Vec<(SocketAddr, OwnedFd)>,
     bytes: Vec<u8>,
     /// Resolvers that refused, one after the other.
     refusals: usize,
@@ -63,7 +64,7 @@ enum Heard {
     Nothing,
     Answer {
         len: usize,
-        resolver: usize,
+        resolver: SocketAddr,
     },
     /// One of them cannot be asked: an ICMP error.
     Refusal,
@@ -107,6 +108,10 @@ impl Dns {
             edge.counters.drops.malformed += 1;
             return;
         };
+        if !edge.config.network.dns {
+            edge.counters.dns.disabled += 1;
+            return;
+        }
         edge.counters.dns.queries += 1;
         let key = QueryKey { guest: ip.src, guest_port: datagram.src_port, resolver: ip.dst, id: [a, b] };
         if let Some(query) = self.queries.find(&key).and_then(|index| self.queries.get(index)) {
@@ -122,9 +127,8 @@ impl Dns {
         }
         let count = edge.config.resolvers.len();
         let first = (0..count).find_map(|step| {
-            let resolver = (edge.preferred_resolver + step) % count;
-            let address = *edge.config.resolvers.get(resolver)?;
-            Some((resolver, ask(address, datagram.payload)?))
+            let resolver = edge.resolver(step)?;
+            Some((resolver, ask(&edge.config.outbound, resolver, datagram.payload)?))
         });
         let Some((resolver, socket)) = first else {
             edge.counters.dns.unanswered += 1;
@@ -154,7 +158,7 @@ impl Dns {
                 let key = query.key;
                 edge.udp_to_tap((key.resolver, PORT), (key.guest, key.guest_port), len);
                 edge.counters.dns.answers += 1;
-                edge.preferred_resolver = resolver;
+                edge.prefer_resolver(resolver);
                 self.remove(edge, index);
             }
         }
@@ -194,14 +198,10 @@ impl Dns {
 
     /// Asks the next resolver, round and round until the query expires.
     fn fail_over(&mut self, edge: &mut Edge, index: u32) {
-        let count = edge.config.resolvers.len();
         let Some(query) = self.queries.get_mut(index) else { return };
         query.failover_at = edge.now.after(FAILOVER_MS);
         edge.timers.set(query.timer, query.failover_at);
-        if count < 2 {
-            return;
-        }
-        let next = query.asked.last().map_or(0, |&(last, _)| (last + 1) % count);
+        let Some(next) = query.asked.last().and_then(|&(last, _)| edge.resolver_after(last)) else { return };
         if let Some(at) = query.asked.iter().position(|&(resolver, _)| resolver == next) {
             let again = query.asked.remove(at);
             // A failure here is met by the next failover.
@@ -210,8 +210,7 @@ impl Dns {
             edge.counters.dns.failovers += 1;
             return;
         }
-        let Some(&address) = edge.config.resolvers.get(next) else { return };
-        let Some(socket) = ask(address, &query.bytes) else { return };
+        let Some(socket) = ask(&edge.config.outbound, next, &query.bytes) else { return };
         let Some(id) = self.queries.id(index) else { return };
         if edge.watch(&socket, id).is_ok()
             && let Some(query) = self.queries.get_mut(index)
@@ -229,11 +228,12 @@ impl Dns {
 }
 
 /// Sends a query to one resolver from a socket that hears only from it.
-fn ask(resolver: IpAddr, query: &[u8]) -> Option<OwnedFd> {
+fn ask(outbound: &Outbound, resolver: SocketAddr, query: &[u8]) -> Option<OwnedFd> {
     let family = if resolver.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None).ok()?;
-    rustix::net::connect(&socket, &SocketAddr::new(resolver, PORT)).ok()?;
+    outbound.bind(&socket, resolver.ip()).ok()?;
+    rustix::net::connect(&socket, &resolver).ok()?;
     rustix::net::send(&socket, query, SendFlags::NOSIGNAL).ok()?;
     Some(socket)
 }

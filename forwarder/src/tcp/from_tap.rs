@@ -14,6 +14,7 @@ use crate::edge::Edge;
 use crate::flow::FlowKey;
 use crate::gateway::dns;
 use crate::gateway::unreachable::Reason;
+use crate::outbound::Outbound;
 use crate::policy::{Egress, Transport};
 use crate::wire::transport::TcpSegment;
 use crate::wire::{IPV4_LEN, IPV6_LEN, IpPacket, TCP_LEN, TcpFlags};
@@ -57,11 +58,18 @@ impl Tcp {
     fn open(&mut self, edge: &mut Edge, ip: &IpPacket<'_>, key: &FlowKey, segment: &TcpSegment<'_>) {
         let (destination, resolver) = match edge.egress(key.remote_addr(), Transport::Tcp) {
             Egress::Host(address) => (address, None),
+            Egress::Resolver if key.remote_port == dns::PORT && !edge.config.network.dns => {
+                edge.counters.dns.disabled += 1;
+                return;
+            }
             Egress::Resolver if key.remote_port == dns::PORT => match edge.resolver(0) {
-                Some(address) => (SocketAddr::new(address, dns::PORT), Some(0)),
+                Some(resolver) => (resolver, Some(0)),
                 None => return to_tap::refuse(edge, key, segment),
             },
-            Egress::Resolver => return to_tap::refuse(edge, key, segment),
+            Egress::Resolver => {
+                edge.counters.tcp.flows.denied += 1;
+                return to_tap::refuse(edge, key, segment);
+            }
             Egress::Denied(denial) => {
                 edge.counters.tcp.flows.denied += 1;
                 return edge.unreachable_to_tap(ip.bytes, Reason::of_denial(denial));
@@ -82,7 +90,7 @@ impl Tcp {
             edge.counters.tcp.flows.exhausted += 1;
             return to_tap::refuse(edge, key, segment);
         }
-        let dialled = dial(destination);
+        let dialled = dial(&edge.config.outbound, destination);
         let socket = match dialled {
             Ok(socket) => socket,
             Err(errno) => {
@@ -277,11 +285,12 @@ fn is_new_dial(flow: &Flow, segment: &TcpSegment<'_>) -> bool {
 }
 
 /// A nonblocking socket on its way to `destination`.
-pub(super) fn dial(destination: SocketAddr) -> Result<std::os::fd::OwnedFd, Errno> {
+pub(super) fn dial(outbound: &Outbound, destination: SocketAddr) -> Result<std::os::fd::OwnedFd, Errno> {
     let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     reset_at_death(&socket);
+    outbound.bind(&socket, destination.ip())?;
     match rustix::net::connect(&socket, &destination) {
         Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
         Err(error) => Err(error),

@@ -64,8 +64,8 @@ impl Tcp {
     pub(super) fn dial_next_resolver(&mut self, edge: &mut Edge, index: u32) -> bool {
         let Some(flow) = self.flows.get_mut(index) else { return false };
         let Some(next) = flow.resolver.map(|step| step + 1) else { return false };
-        let Some(address) = edge.resolver(next) else { return false };
-        let Ok(socket) = from_tap::dial((address, flow.key.remote_port).into()) else { return false };
+        let Some(resolver) = edge.resolver(next) else { return false };
+        let Ok(socket) = from_tap::dial(&edge.config.outbound, resolver) else { return false };
         if edge.watch(&socket, flow.id).is_err() {
             return false;
         }

@@ -39,6 +39,19 @@ pub struct Macs {
     pub guest: MacAddr,
 }
 
+impl Macs {
+    /// The guest's end as whoever hears `to`: of an IPv6 multicast group that is the group's address (RFC 2464 7).
+    pub fn towards(self, to: IpAddr) -> Self {
+        match to {
+            IpAddr::V6(group) if group.is_multicast() => {
+                let [.., a, b, c, d] = group.octets();
+                Self { guest: [0x33, 0x33, a, b, c, d], ..self }
+            }
+            _ => self,
+        }
+    }
+}
+
 /// The buffer one outgoing frame is built in.
 #[derive(Debug)]
 pub struct FrameBuffer {

@@ -99,7 +99,7 @@ fn run(resolvers: &mut [Hostile; 2], steps: Vec<Step>) -> Result<u64, TestCaseEr
         resolver.heard.clear();
     }
     let mut lab = Lab::new();
-    lab.edge.config.resolvers = RESOLVERS.map(IpAddr::V4).to_vec();
+    lab.edge.set_resolvers(RESOLVERS.map(|resolver| (resolver, 53).into()).to_vec());
     // Who asked with which identifier.
     let mut asked = HashSet::new();
     for step in steps {
