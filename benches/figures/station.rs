@@ -12,6 +12,7 @@ use crate::connections;
 use crate::lab::command::{Program, Running};
 use crate::lab::servers;
 use crate::lab::workspace::{Caller, Path, Way, Workspace};
+use crate::lab::world::SELF;
 use crate::peers::Peer;
 
 pub const IPERF3_PORT: u16 = 5201;
@@ -98,7 +99,7 @@ impl Station {
 
     /// The one number that a mode of this program prints on this station's path.
     pub fn figure(&self, words: &[&str]) -> Result<f64> {
-        let argv: Vec<String> = [FIGURES].iter().chain(words).map(|&word| word.to_owned()).collect();
+        let argv: Vec<String> = [SELF].iter().chain(words).map(|&word| word.to_owned()).collect();
         let text = self.run(&argv, Duration::from_secs(60))?;
         text.trim().parse().with_context(|| format!("{words:?} printed {text:?}"))
     }
