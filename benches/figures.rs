@@ -174,7 +174,6 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(code) = world::enter(Path::new(&sidestep))? {
         return Ok(code);
     }
-    station::install_this_program()?;
     let machine = Machine::look(Path::new(&sidestep));
     print!("{machine}");
     if arguments.demo {

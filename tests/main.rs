@@ -37,6 +37,7 @@ mod policy;
 mod programs;
 mod routes;
 mod run;
+mod sandbox;
 mod signals;
 mod tcp;
 
@@ -48,6 +49,9 @@ use libtest_mimic::Arguments;
 use lab::world;
 
 fn main() -> anyhow::Result<ExitCode> {
+    if let Some(code) = sandbox::attempt()? {
+        return Ok(code);
+    }
     let sidestep = std::env::var_os("SIDESTEP_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_sidestep").into());
     if let Some(code) = world::enter(&PathBuf::from(sidestep))? {
         return Ok(code);
@@ -72,6 +76,7 @@ fn main() -> anyhow::Result<ExitCode> {
         netfilter::CASES,
         nested::CASES,
         signals::CASES,
+        sandbox::CASES,
         crash::CASES,
         control::CASES,
         capture::CASES,

@@ -13,10 +13,11 @@ use serde_json::json;
 
 use crate::lab::poll;
 use crate::lab::workspace::Workspace;
+use crate::lab::world::SELF;
 use crate::lab::world::{self, USER};
 use crate::machine::find;
 use crate::report::Report;
-use crate::station::{Contender, FIGURES};
+use crate::station::Contender;
 
 /// The caller's own, as every path of the lab has it.
 const RUNTIME_DIR: &str = "/run/user/1000";
@@ -81,7 +82,7 @@ fn furnish(bundle: &Path, argv: &[String], socket: &Path) -> Result<()> {
     for link in ["bin", "sbin", "lib", "lib64"] {
         symlink(format!("usr/{link}"), root.join(link))?;
     }
-    fs::write(root.join(&FIGURES[1..]), "")?;
+    fs::write(root.join(&SELF[1..]), "")?;
     // In an ordinary user's world the container's user is mapped to the one id there is.
     let id = json!([{ "containerID": 0, "hostID": USER, "size": 1 }]);
     let namespaces = ["user", "mount", "pid", "network", "ipc", "uts"].map(|kind| json!({ "type": kind }));
@@ -90,7 +91,7 @@ fn furnish(bundle: &Path, argv: &[String], socket: &Path) -> Result<()> {
         "ociVersion": "1.0.2",
         "root": { "path": "rootfs" },
         "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": argv, "env": ["PATH=/usr/bin:/bin"], "noNewPrivileges": true },
-        "mounts": [bound("/usr"), bound(FIGURES), { "destination": "/proc", "type": "proc", "source": "proc" }],
+        "mounts": [bound("/usr"), bound(SELF), { "destination": "/proc", "type": "proc", "source": "proc" }],
         "linux": {
             "uidMappings": id,
             "gidMappings": id,

@@ -14,8 +14,9 @@ use crate::figure::{Baseline, Comparison, Figure, Target, paired};
 use crate::footprint::{megabytes, ours};
 use crate::lab::REMOTE;
 use crate::lab::processes::{Process, Tree};
+use crate::lab::world::SELF;
 use crate::report::{Report, progress};
-use crate::station::{Contender, FIGURES, Station, closer};
+use crate::station::{Contender, Station, closer};
 use crate::statistics::median;
 
 /// As the target is worded.
@@ -59,12 +60,12 @@ pub fn measure(report: &mut Report) -> Result<()> {
 
 fn look(station: &Station) -> Result<Measured> {
     let holder = hold(station)?;
-    let argv = [FIGURES, "hold", &holder.to_string(), &closer(REMOTE[0]).to_string()].map(str::to_owned);
+    let argv = [SELF, "hold", &holder.to_string(), &closer(REMOTE[0]).to_string()].map(str::to_owned);
     let mut client = station.program(&argv).deadline(DEADLINE).start(&station.workspace.lab.host)?;
     let before: f64 = client.line()?.parse()?;
     client.line_with("open")?;
     let tree = Tree::of(client.pid())?;
-    let ours = ours(&tree, FIGURES)?;
+    let ours = ours(&tree, SELF)?;
     let (begun, worked) = (Instant::now(), nanoseconds(&ours)?);
     thread::sleep(LOOK);
     let worked = nanoseconds(&ours)? - worked;

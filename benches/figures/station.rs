@@ -4,8 +4,6 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path as File;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -15,11 +13,10 @@ use crate::connections;
 use crate::lab::command::{Program, Running};
 use crate::lab::servers;
 use crate::lab::workspace::{Caller, Path, Way, Workspace};
+use crate::lab::world::SELF;
 use crate::nested;
 use crate::peers::Peer;
 
-/// This program at a path that every uid of the lab can reach.
-pub const FIGURES: &str = "/run/lab/figures";
 pub const IPERF3_PORT: u16 = 5201;
 
 /// What carries the packets.
@@ -42,13 +39,6 @@ pub struct Station {
     pub contender: Contender,
     pub workspace: Workspace,
     _iperf3: Running,
-}
-
-/// Copies the running program, whose own path the lab may hide, to [`FIGURES`], with the lab's furniture in place.
-pub fn install_this_program() -> Result<()> {
-    std::fs::copy("/proc/self/exe", FIGURES).context("copy this program into the lab")?;
-    std::fs::set_permissions(File::new(FIGURES), std::fs::Permissions::from_mode(0o755))?;
-    Ok(())
 }
 
 impl Contender {
@@ -131,7 +121,7 @@ impl Station {
 
     /// The one number that a mode of this program prints on this station's path.
     pub fn figure(&self, words: &[&str]) -> Result<f64> {
-        let argv: Vec<String> = [FIGURES].iter().chain(words).map(|&word| word.to_owned()).collect();
+        let argv: Vec<String> = [SELF].iter().chain(words).map(|&word| word.to_owned()).collect();
         let text = self.run(&argv, Duration::from_secs(60))?;
         text.trim().parse().with_context(|| format!("{words:?} printed {text:?}"))
     }

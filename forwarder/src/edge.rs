@@ -1,5 +1,6 @@
 //! What every protocol engine works with: the TAP on one side, the host's sockets with their events and deadlines on
 //! the other, and the configuration between them.
+#![forbid(unsafe_code)]
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

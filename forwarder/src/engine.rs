@@ -1,4 +1,5 @@
 //! The engine: one frame, one host event or one deadline in, to the protocol it belongs to.
+#![forbid(unsafe_code)]
 
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;

@@ -5,6 +5,7 @@
 //! wire; the workspace's comes back with the reply, and with what routers say about a request (ping -t, tracepath, mtr).
 //! Where the host allows no ping sockets the workspace is told that pings are prohibited. Other ICMP messages of the
 //! workspace are dropped.
+#![forbid(unsafe_code)]
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;

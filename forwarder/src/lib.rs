@@ -1,6 +1,8 @@
 //! The TAP forwarder: Ethernet frames of one workspace to host sockets and back, and the egress policy that both it
 //! and the bypass obey.
 
+#![deny(unsafe_code)]
+
 pub mod capture;
 pub mod channel;
 pub mod counters;
@@ -15,6 +17,7 @@ pub mod network;
 pub mod outbound;
 pub mod policy;
 mod reassembly;
+pub mod sandbox;
 mod sys;
 pub mod tap;
 mod tcp;

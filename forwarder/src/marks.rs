@@ -4,6 +4,7 @@
 //! The gateway is a router, and takes one off the hop limit; 64, everyone's default, stands for the host's own default
 //! and costs nothing. With a datagram that may be cut the host cuts it at its path's MTU, and lets others do so too; one
 //! that may not is refused (EMSGSIZE) or reported, and the workspace finds the path's MTU.
+#![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
 

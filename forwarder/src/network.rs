@@ -3,6 +3,7 @@
 //! Everything that needs to agree on them takes them from here: the launcher configures the guest side, the forwarder
 //! answers for the gateway and the resolver, the supervisor leaves every address of these subnets in place.
 //! The offsets are slirp4netns's: gateway .2, resolver .3, guest .100, leases of DHCP from .15.
+#![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;

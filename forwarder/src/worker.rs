@@ -23,6 +23,7 @@ use crate::link::Link;
 use crate::network::VirtualNetwork;
 use crate::outbound::Outbound;
 use crate::policy::Policy;
+use crate::sandbox;
 use crate::tap::Tap;
 use crate::timer::Time;
 use crate::wire::MAX_FRAME;
@@ -77,7 +78,8 @@ struct Batch {
 
 /// Runs until the channel to the monitor is closed at the other end, and then until what the workspace sent is
 /// with the host's sockets: the TAP's descriptor keeps its namespace alive. What is not by then is reset, as half an
-/// upload must not look like a whole one. `ready` is called once frames are read.
+/// upload must not look like a whole one. Enters the sandbox before the first frame, for good; `ready` is called once
+/// frames are read.
 /// `memory` ([`MEMORY_WORDS`]) outlives this process: in it the next one finds which connections have died with this one.
 pub fn run(
     config: Config,
@@ -89,6 +91,7 @@ pub fn run(
     let Handles { tap, stop, link, capture } = handles;
     let mut tap = match Tap::adopt(tap) {
         Err(error) if is_deleted(&error) => {
+            sandbox::enter()?;
             if let Some(link) = &link {
                 link.start();
             }
@@ -120,6 +123,7 @@ pub fn run(
         draining: None,
         start,
     };
+    sandbox::enter()?;
     worker.engine.recall(&mut worker.edge);
     ready()?;
     worker.run(&stop)

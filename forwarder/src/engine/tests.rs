@@ -237,6 +237,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+mod fuzz;
 mod gateway;
 mod tcp;
 mod udp;

@@ -11,6 +11,7 @@
 //!
 //! Files: [`seq`] numbers; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`flow`], one connection with its socket;
 //! [`from_tap`], [`host`] and [`timers`], what the three kinds of events do; [`to_tap`], the segments sent.
+#![forbid(unsafe_code)]
 
 mod flow;
 mod from_tap;

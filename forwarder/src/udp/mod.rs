@@ -9,6 +9,7 @@
 //!
 //! Datagrams that the host's socket does not take are dropped and counted, as a network would. So are broadcast and
 //! multicast: nobody beyond the gateway is meant.
+#![forbid(unsafe_code)]
 
 mod from_tap;
 mod mapping;

@@ -2,6 +2,7 @@
 //!
 //! Reading never copies and never panics: a header is a typed view of its bytes, and what does not fit is
 //! [`Malformed`]. Building writes headers backwards from the payload in one reused buffer ([`FrameBuffer`]).
+#![forbid(unsafe_code)]
 
 pub mod build;
 pub mod checksum;
