@@ -33,6 +33,7 @@ mod programs;
 mod routes;
 mod run;
 mod signals;
+mod streams;
 mod tcp;
 
 use std::path::PathBuf;
@@ -52,6 +53,7 @@ fn main() -> anyhow::Result<ExitCode> {
         harness::CASES,
         run::CASES,
         tcp::CASES,
+        streams::CASES,
         connect::CASES,
         listening::CASES,
         names::CASES,

@@ -26,6 +26,8 @@ use nix::unistd::{getegid, geteuid};
 
 /// The binary under test, at a path that every uid of the world can reach.
 pub const SIDESTEP: &str = "/run/lab/sidestep";
+/// The link with faults.
+pub const SHIM: &str = "/run/lab/shim.py";
 /// Directory for what tests write; every uid may.
 pub const SCRATCH: &str = "/tmp";
 /// The unprivileged uid and gid that sidestep runs as in half of the tests.
@@ -118,6 +120,7 @@ fn mount_files(sidestep: &Path) -> Result<()> {
     fs::write(SIDESTEP, "")?;
     bind(sidestep, Path::new(SIDESTEP))?;
     fs::write("/run/lab/inside.py", include_str!("inside.py"))?;
+    fs::write(SHIM, include_str!("shim.py"))?;
     tmpfs("/tmp", "mode=1777")?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context(
         "cannot mount /proc; where it is masked (inside Docker), run the container with --security-opt \
