@@ -123,10 +123,12 @@ fn short_queue(ws: Workspace) -> Result<()> {
     run(
         &ws.deadline(LONG),
         &server,
-        "assert os.system('ip link set tap0 txqueuelen 3; ethtool -K tap0 tso off >/dev/null 2>&1; true') == 0
-for move in up, down: print(at_once(8, lambda n: move(addr, port, 5_000_000))[0])",
+        "def dropped(): return int(open('/sys/class/net/tap0/statistics/tx_dropped').read())
+assert os.system('ip link set tap0 txqueuelen 3 gso_max_segs 1') == 0
+for move in up, down: print(at_once(8, lambda n: move(addr, port, 2_000_000))[0])
+print(dropped() > 0)",
     )?
-    .printed("same\nsame")
+    .printed("same\nsame\nTrue")
 }
 
 /// Docker's shape: a container's namespace at a bridge, forwarded and masqueraded, with the offloads on.
@@ -137,7 +139,8 @@ fn behind_a_bridge(ws: Workspace) -> Result<()> {
         &server,
         "def ip(line): assert os.system('ip ' + line) == 0, line
 go, done = os.pipe(), os.pipe()
-if os.fork() == 0:
+child = os.fork()
+if child == 0:
     assert ctypes.CDLL(None).unshare(0x40000000) == 0
     os.write(done[1], b'm'); os.read(go[0], 1)
     ip('link set lo up'); ip('link set eth0 up'); ip('addr add 172.17.0.2/16 dev eth0'); ip('route add default via 172.17.0.1')
@@ -146,7 +149,7 @@ if os.fork() == 0:
     os._exit(0)
 os.read(done[0], 1)
 ip('link add docker0 type bridge'); ip('addr add 172.17.0.1/16 dev docker0'); ip('link set docker0 up')
-ip(f'link add veth1 type veth peer name eth0 netns {int(open(\"/proc/self/task/%d/children\" % os.getpid()).read().split()[0])}')
+ip(f'link add veth1 type veth peer name eth0 netns {child}')
 ip('link set veth1 master docker0 up')
 open('/proc/sys/net/ipv4/ip_forward', 'w').write('1')
 assert os.system('''nft 'add table ip t; add chain ip t post { type nat hook postrouting priority 100; };
@@ -159,7 +162,8 @@ os.write(go[1], b'g'); os.wait()",
 /// A program, or a server, that does not read for longer than the first window probes take.
 fn readers_that_pause(ws: Workspace) -> Result<()> {
     let server = patterned(&ws)?;
-    run(&ws, &server, "print(at_once(4, lambda n: (up, down)[n % 2](addr, port, 20_000_000, 1500))[0])")?.printed("same")
+    run(&ws, &server, "print(at_once(4, lambda n: (up, down)[n % 2](addr, port, 20_000_000, 1500))[0])")?
+        .printed("same")
 }
 
 /// The urgent byte is at its place in the stream, and urgent, both ways.
@@ -214,7 +218,10 @@ fn ports_used_again(ws: Workspace) -> Result<()> {
 for n in range(60):
     s = tcp('{addr}'); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(('', 7777)); s.settimeout(20)
     if n % 3 == 1: s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    s.connect(('{addr}', {port}))
+    # Until the last connection's FIN is acknowledged; TIME_WAIT, where nobody may be, lasts longer.
+    end = time.monotonic() + 20
+    while (how := outcome(lambda: s.connect(('{addr}', {port})))) == 'EADDRNOTAVAIL' and time.monotonic() < end: time.sleep(.001)
+    if how != 'connected': raise OSError(how)
     if n % 3 != 1: assert s.recv(99)
     if n % 3 == 0: assert not s.recv(99)
     if n % 3 == 2: s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -244,13 +251,15 @@ print(*(took for _, took in times))",
         let far = ws.python(&code)?.output()?;
         drop(slow);
         let near = code.replace(&SLOW_REMOTE_V4.to_string(), &REMOTE_V4.to_string());
-        let near = ws.python(&near.replace("times =", &format!("behind(delay={way})\ntimes ="))).and_then(|d| d.output())?;
+        let near =
+            ws.python(&near.replace("times =", &format!("behind(delay={way})\ntimes ="))).and_then(|d| d.output())?;
         let seconds = |text: &str| text.split(' ').map(str::parse).collect::<Result<Vec<f64>, _>>().context("times");
         let [host, far, near] = [seconds(&host)?, seconds(&far)?, seconds(&near)?];
         for (n, direction) in ["up", "down"].into_iter().enumerate() {
             for (what, took) in [("server", &far), ("TAP", &near)] {
-                // A window of 64 KB would take fifteen times as long.
-                let bound = 4.0 * host[n] + 1.0;
+                // On a busy machine the frames come late, which ends the sender's slow start: that has made it five
+                // times. A window of 64 KB would make it twenty times.
+                let bound = 10.0 * host[n];
                 ensure!(took[n] < bound, "{direction}, {what} {round_trip} ms away: {took:?}, from the host {host:?}");
             }
         }

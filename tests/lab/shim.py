@@ -66,7 +66,8 @@ class Direction:
 
 
 def carry(a, b, counts, loss=0, late=0, delay=0, seed=1):
-    """Both directions, until killed. `counts`: frames in all, lost, late. `loss` and `late`: which part of the frames; `delay`: of all, in seconds."""
+    """Both directions, until killed. `loss` and `late`: which part of the frames; `delay`: of all, in seconds.
+    `counts`: frames in all, lost, late."""
     faults = loss, late, delay, random.Random(seed)
     ways = {a: Direction(b, faults, counts), b: Direction(a, faults, counts)}
     ready = select.epoll()

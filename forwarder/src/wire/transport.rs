@@ -144,7 +144,9 @@ impl<'a> TcpSegment<'a> {
     /// What the sender has beyond a gap, as (from, to).
     pub fn sack_blocks(&self) -> impl Iterator<Item = (Seq, Seq)> {
         let blocks = self.options().filter(|(kind, _)| *kind == OPTION_SACK).flat_map(|(_, body)| body.as_chunks().0);
-        blocks.map(|&[a, b, c, d, e, f, g, h]| (Seq(u32::from_be_bytes([a, b, c, d])), Seq(u32::from_be_bytes([e, f, g, h]))))
+        blocks.map(|&[a, b, c, d, e, f, g, h]| {
+            (Seq(u32::from_be_bytes([a, b, c, d])), Seq(u32::from_be_bytes([e, f, g, h])))
+        })
     }
 
     /// Kinds and bodies, up to the end or the first that cannot be.
