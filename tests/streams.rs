@@ -26,7 +26,7 @@ const PATTERN: &str = include_str!("streams/pattern.py");
 
 /// Bytes that repeat after a prime number of them, as in `streams/pattern.py`: what is in a wrong place is seen.
 fn block() -> Vec<u8> {
-    (0..65_521u64).map(|n| (n * 2_654_435_761 >> 16).to_le_bytes()[0]).collect()
+    (0..65_521u64).map(|n| ((n * 2_654_435_761) >> 16).to_le_bytes()[0]).collect()
 }
 
 /// The server of `streams/pattern.py`.
@@ -123,7 +123,7 @@ fn short_queue(ws: Workspace) -> Result<()> {
     run(
         &ws.deadline(LONG),
         &server,
-        "def dropped(): return int(open('/sys/class/net/tap0/statistics/tx_dropped').read())
+        "def dropped(): return int(open('/proc/net/dev').read().split('tap0:')[1].split()[11])
 assert os.system('ip link set tap0 txqueuelen 3 gso_max_segs 1') == 0
 for move in up, down: print(at_once(8, lambda n: move(addr, port, 2_000_000))[0])
 print(dropped() > 0)",
