@@ -39,6 +39,7 @@ mod routes;
 mod run;
 mod sandbox;
 mod signals;
+mod streams;
 mod tcp;
 
 use std::path::PathBuf;
@@ -61,6 +62,7 @@ fn main() -> anyhow::Result<ExitCode> {
         harness::CASES,
         run::CASES,
         tcp::CASES,
+        streams::CASES,
         connect::CASES,
         listening::CASES,
         names::CASES,

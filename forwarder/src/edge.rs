@@ -147,9 +147,10 @@ impl Edge {
         self.tap_full = false;
     }
 
-    /// Has epoll report on a flow's socket, edge-triggered, everything it can report.
+    /// Has epoll report on a flow's socket, edge-triggered, everything it can report, urgent data included.
     pub fn watch(&self, socket: impl AsFd, id: FlowId) -> io::Result<()> {
         let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        let events = events | epoll::EventFlags::PRI;
         epoll::add(&self.epoll, socket, epoll::EventData::new_u64(id.to_bits()), events)?;
         Ok(())
     }

@@ -156,6 +156,11 @@ impl Workspace {
         self.python_program(code).start(&self.lab.host)
     }
 
+    /// The same on the host, whatever the way.
+    pub fn python_outside(&self, code: &str) -> Result<Finished> {
+        self.outside(["/usr/bin/python3", "-c"]).arg(format!("{IMPORT}\n{code}")).run(&self.lab.host)
+    }
+
     /// Runs a shell script inside that moves at least `bytes` over TCP; fails unless they took this workspace's path.
     pub fn carries(&self, bytes: u64, script: &str) -> Result<Finished> {
         let counted = format!(

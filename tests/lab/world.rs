@@ -28,6 +28,8 @@ use nix::unistd::{getegid, geteuid};
 pub const SIDESTEP: &str = "/run/lab/sidestep";
 /// This program, at such a path.
 pub const SELF: &str = "/run/lab/self";
+/// The link with faults.
+pub const SHIM: &str = "/run/lab/shim.py";
 /// Directory for what tests write; every uid may.
 pub const SCRATCH: &str = "/tmp";
 /// The unprivileged uid and gid that sidestep runs as in half of the tests.
@@ -123,6 +125,7 @@ fn mount_files(sidestep: &Path) -> Result<()> {
         bind(program, Path::new(path))?;
     }
     fs::write("/run/lab/inside.py", include_str!("inside.py"))?;
+    fs::write(SHIM, include_str!("shim.py"))?;
     tmpfs("/tmp", "mode=1777")?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context(
         "cannot mount /proc; where it is masked (inside Docker), run the container with --security-opt \

@@ -93,6 +93,16 @@ impl Lab {
     }
 
     fn tcp(&mut self, ports: (u16, u16), seq: u32, ack: u32, flags: TcpFlags, payload: &[u8]) -> Vec<u8> {
+        self.tcp_with((ports, seq, ack, flags), &[], payload)
+    }
+
+    /// The same with options.
+    fn tcp_with(
+        &mut self,
+        (ports, seq, ack, flags): ((u16, u16), u32, u32, TcpFlags),
+        options: &[u8],
+        payload: &[u8],
+    ) -> Vec<u8> {
         let header = TcpHeader {
             src_port: ports.0.into(),
             dst_port: ports.1.into(),
@@ -106,7 +116,7 @@ impl Lab {
         };
         let len = self.buffer.put_payload(payload);
         let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
-        self.buffer.tcp(MACS, ends, header, &[], len, u16::MAX).to_vec()
+        self.buffer.tcp(MACS, ends, header, options, len, u16::MAX).to_vec()
     }
 
     fn ping(&mut self, sequence: u16) -> Vec<u8> {

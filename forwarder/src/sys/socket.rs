@@ -8,6 +8,10 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrSt
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
+mod request {
+    nix::ioctl_read_bad!(at_mark, 0x8905, libc::c_int);
+}
+
 /// Sets SO_PEEK_OFF (socket(7)): where the next MSG_PEEK starts, counted from the first unread byte. Afterwards every
 /// peek moves it forward and every read moves it back. TCP has it from Linux 6.9 (IPv4) and 6.11 (IPv6); before that
 /// the call fails with EOPNOTSUPP.
@@ -17,6 +21,14 @@ pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
     // SAFETY: the descriptor is open for the borrow's length, and the kernel reads LEN = 4 bytes of `offset`, an i32.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, LEN) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the first unread byte is the urgent one (SIOCATMARK, tcp(7)).
+pub fn is_at_mark(socket: BorrowedFd<'_>) -> bool {
+    let mut answer = 0;
+    // SAFETY: SIOCATMARK writes one int, which lives through the call.
+    let asked = unsafe { request::at_mark(socket.as_raw_fd(), &raw mut answer) };
+    asked.is_ok() && answer != 0
 }
 
 /// Asks for ICMP errors on the socket's error queue (IP_RECVERR, ip(7)), which an unconnected socket never sees else.

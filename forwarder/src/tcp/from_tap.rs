@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::flow::{Flow, State, SynAckOptions, reset_at_death};
-use super::receive::{Placement, Receive};
-use super::send::Send;
+use super::receive::{Placement, Receive, Reset};
+use super::send::{Ack, Send};
 use super::{Gather, Tcp, limits, to_tap};
 use crate::edge::Edge;
 use crate::flow::FlowKey;
@@ -44,8 +44,12 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.last_heard = edge.now;
         match flow.state {
-            State::Dialing if is_new_dial(flow, segment) => {
+            State::Dialing | State::SynReceived if is_new_dial(flow, segment) => {
                 self.reset_host(edge, index);
+                self.open(edge, ip, &key, segment);
+            }
+            State::Established if is_reuse(flow, segment) => {
+                self.remove(edge, index);
                 self.open(edge, ip, &key, segment);
             }
             State::Dialing => self.while_dialing(edge, index, segment),
@@ -149,7 +153,7 @@ impl Tcp {
             }
             flow.state = State::Established;
             flow.tries = 0;
-            flow.send.established();
+            flow.send.established(edge.now);
         }
         self.while_established(edge, gather, index, segment);
     }
@@ -164,10 +168,17 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         let flags = segment.flags;
         if flags.has(TcpFlags::RST) {
-            if flow.receive.admits_reset(segment.seq) {
-                edge.counters.tcp.resets_from_tap += 1;
-                self.flush(edge, gather);
-                self.reset_host(edge, index);
+            match flow.receive.reset(segment.seq) {
+                Reset::Believed => {
+                    edge.counters.tcp.resets_from_tap += 1;
+                    self.flush(edge, gather);
+                    self.reset_host(edge, index);
+                }
+                Reset::Challenged => {
+                    flow.ack_due = true;
+                    self.mark_dirty(index);
+                }
+                Reset::Ignored => {}
             }
             return;
         }
@@ -190,7 +201,8 @@ impl Tcp {
         if is_old && segment.ack == flow.send.una() {
             return;
         }
-        let acked = flow.send.acknowledge(segment.ack, segment.window, segment.seq_len() == 0);
+        let ack = Ack { number: segment.ack, window: segment.window, bare: segment.seq_len() == 0 };
+        let acked = flow.send.acknowledge(ack, segment.sack_blocks(), edge.now);
         if acked.progress {
             flow.tries = 0;
             flow.restarts_timer = true;
@@ -209,6 +221,10 @@ impl Tcp {
             return;
         }
         flow.ack_due = true;
+        if segment.flags.has(TcpFlags::URG) {
+            // Behind the urgent byte (RFC 1122 4.2.2.4 would have it at the byte, but nobody does: RFC 6093).
+            flow.receive.note_urgent(segment.seq + u32::from(segment.urgent.max(1)));
+        }
         let placement = flow.receive.place(segment.seq, segment.payload.len());
         match placement {
             Placement::Unacceptable => edge.counters.drops.outside_window += u64::from(!segment.payload.is_empty()),
@@ -287,12 +303,22 @@ fn is_new_dial(flow: &Flow, segment: &TcpSegment<'_>) -> bool {
     flags.has(TcpFlags::SYN) && !flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) && segment.seq != flow.irs
 }
 
+/// The workspace has ended its stream, the host's socket has all of it, and a later connection has the same ports: that
+/// the host did not end its own does not keep the old one alive.
+fn is_reuse(flow: &Flow, segment: &TcpSegment<'_>) -> bool {
+    let flags = segment.flags;
+    let opens = flags.has(TcpFlags::SYN) && !flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST);
+    opens && flow.host_shut && flow.receive.ack().before(segment.seq)
+}
+
 /// A nonblocking socket on its way to `destination`.
 pub(super) fn dial(outbound: &Outbound, destination: SocketAddr) -> Result<std::os::fd::OwnedFd, Errno> {
     let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     reset_at_death(&socket);
+    // An urgent byte is one of the stream, where peeks count it. Failing, it is missing there, as tcp(7) has it.
+    let _ = rustix::net::sockopt::set_socket_oobinline(&socket, true);
     outbound.bind(&socket, destination.ip())?;
     match rustix::net::connect(&socket, &destination) {
         Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),

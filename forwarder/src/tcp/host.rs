@@ -29,6 +29,7 @@ impl Tcp {
             flow.state = State::SynReceived;
             flow.deadline = (Deadline::Retransmit, edge.now.after(limits::SYN_ACK_RTO_MS));
             edge.timers.set_at_latest(flow.timer, flow.deadline.1);
+            flow.send.syn_sent(edge.now);
             to_tap::send_syn_ack(flow, edge);
         }
         let reads = EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
@@ -38,6 +39,8 @@ impl Tcp {
             // The stream has ended, so no read will tell of this.
             return self.abort(edge, index);
         }
+        // Every report is of all that is so now.
+        flow.has_urgent = events.contains(EventFlags::PRI);
         flow.writable |= events.contains(EventFlags::OUT);
         self.settle(edge, index);
     }

@@ -10,7 +10,8 @@ pub const DIAL_MS: u64 = 150_000;
 pub const SYN_ACK_RTO_MS: u64 = 1_000;
 /// SYN-ACKs sent again before giving up: Linux's tcp_synack_retries.
 pub const SYN_ACK_TRIES: u8 = 5;
-/// First retransmission of data: above Linux's longest delayed acknowledgement, 200 ms, or idle ends would be resent.
+/// Retransmission of data at the earliest: above Linux's longest delayed acknowledgement, 200 ms, or idle ends would be
+/// resent.
 pub const RTO_MS: u64 = 300;
 /// Retransmissions and window probes before giving up, with doubling about 6 minutes; only when nothing at all was
 /// heard for [`SILENCE_MS`]. A program that does not read keeps its window closed for as long as it likes.

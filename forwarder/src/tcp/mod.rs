@@ -9,7 +9,7 @@
 //! - **host to workspace** ([`send`]): the socket's receive queue is the retransmission buffer. Bytes are peeked into
 //!   the frame being built, up to 64 KB for the workspace's kernel to cut, and taken from the queue when acknowledged.
 //!
-//! Files: [`seq`] numbers; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`flow`], one connection with its socket;
+//! Files: [`seq`] numbers and [`stretches`] of them; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`flow`], one connection with its socket;
 //! [`from_tap`], [`host`] and [`timers`], what the three kinds of events do; [`to_tap`], the segments sent.
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ mod orphans;
 mod receive;
 mod send;
 mod seq;
+mod stretches;
 mod timers;
 mod to_tap;
 
