@@ -32,13 +32,17 @@ impl Udp {
             let len = waiting.map_or(0, |datagrams| datagrams.len);
             let next = match receive(edge, flow, len) {
                 Ok(Some(next)) => next,
-                Ok(None) => continue,
+                Ok(None) => {
+                    edge.counters.drops.hidden_source += 1;
+                    continue;
+                }
                 Err(errno) => {
                     is_empty = errno == Errno::AGAIN;
                     // A pending error is reported once; the datagrams behind it are read after it.
                     if is_empty { break } else { continue }
                 }
             };
+            flow.to_tap += next.len as u64;
             waiting = match waiting {
                 Some(datagrams) if follows(&datagrams, &next) => Some(Datagrams { len: len + next.len, ..datagrams }),
                 Some(datagrams) => {
