@@ -37,8 +37,8 @@ bench: deps ## every figure, paired with the host's, in forty minutes (ARGS="--o
 	@.ci/deps $(BENCH_PACKAGES)
 	$(CARGO) bench --locked --package sidestep --bench figures -- $(ARGS)
 
-soak: deps build ## what is too long for CI, an hour or so, reported in docs/soak.md (ROUNDS=n: make test's n times, 0: for an hour)
-	SIDESTEP_BIN=$(CURDIR)/$(SIDESTEP) .ci/soak $(ROUNDS)
+soak: deps build ## what is too long for CI, hours, reported in docs/soak.md (ONLY="attacks crash": those; ROUNDS=n: make test's n times)
+	SIDESTEP_BIN=$(CURDIR)/$(SIDESTEP) ONLY="$(ONLY)" .ci/soak $(ROUNDS)
 
 fmt: ## format the code
 	$(CARGO) fmt --all
