@@ -2,8 +2,8 @@
 //!
 //! The way of a call, one type per arrow: [`receivers`] take it from the kernel into a slot of the [`ledger`]; a
 //! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
-//! names; [`decide`] asks the [`route`]s, the [`netfilter`] rules and the policy, for containers by way of [`nested`], and
-//! gives a verdict; [`swap`] or [`in_place`] act on it; what takes time goes to [`waits`]; [`session`] holds it all
+//! names; [`decide`] gives a verdict, with what the [`ways`] are: [`route`]s and [`netfilter`] rules, for containers by
+//! way of [`nested`]; [`swap`] or [`in_place`] act on it; what takes time goes to [`waits`]; [`session`] holds it all
 //! together and sends the reply.
 
 mod active;
@@ -36,6 +36,7 @@ mod swap;
 mod tracee;
 mod turns;
 mod waits;
+mod ways;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,12 +1,10 @@
 //! The pipeline of one call: receive → copy → decode → facts → decide → act → reply.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use sidestep_forwarder::policy::Request;
 use sidestep_seccomp_profile::syscalls::Stopped as SystemCall;
 
 use crate::sys::listener::{Caller, Listener, Reply};
@@ -14,16 +12,16 @@ use crate::sys::{namespace, socket};
 
 use super::active::{Active, Busy, Entry};
 use super::counters::Counters;
-use super::decide::{Candidate, Ground, Reason, Verdict, Ways, candidate, with_routes};
+use super::decide::{Ground, Verdict};
 use super::decode::{Call, socket_number};
 use super::factory::Factory;
 use super::facts::{Kind, SocketCookie, SocketFacts};
 use super::in_place;
 use super::ledger::{Ledger, MAX_ATTEMPTS, Phase, Slot};
 use super::nested::{self, Namespace, Nested};
-use super::netfilter::{self, Netfilter, Way};
+use super::netfilter;
 use super::notification::Notification;
-use super::route::{HostRoute, InsideRoute, Oracle};
+use super::route::Oracle;
 use super::sockaddr::Meaning;
 use super::swap::Swap;
 use super::tracee::{Tracee, TraceeError, TraceeFd, Tracees};
@@ -179,75 +177,6 @@ impl Session {
         let netns = nested::of_thread(tid)?;
         let is_workspace = namespace::identity(&netns)? == namespace::identity(&self.swap.netns)?;
         Ok((!is_workspace).then_some(netns))
-    }
-
-    fn decide(&self, call: &Call, stopped: &mut Stopped<'_>) -> Verdict {
-        let (destination, transport) = match candidate(&self.ground, call, &stopped.facts) {
-            Candidate::Settled(verdict) => return verdict,
-            Candidate::Outward(destination, transport) => (destination, transport),
-        };
-        let request = Request { destination, transport };
-        let ways = if stopped.facts.netns == self.ground.workspace
-            || stopped.facts.netns == self.ground.host && stopped.netns.is_none()
-        {
-            self.ways(request, stopped.facts.uid)
-        } else {
-            match self.nested_ways(request, stopped) {
-                Ok(ways) => ways,
-                Err(error) => {
-                    tracing::debug!(tid = stopped.tid, %error, "a nested namespace does not say its way: in place");
-                    return Verdict::InPlace(Reason::NestedNamespace);
-                }
-            }
-        };
-        with_routes(&self.ground, request, ways)
-    }
-
-    /// Cheap questions first; what an answer makes superfluous is not asked.
-    fn ways(&self, request: Request, uid: u32) -> Ways {
-        let ip = request.destination.ip().to_canonical();
-        let tap = self.ground.tap_ifindex;
-        let inside = self.inside.inside(ip, uid, tap);
-        let InsideRoute::OurTap { source } = inside else {
-            return Ways { inside, netfilter: Netfilter::CouldTouch, host: HostRoute::None };
-        };
-        let netfilter = self.netfilter.ask(source, request, Way::ByTap(tap));
-        let host = match netfilter {
-            Netfilter::Untouched => self.host_route(ip),
-            Netfilter::CouldTouch => HostRoute::None,
-        };
-        Ways { inside, netfilter, host }
-    }
-
-    /// The same for a socket of a nested namespace, or for a host socket of a caller there.
-    fn nested_ways(&self, request: Request, stopped: &mut Stopped<'_>) -> io::Result<Ways> {
-        let Some(nested) = &self.nested else { return Err(io::ErrorKind::Unsupported.into()) };
-        let of_socket;
-        let netns = match &stopped.netns {
-            Some(netns) => netns.as_fd(),
-            None => {
-                of_socket = namespace::of_socket(stopped.copy.as_fd())?;
-                of_socket.as_fd()
-            }
-        };
-        let open = || super::open_nested(&self.factory, netns, self.ground.extent.udp);
-        let asked = nested.find(netns, Instant::now(), open)?;
-        let workspace = nested::Workspace {
-            netns: self.swap.netns.as_fd(),
-            netfilter: &self.netfilter,
-            tap: self.ground.tap_ifindex,
-        };
-        let (inside, netfilter) = nested.way(&workspace, &asked, request, stopped.facts.uid)?;
-        let host = match netfilter {
-            Netfilter::Untouched => self.host_route(request.destination.ip().to_canonical()),
-            Netfilter::CouldTouch => HostRoute::None,
-        };
-        stopped.nested = Some(asked);
-        Ok(Ways { inside, netfilter, host })
-    }
-
-    fn host_route(&self, destination: IpAddr) -> HostRoute {
-        self.host.host(destination, self.swap.outbound.source(destination))
     }
 
     fn act(
