@@ -19,11 +19,13 @@ mod facts;
 mod fuzz;
 mod host_socket;
 mod in_place;
+mod known_routes;
 pub mod ledger;
 mod link;
 mod nested;
 mod netfilter;
 mod netlink;
+mod notices;
 mod notification;
 mod options;
 mod privileged_port;
@@ -198,10 +200,14 @@ fn serve(
     let netfilter = netfilter_sources(&factory, handles.userns.as_fd(), handles.netns.as_fd(), Unseen::Passed)
         .and_then(|sources| netfilter::Oracle::new(sources, netfilter::MAX_BYTES))
         .context("cannot ask for the workspace's netfilter rules")?;
-    let routes = || make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
-    let inside = routes().context("cannot ask for the workspace's routes")?;
-    let nested = ground.extent.nested.then(routes).transpose().context("cannot ask for the workspace's routes")?;
-    let outside = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
+    let routes = |make: &dyn Fn(i32, i32, i32) -> io::Result<OwnedFd>| {
+        let netlink = || make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
+        Oracle::remembering(netlink()?, netlink()?)
+    };
+    let inside = routes(&make).context("cannot ask for the workspace's routes")?;
+    let nested =
+        ground.extent.nested.then(|| routes(&make)).transpose().context("cannot ask for the workspace's routes")?;
+    let outside = routes(&socket::new);
     let words =
         shared_memory::map_words(&handles.ledger, ledger::SIZE / size_of::<u64>()).context("cannot map the ledger")?;
     let (ledger, inherited) = Ledger::open(words);

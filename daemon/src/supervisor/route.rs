@@ -2,17 +2,19 @@
 //!
 //! The socket belongs to the namespace it was made in, so the workspace's rules, tables and devices answer, however
 //! the supervisor itself is placed. One request, one reply; a reply that does not fit the request makes the oracle
-//! say "elsewhere", which keeps the socket in place. What the kernel says about devices is in [`super::link`].
+//! say "elsewhere", which keeps the socket in place. What the kernel says about devices is in [`super::device`].
 
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
+use std::time::Instant;
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::sys::socket;
 
+use super::known_routes::{KnownRoutes, Recalled};
 use super::netlink::{Message, Messages, Request, array, malformed, table};
 
 /// What the workspace's kernel would do.
@@ -67,6 +69,7 @@ const ANSWER: usize = 8192;
 
 pub struct Oracle {
     netlink: Mutex<Netlink>,
+    known: Option<Mutex<KnownRoutes>>,
 }
 
 struct Netlink {
@@ -78,7 +81,12 @@ impl Oracle {
     /// `netlink`: a NETLINK_ROUTE socket made in the namespace to be asked.
     pub fn new(netlink: OwnedFd) -> io::Result<Self> {
         socket::answers_soon(netlink.as_fd())?;
-        Ok(Self { netlink: Mutex::new(Netlink { socket: netlink, sequence: 0 }) })
+        Ok(Self { netlink: Mutex::new(Netlink { socket: netlink, sequence: 0 }), known: None })
+    }
+
+    /// The same, with a second such socket, for routes that are asked for again and again.
+    pub fn remembering(netlink: OwnedFd, notices: OwnedFd) -> io::Result<Self> {
+        Ok(Self { known: Some(Mutex::new(KnownRoutes::new(notices)?)), ..Self::new(netlink)? })
     }
 
     /// Asks as the owner of a workspace's socket would be routed; `uid` is that owner.
@@ -109,6 +117,21 @@ impl Oracle {
 
     /// None: the kernel has no route.
     pub fn route(&self, destination: IpAddr, packet: Packet) -> io::Result<Option<Route>> {
+        let (Some(known), Packet::Own { uid, source }) = (&self.known, packet) else {
+            return self.ask_route(destination, packet);
+        };
+        let lock = || known.lock().map_err(|_| io::Error::other("a thread died while it looked for a route"));
+        let (question, now) = ((destination, uid, source), Instant::now());
+        let state = match lock()?.recall(&question, now)? {
+            Recalled::Route(route) => return Ok(route),
+            Recalled::Unknown(state) => state,
+        };
+        let route = self.ask_route(destination, packet)?;
+        lock()?.remember(question, route, state, now);
+        Ok(route)
+    }
+
+    fn ask_route(&self, destination: IpAddr, packet: Packet) -> io::Result<Option<Route>> {
         let answered = self.ask(|sequence| route_request(destination, packet, sequence), libc::RTM_NEWROUTE, route);
         match answered {
             Ok(route) => Ok(Some(route)),

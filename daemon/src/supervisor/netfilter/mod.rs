@@ -45,13 +45,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, netdevice, recv};
+use rustix::net::netdevice;
 use sidestep_forwarder::policy::{Request, Transport};
 
 use crate::sys::socket;
 
-use super::netlink;
+use super::notices::Notices;
 
 use self::dump::Reader;
 pub use self::packet::Way;
@@ -64,8 +63,6 @@ const NFNLGRP_NFTABLES: u32 = 7;
 const ATTEMPTS: u32 = 3;
 /// More than this of a workspace's rules and sets is not read. 50,000 rules of k3s have some 20 MB.
 pub const MAX_BYTES: usize = 64 << 20;
-/// Notifications taken at a time; what is left of a flood only makes the next look read the rules again.
-const NOTICES: u32 = 1024;
 
 /// What the workspace's netfilter would do with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +86,7 @@ pub struct Oracle {
 }
 
 struct Rules {
-    notices: OwnedFd,
+    notices: Notices,
     reader: Reader,
     /// None: to be read.
     current: Option<Arc<Ruleset>>,
@@ -100,10 +97,7 @@ impl Oracle {
     pub fn new(sources: Sources, max_bytes: usize) -> io::Result<Self> {
         let rules = match sources.netlink {
             Some((notices, dumps)) => {
-                // A socket without a port gets no notifications.
-                socket::bind(notices.as_fd(), &netlink::any_port())?;
-                let group = NFNLGRP_NFTABLES.to_ne_bytes();
-                socket::set_option(notices.as_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, &group)?;
+                let notices = Notices::join(notices, &[NFNLGRP_NFTABLES])?;
                 socket::answers_soon(dumps.as_fd())?;
                 Some(Mutex::new(Rules { notices, reader: Reader::new(dumps, max_bytes), current: None }))
             }
@@ -160,7 +154,7 @@ impl Oracle {
 
 impl Rules {
     fn current(&mut self) -> io::Result<Arc<Ruleset>> {
-        if self.changed()? {
+        if self.notices.any()? {
             self.current = None;
         }
         if let Some(current) = &self.current {
@@ -169,25 +163,12 @@ impl Rules {
         for _ in 0..ATTEMPTS {
             match self.reader.read() {
                 // The dumps are of one state if nothing changed around them.
-                Ok(read) if !self.changed()? => return Ok(Arc::clone(self.current.insert(Arc::new(read)))),
+                Ok(read) if !self.notices.any()? => return Ok(Arc::clone(self.current.insert(Arc::new(read)))),
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
                 Err(error) => return Err(error),
             }
         }
         Err(io::Error::other("the rules change faster than they can be read"))
-    }
-
-    /// Whether notifications came since the last look; takes them.
-    fn changed(&mut self) -> io::Result<bool> {
-        for taken in 0..NOTICES {
-            match recv(&self.notices, &mut [0; 1], RecvFlags::DONTWAIT) {
-                // ENOBUFS: there were more than the socket holds.
-                Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(taken > 0),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(true)
     }
 }
