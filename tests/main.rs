@@ -29,6 +29,7 @@ mod listening;
 mod names;
 mod netfilter;
 mod policy;
+mod ports;
 mod programs;
 mod routes;
 mod run;
@@ -61,6 +62,7 @@ fn main() -> anyhow::Result<ExitCode> {
         programs::CASES,
         isolation::CASES,
         policy::CASES,
+        ports::CASES,
         routes::CASES,
         netfilter::CASES,
         signals::CASES,

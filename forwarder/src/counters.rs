@@ -79,6 +79,16 @@ pub struct Dns {
     pub unanswered: u64,
 }
 
+/// Clients of published ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ports {
+    pub accepted: u64,
+    /// Nobody in the workspace listens.
+    pub refused: u64,
+    /// Turned away, or left waiting, for want of descriptors or room in a table.
+    pub exhausted: u64,
+}
+
 /// Everything counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
@@ -89,4 +99,5 @@ pub struct Counters {
     pub udp: Udp,
     pub ping: Flows,
     pub dns: Dns,
+    pub ports: Ports,
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll;
+use rustix::io::Errno;
 
 use crate::counters::Counters;
 use crate::flow::FlowId;
@@ -116,7 +117,12 @@ impl Edge {
     /// Has epoll report on a flow's socket, edge-triggered, everything it can report.
     pub fn watch(&self, socket: impl AsFd, id: FlowId) -> io::Result<()> {
         let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-        epoll::add(&self.epoll, socket, epoll::EventData::new_u64(id.to_bits()), events)?;
+        let data = epoll::EventData::new_u64(id.to_bits());
+        match epoll::add(&self.epoll, &socket, data, events) {
+            // Another flow had it before.
+            Err(Errno::EXIST) => epoll::modify(&self.epoll, socket, data, events)?,
+            added => added?,
+        }
         Ok(())
     }
 

@@ -7,8 +7,9 @@ use rustix::event::epoll::EventFlags;
 
 use crate::edge::Edge;
 use crate::flow::{FlowId, Kind};
-use crate::gateway::{arp, ndp};
+use crate::gateway::{arp, ndp, unreachable};
 use crate::icmp::Icmp;
+use crate::ports::{Ports, Published};
 use crate::reassembly::Reassembly;
 use crate::tcp::{Gather, Tcp};
 use crate::timer::Time;
@@ -24,13 +25,20 @@ pub struct Engine {
     tcp: Tcp,
     udp: Udp,
     icmp: Icmp,
+    ports: Ports,
     reassembly: Reassembly,
 }
 
 impl Engine {
     /// `memory` outlives this process: what is in it of a predecessor is ended.
     pub fn new(memory: &'static [AtomicU64]) -> Self {
-        Self { tcp: Tcp::new(memory), udp: Udp::new(), icmp: Icmp::new(), reassembly: Reassembly::default() }
+        Self {
+            tcp: Tcp::new(memory),
+            udp: Udp::new(),
+            icmp: Icmp::new(),
+            ports: Ports::new(),
+            reassembly: Reassembly::default(),
+        }
     }
 
     /// Takes in the frames of one wake.
@@ -105,7 +113,10 @@ impl Engine {
             PROTOCOL_ICMP | PROTOCOL_ICMPV6 if (ip.protocol == PROTOCOL_ICMP) == ip.src.is_ipv4() => {
                 match IcmpEcho::parse_request(ip)? {
                     Some(echo) => self.icmp.echo_from_tap(edge, ip, &echo),
-                    None => edge.counters.drops.unsupported += 1,
+                    None => match unreachable::parse(ip) {
+                        Some(quoted) if quoted.protocol == PROTOCOL_TCP => self.tcp.unreachable_from_tap(edge, &quoted),
+                        _ => edge.counters.drops.unsupported += 1,
+                    },
                 }
                 Ok(())
             }
@@ -119,6 +130,7 @@ impl Engine {
             Kind::Tcp => self.tcp.host_event(edge, id, events),
             Kind::Udp | Kind::Dns => self.udp.host_event(edge, id, events),
             Kind::Ping => self.icmp.host_event(edge, id),
+            Kind::Port => self.ports.host_event(edge, &mut self.tcp, id),
         }
     }
 
@@ -128,7 +140,18 @@ impl Engine {
             Kind::Tcp => self.tcp.timer(edge, id),
             Kind::Udp | Kind::Dns => self.udp.timer(edge, id),
             Kind::Ping => self.icmp.timer(edge, id),
+            Kind::Port => self.ports.timer(edge, &mut self.tcp, id),
         }
+    }
+
+    /// Serves a published port. False: there is no room, or it is served already.
+    pub fn publish(&mut self, edge: &mut Edge, published: Published) -> bool {
+        self.ports.add(edge, published)
+    }
+
+    /// The workspace has ended: nobody else may come in.
+    pub fn close_ports(&mut self, edge: &mut Edge) {
+        self.ports.close(edge);
     }
 
     /// Takes over from a predecessor.
@@ -153,12 +176,13 @@ impl Engine {
 
     /// Flows wait for their turn to send.
     pub fn has_ready(&self) -> bool {
-        self.tcp.has_ready() || self.udp.has_ready()
+        self.tcp.has_ready() || self.udp.has_ready() || self.ports.has_ready()
     }
 
     pub fn run_ready(&mut self, edge: &mut Edge) {
         self.tcp.run_ready(edge);
         self.udp.run_ready(edge);
+        self.ports.run_ready(edge, &mut self.tcp);
     }
 }
 

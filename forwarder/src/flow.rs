@@ -28,6 +28,8 @@ pub enum Kind {
     Udp,
     Ping,
     Dns,
+    /// A published port.
+    Port,
 }
 
 /// A flow's number, as epoll and the timers carry it.
@@ -48,6 +50,7 @@ impl FlowId {
             Kind::Udp => 2,
             Kind::Ping => 3,
             Kind::Dns => 4,
+            Kind::Port => 5,
         };
         kind << 56 | u64::from(self.generation & GENERATION_MASK) << 32 | u64::from(self.index)
     }
@@ -59,6 +62,7 @@ impl FlowId {
             2 => Kind::Udp,
             3 => Kind::Ping,
             4 => Kind::Dns,
+            5 => Kind::Port,
             _ => return None,
         };
         let generation = u32::from_be_bytes([0, g2, g1, g0]);
@@ -160,7 +164,7 @@ mod tests {
 
     #[test]
     fn numbers_survive_epoll() {
-        for kind in [Kind::Tcp, Kind::Udp, Kind::Ping, Kind::Dns] {
+        for kind in [Kind::Tcp, Kind::Udp, Kind::Ping, Kind::Dns, Kind::Port] {
             let id = FlowId { kind, index: 0xdead_beef, generation: 0x00ab_cdef };
             assert_eq!(FlowId::from_bits(id.to_bits()), Some(id));
         }

@@ -9,6 +9,7 @@ mod gateway;
 mod icmp;
 pub mod network;
 pub mod policy;
+pub mod ports;
 mod reassembly;
 mod sys;
 pub mod tap;

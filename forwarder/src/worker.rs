@@ -20,6 +20,7 @@ use crate::engine::Engine;
 use crate::flow::FlowId;
 use crate::network::VirtualNetwork;
 use crate::policy::Policy;
+use crate::ports::Published;
 use crate::tap::Tap;
 use crate::timer::Time;
 use crate::wire::MAX_FRAME;
@@ -64,6 +65,7 @@ pub fn run(
     config: Config,
     tap: OwnedFd,
     memory: &'static [AtomicU64],
+    ports: Vec<Published>,
     stop: OwnedFd,
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
@@ -90,6 +92,12 @@ pub fn run(
         start,
     };
     worker.engine.recall(&mut worker.edge);
+    for published in ports {
+        let publication = published.publication;
+        if !worker.engine.publish(&mut worker.edge, published) {
+            tracing::warn!("port {} cannot be served", publication.host_addr());
+        }
+    }
     ready()?;
     worker.run(&stop)
 }
@@ -123,6 +131,7 @@ impl Worker {
                     STOP_EVENT if is_closed(stop, event.flags) => {
                         epoll::delete(self.edge.epoll(), stop).context("cannot stop watching the stop descriptor")?;
                         self.draining = Some((self.edge.now, self.edge.now));
+                        self.engine.close_ports(&mut self.edge);
                     }
                     STOP_EVENT => {}
                     _ => {

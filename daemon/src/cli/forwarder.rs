@@ -14,7 +14,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let tap = fds.next().context("no TAP received")?;
     let memory = fds.next().context("no memory received")?;
     let memory = shared_memory::map_words(memory, MEMORY_WORDS).context("cannot map the connections' ledger")?;
+    let ports = worker::receive_ports(&started.channel)?;
     let ready = worker::ready(&started.channel)?;
-    sidestep_forwarder::run(started.config, tap, memory, started.channel.into(), ready)?;
+    sidestep_forwarder::run(started.config, tap, memory, ports, started.channel.into(), ready)?;
     Ok(ExitCode::SUCCESS)
 }

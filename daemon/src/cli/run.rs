@@ -14,6 +14,7 @@ use super::egress::EgressRules;
 use crate::launcher::{Bypass, Choice, Mtu, Settings};
 use crate::logging::{self, LogFormat, LogLevel, LogSettings};
 use crate::monitor;
+use crate::publish::Spec;
 
 /// Run a command in user and network namespaces of its own.
 #[derive(Debug, Args)]
@@ -73,6 +74,14 @@ pub struct Run {
     #[command(flatten)]
     egress: EgressRules,
 
+    /// Lead a port of the host into the workspace; may be repeated
+    ///
+    /// Without IP it is open at all addresses of the host, of both families, as with docker: 127.0.0.1:8080:80 keeps it
+    /// to this machine. A taken port is an error. The workspace sees the client's own address; clients of the host's
+    /// loopback come from the gateway's. What listens on 127.0.0.1 inside is not reached.
+    #[arg(short, long, value_name = "[IP:]PORT[-PORT]:PORT[-PORT][/tcp|udp]")]
+    publish: Vec<Spec>,
+
     /// Pid namespace: nothing is left behind when it ends; auto: wherever /proc can be mounted
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", require_equals = true)]
     pidns: Choice,
@@ -118,6 +127,7 @@ impl Run {
             ipv6: self.ipv6,
             host_loopback: self.host_loopback,
             egress_rules: self.egress.0,
+            publish: self.publish,
             pidns: self.pidns,
             keep_id: self.keep_id,
             state_dir: self.state_dir,

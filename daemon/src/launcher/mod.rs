@@ -32,6 +32,7 @@ pub use plan::Plan;
 pub use workspace::{Made, Workspace, launch};
 
 use crate::logging::LogSettings;
+use crate::publish::Spec;
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -44,6 +45,7 @@ pub struct Settings {
     pub ipv6: Choice,
     pub host_loopback: bool,
     pub egress_rules: Vec<Rule>,
+    pub publish: Vec<Spec>,
     pub pidns: Choice,
     pub keep_id: bool,
     pub state_dir: Option<PathBuf>,

@@ -9,12 +9,14 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use sidestep_forwarder::network::{Ipv6Subnet, VirtualNetwork};
 use sidestep_forwarder::policy::{Policy, Transport};
+use sidestep_forwarder::ports::{MAX_PORTS, Published};
 
 use super::confine::Confinement;
 use super::id_map::IdMaps;
 use super::resolv_conf::{self, ResolvConf};
 use super::{Bypass, Choice, Mtu, Settings, host};
 use crate::logging::LogFormat;
+use crate::publish::{self, Spec};
 use crate::supervisor::Extent;
 
 pub struct Plan {
@@ -25,6 +27,8 @@ pub struct Plan {
     /// The host's, for the forwarder.
     pub resolvers: Vec<IpAddr>,
     pub ifname: String,
+    /// Published ports, taken already.
+    pub ports: Vec<Published>,
     pub confinement: Confinement,
     pub(super) pidns: Choice,
     pub(super) id_maps: IdMaps,
@@ -65,8 +69,15 @@ impl Plan {
             command: command.collect::<Result<_, _>>().context("an argument has a zero byte in it")?,
             log_format: settings.log.format,
             sigmask,
+            ports: take_ports(&settings.publish)?,
         })
     }
+}
+
+fn take_ports(specs: &[Spec]) -> anyhow::Result<Vec<Published>> {
+    let count = specs.iter().flat_map(Spec::publications).count();
+    ensure!(count <= MAX_PORTS, "--publish: {count} ports, and {MAX_PORTS} are possible");
+    specs.iter().flat_map(Spec::publications).map(publish::listen).collect()
 }
 
 fn extent(settings: &Settings, policy: &Policy) -> anyhow::Result<Extent> {

@@ -17,8 +17,9 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::MEMORY_WORDS;
+use sidestep_forwarder::ports::{Publication, Published};
 
-use crate::channel::{Channel, Received};
+use crate::channel::{Channel, DESCRIPTORS_MAX, Received};
 use crate::launcher::{Active, Made, Plan};
 use crate::logging::{self, LogSettings};
 use crate::supervisor::{self, ledger};
@@ -76,6 +77,7 @@ pub struct Workers {
     log: LogSettings,
     supervisor_start: SupervisorStart,
     forwarder_config: sidestep_forwarder::Config,
+    ports: Vec<Published>,
     supervisor: Worker,
     forwarder: Worker,
     restarts: VecDeque<Instant>,
@@ -83,7 +85,7 @@ pub struct Workers {
 
 impl Workers {
     /// Starts both and waits until they are ready.
-    pub fn start(plan: &Plan, made: Made, log: LogSettings, state_dir: &Path) -> anyhow::Result<Self> {
+    pub fn start(plan: &mut Plan, made: Made, log: LogSettings, state_dir: &Path) -> anyhow::Result<Self> {
         let ledger = memory("sidestep-ledger", ledger::SIZE)?;
         let connections = memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?;
         let supervisor_start = SupervisorStart {
@@ -102,12 +104,24 @@ impl Workers {
             resolvers: plan.resolvers.clone(),
         };
         let supervisor = start(Kind::Supervisor, log, &supervisor_start, &supervisor_fds(&made, &ledger))?;
+        let ports = std::mem::take(&mut plan.ports);
         let forwarder = start(Kind::Forwarder, log, &forwarder_config, &[made.tap.as_fd(), connections.as_fd()])?;
+        forwarder.send_ports(&ports);
         for worker in [&supervisor, &forwarder] {
             worker.wait_ready()?;
         }
-        let restarts = VecDeque::new();
-        Ok(Self { made, ledger, connections, log, supervisor_start, forwarder_config, supervisor, forwarder, restarts })
+        Ok(Self {
+            made,
+            ledger,
+            connections,
+            log,
+            supervisor_start,
+            forwarder_config,
+            ports,
+            supervisor,
+            forwarder,
+            restarts: VecDeque::new(),
+        })
     }
 
     pub fn made(&self) -> &Made {
@@ -143,6 +157,7 @@ impl Workers {
             Kind::Forwarder => {
                 let fds = [self.made.tap.as_fd(), self.connections.as_fd()];
                 self.forwarder = start(kind, self.log, &self.forwarder_config, &fds)?;
+                self.forwarder.send_ports(&self.ports);
             }
         }
         Ok(true)
@@ -151,7 +166,7 @@ impl Workers {
     /// Closes their channels, and everything we hold for them, and waits for their end.
     pub fn stop(self) {
         let workers = [self.supervisor, self.forwarder].map(|worker| worker.pid);
-        drop((self.made, self.ledger, self.connections));
+        drop((self.made, self.ledger, self.connections, self.ports));
         let deadline = Instant::now() + STOP_WITHIN;
         for pid in workers {
             wait_until(pid, deadline);
@@ -212,6 +227,20 @@ impl Kind {
 }
 
 impl Worker {
+    /// Gives the forwarder the published ports, some at a time, and none at the end. They come after its start, as all
+    /// of them may be more than a channel holds.
+    fn send_ports(&self, ports: &[Published]) {
+        for part in ports.chunks(DESCRIPTORS_MAX).chain([&[][..]]) {
+            let publications: Vec<_> = part.iter().map(|port| port.publication).collect();
+            let sockets: Vec<_> = part.iter().map(|port| port.socket.as_fd()).collect();
+            if let Err(error) = self.channel.send(&publications, &sockets) {
+                // It is dead: whoever reaps it starts another.
+                tracing::debug!("ports to the forwarder: {error:#}");
+                return;
+            }
+        }
+    }
+
     fn wait_ready(&self) -> anyhow::Result<()> {
         match self.channel.receive::<String>(Some(READY_WITHIN))? {
             Received::Message(text, _) if text == READY => Ok(()),
@@ -238,6 +267,21 @@ pub fn receive_start<T: DeserializeOwned>(name: &CStr) -> anyhow::Result<(Starte
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     Ok((Started { config: start.config, channel }, fds))
+}
+
+/// In the forwarder: the published ports.
+pub fn receive_ports(channel: &Channel) -> anyhow::Result<Vec<Published>> {
+    let mut ports = Vec::new();
+    loop {
+        match channel.receive::<Vec<Publication>>(Some(READY_WITHIN))? {
+            Received::Message(part, _) if part.is_empty() => return Ok(ports),
+            Received::Message(part, sockets) => {
+                let pairs = part.into_iter().zip(sockets);
+                ports.extend(pairs.map(|(publication, socket)| Published { publication, socket }));
+            }
+            Received::Timeout | Received::Closed => bail!("the monitor has not sent the published ports"),
+        }
+    }
 }
 
 /// In a worker: what to call once it works.

@@ -95,6 +95,12 @@ impl Send {
         self.fin.is_some_and(|fin| fin.before(self.una))
     }
 
+    /// The workspace's SYN has answered ours, and says what [`Self::new`] was not told.
+    pub fn answered(&mut self, window: u16, shift: u8, mss: u16) {
+        *self = Self::new(self.una, window, shift, mss);
+        self.established();
+    }
+
     /// Takes our SYN as acknowledged.
     pub fn established(&mut self) {
         self.una = self.nxt;

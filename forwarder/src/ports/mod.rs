@@ -1,0 +1,157 @@
+//! Published ports: sockets of the host that lead into the workspace.
+//!
+//! A client of a TCP port is accepted and the workspace dialled for it (`tcp/inbound.rs`), under the client's own
+//! address wherever the workspace can answer to that. The listening sockets come from outside and outlive a forwarder:
+//! clients that come while there is none wait in the kernel's queue.
+//!
+//! Limits: [`MAX_PORTS`] sockets; [`ACCEPTS_A_TURN`] clients before others have their turn; a client for whom there is
+//! no descriptor or no room is left in the queue and looked for again after [`PAUSE_MS`].
+
+mod client;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::edge::Edge;
+use crate::flow::{FlowId, Kind, Table};
+use crate::policy::Transport;
+use crate::tcp::Tcp;
+use crate::timer::TimerId;
+
+/// Sockets at once: the monitor holds all of them, within the usual soft limit of 1024 descriptors.
+pub const MAX_PORTS: usize = 512;
+/// Clients accepted at one port before others have their turn.
+const ACCEPTS_A_TURN: usize = 16;
+/// How soon a port is tried again after it could not be served.
+const PAUSE_MS: u64 = 100;
+
+/// Where one port of the host leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publication {
+    pub transport: Transport,
+    /// None: all addresses of the host, of both families.
+    pub host: Option<IpAddr>,
+    pub host_port: u16,
+    /// None: the workspace's own address, of the client's family or the other one.
+    pub guest: Option<IpAddr>,
+    pub guest_port: u16,
+}
+
+impl Publication {
+    /// Where its socket is bound: `::` stands for all addresses of both families.
+    pub fn host_addr(&self) -> SocketAddr {
+        SocketAddr::new(self.host.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), self.host_port)
+    }
+}
+
+/// A port with its socket: nonblocking, bound, and listening where it is TCP.
+#[derive(Debug)]
+pub struct Published {
+    pub publication: Publication,
+    pub socket: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Port {
+    id: FlowId,
+    publication: Publication,
+    socket: OwnedFd,
+    timer: TimerId,
+    is_ready: bool,
+}
+
+/// All published ports.
+#[derive(Debug)]
+pub struct Ports {
+    published: Table<(Transport, SocketAddr), Port>,
+    /// Ports with more clients than their turn allowed.
+    ready: VecDeque<FlowId>,
+}
+
+impl Ports {
+    pub fn new() -> Self {
+        Self { published: Table::new(Kind::Port, MAX_PORTS), ready: VecDeque::new() }
+    }
+
+    /// Serves one more port. False: there is no room, or it is served already.
+    pub fn add(&mut self, edge: &mut Edge, Published { publication, socket }: Published) -> bool {
+        let added = self.published.insert((publication.transport, publication.host_addr()), |id| {
+            edge.watch(&socket, id).ok()?;
+            let timer = edge.timers.insert(id);
+            Some(Port { id, publication, socket, timer, is_ready: false })
+        });
+        added.is_some()
+    }
+
+    /// Accepts nobody any more.
+    pub fn close(&mut self, edge: &mut Edge) {
+        let ids: Vec<_> = self.published.values().map(|port| port.id).collect();
+        for port in ids.into_iter().filter_map(|id| self.published.remove(id.index)) {
+            edge.timers.remove(port.timer);
+        }
+    }
+
+    /// Clients have come.
+    pub fn host_event(&mut self, edge: &mut Edge, tcp: &mut Tcp, id: FlowId) {
+        if let Some(index) = self.published.current(id) {
+            self.accept_turn(edge, tcp, index);
+        }
+    }
+
+    /// A port that could not be served is tried again.
+    pub fn timer(&mut self, edge: &mut Edge, tcp: &mut Tcp, id: FlowId) {
+        self.host_event(edge, tcp, id);
+    }
+
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    pub fn run_ready(&mut self, edge: &mut Edge, tcp: &mut Tcp) {
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { return };
+            let Some(index) = self.published.current(id) else { continue };
+            if let Some(port) = self.published.get_mut(index) {
+                port.is_ready = false;
+            }
+            self.accept_turn(edge, tcp, index);
+        }
+    }
+
+    fn accept_turn(&mut self, edge: &mut Edge, tcp: &mut Tcp, index: u32) {
+        let Some(port) = self.published.get_mut(index) else { return };
+        for _ in 0..ACCEPTS_A_TURN {
+            if !tcp.has_room_for_client() {
+                edge.counters.ports.exhausted += 1;
+                return edge.timers.set(port.timer, edge.now.after(PAUSE_MS));
+            }
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            match rustix::net::acceptfrom_with(&port.socket, flags) {
+                Ok((socket, address)) => {
+                    let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
+                    edge.counters.ports.accepted += 1;
+                    let [first, other] = client::keys(&edge.config.network, &port.publication, client);
+                    if let Some(key) = first {
+                        tcp.open_to_guest(edge, socket, key, other);
+                    }
+                }
+                Err(Errno::AGAIN) => return,
+                // It has left again.
+                Err(Errno::CONNABORTED | Errno::INTR) => {}
+                Err(_) => {
+                    edge.counters.ports.exhausted += 1;
+                    return edge.timers.set(port.timer, edge.now.after(PAUSE_MS));
+                }
+            }
+        }
+        if !port.is_ready {
+            port.is_ready = true;
+            self.ready.push_back(port.id);
+        }
+    }
+}
