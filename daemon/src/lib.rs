@@ -1,6 +1,5 @@
 //! sidestep: launcher, monitor, supervisor and command line of the multi-call binary.
 
-pub mod channel;
 pub mod cli;
 pub mod init;
 pub mod launcher;
@@ -9,3 +8,5 @@ pub mod monitor;
 pub mod publish;
 pub mod supervisor;
 pub mod sys;
+
+pub use sidestep_forwarder::channel;

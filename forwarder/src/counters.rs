@@ -1,9 +1,9 @@
 //! What the forwarder has done and what it dropped, by reason. Plain numbers: one thread writes them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Frames and bytes in one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     pub frames: u64,
     pub bytes: u64,
@@ -17,7 +17,7 @@ impl Traffic {
 }
 
 /// Flows of one protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flows {
     pub opened: u64,
     pub closed: u64,
@@ -32,7 +32,7 @@ pub struct Flows {
 }
 
 /// Why frames were dropped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drops {
     /// Too short, impossible fields, wrong checksums.
     pub malformed: u64,
@@ -54,7 +54,7 @@ pub struct Drops {
     pub tap_down: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tcp {
     pub flows: Flows,
     pub resets_from_tap: u64,
@@ -63,14 +63,14 @@ pub struct Tcp {
     pub window_probes: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Udp {
     pub flows: Flows,
     pub evicted: u64,
     pub errors_relayed: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dns {
     pub queries: u64,
     pub answers: u64,
@@ -90,7 +90,7 @@ pub struct Ports {
 }
 
 /// Everything counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     pub from_tap: Traffic,
     pub to_tap: Traffic,

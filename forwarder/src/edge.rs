@@ -37,14 +37,15 @@ pub struct Edge {
     tap_full: bool,
     /// Identifies the last datagram sent in fragments.
     fragment_id: u32,
-    /// Which of the host's resolvers answered last: it is asked first.
-    pub preferred_resolver: usize,
+    /// Which of the host's resolvers answered last, by its place among them: it is asked first.
+    preferred_resolver: usize,
 }
 
 impl Edge {
-    pub fn new(config: Config, tap: Tap, epoll: OwnedFd, now: Time) -> Self {
+    pub fn new(mut config: Config, tap: Tap, epoll: OwnedFd, now: Time) -> Self {
         let macs = Macs { gateway: config.network.gateway_mac, guest: config.network.guest_mac };
-        Self {
+        let resolvers = std::mem::take(&mut config.resolvers);
+        let mut edge = Self {
             config,
             tap,
             frame: FrameBuffer::default(),
@@ -56,7 +57,9 @@ impl Edge {
             tap_full: false,
             fragment_id: 0,
             preferred_resolver: 0,
-        }
+        };
+        edge.set_resolvers(resolvers);
+        edge
     }
 
     pub fn tap(&self) -> &Tap {
@@ -104,6 +107,34 @@ impl Edge {
             return None;
         }
         self.config.resolvers.get((self.preferred_resolver + step) % count).copied()
+    }
+
+    /// The resolver that follows `last` in the configuration; None where there is no other.
+    pub fn resolver_after(&self, last: IpAddr) -> Option<IpAddr> {
+        let resolvers = &self.config.resolvers;
+        let next = resolvers.iter().position(|&resolver| resolver == last).map_or(0, |at| (at + 1) % resolvers.len());
+        resolvers.get(next).copied().filter(|&resolver| resolver != last)
+    }
+
+    /// `resolver` has answered.
+    pub fn prefer_resolver(&mut self, resolver: IpAddr) {
+        let place = self.config.resolvers.iter().position(|&configured| configured == resolver);
+        self.preferred_resolver = place.unwrap_or(self.preferred_resolver);
+    }
+
+    /// The host's resolvers from now on, each once; the preferred one stays so where it is still among them.
+    pub fn set_resolvers(&mut self, resolvers: Vec<IpAddr>) {
+        let preferred = self.resolver(0);
+        self.config.resolvers.clear();
+        for resolver in resolvers {
+            if !self.config.resolvers.contains(&resolver) {
+                self.config.resolvers.push(resolver);
+            }
+        }
+        self.preferred_resolver = 0;
+        if let Some(preferred) = preferred {
+            self.prefer_resolver(preferred);
+        }
     }
 
     pub fn is_tap_full(&self) -> bool {

@@ -187,4 +187,4 @@ impl Engine {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -1,12 +1,14 @@
 //! The TAP forwarder: Ethernet frames of one workspace to host sockets and back, and the egress policy that both it
 //! and the bypass obey.
 
+pub mod channel;
 pub mod counters;
 mod edge;
 mod engine;
 mod flow;
 mod gateway;
 mod icmp;
+pub mod link;
 pub mod network;
 pub mod policy;
 pub mod ports;
@@ -19,4 +21,4 @@ mod udp;
 mod wire;
 pub mod worker;
 
-pub use worker::{Config, MEMORY_WORDS, run};
+pub use worker::{Config, Handles, MEMORY_WORDS, run};

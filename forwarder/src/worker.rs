@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
@@ -15,9 +15,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
+use crate::channel::Channel;
 use crate::edge::Edge;
 use crate::engine::Engine;
 use crate::flow::FlowId;
+use crate::link::Link;
 use crate::network::VirtualNetwork;
 use crate::policy::Policy;
 use crate::ports::Published;
@@ -32,6 +34,7 @@ const EVENTS: usize = 64;
 /// Epoll numbers that are no flows (a flow's upper byte is its kind, never 0).
 const TAP_EVENT: u64 = 0;
 const STOP_EVENT: u64 = 1;
+const LINK_EVENT: u64 = 2;
 /// How soon a full TAP is tried again should its writability never be reported.
 const TAP_RETRY_MS: u64 = 10;
 /// At the workspace's end its kernel still sends what its programs left behind. So long is waited for more of it, which
@@ -51,29 +54,44 @@ pub struct Config {
     pub resolvers: Vec<IpAddr>,
 }
 
+/// Descriptors, which the forwarder's successor gets as well.
+#[derive(Debug)]
+pub struct Handles {
+    pub tap: OwnedFd,
+    /// The channel to the monitor.
+    pub stop: OwnedFd,
+    /// The channel to the supervisor, where there is one.
+    pub link: Option<Channel>,
+    /// Published ports.
+    pub ports: Vec<Published>,
+}
+
 /// Frames of one wake, each in a slot of its own.
 struct Batch {
     bytes: Box<[u8]>,
     lens: [usize; BATCH],
 }
 
-/// Runs until `stop` (the channel to the monitor) is closed at the other end, and then until what the workspace sent is
+/// Runs until the channel to the monitor is closed at the other end, and then until what the workspace sent is
 /// with the host's sockets: the TAP's descriptor keeps its namespace alive. What is not by then is reset, as half an
 /// upload must not look like a whole one. `ready` is called once frames are read.
 /// `memory` ([`MEMORY_WORDS`]) outlives this process: in it the next one finds which connections have died with this one.
 pub fn run(
     config: Config,
-    tap: OwnedFd,
+    handles: Handles,
     memory: &'static [AtomicU64],
-    ports: Vec<Published>,
-    stop: OwnedFd,
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     raise_descriptor_limit();
+    let Handles { tap, stop, link, ports } = handles;
+    let link = link.map(Link::new);
     let tap = match Tap::adopt(tap) {
         Err(error) if is_deleted(&error) => {
+            if let Some(link) = &link {
+                link.start();
+            }
             ready()?;
-            return wait_without_tap(&stop);
+            return wait_without_tap(&stop, link.as_ref(), None);
         }
         adopted => adopted.context("cannot set up the TAP")?,
     };
@@ -82,10 +100,16 @@ pub fn run(
     epoll::add(&epoll, &tap, epoll::EventData::new_u64(TAP_EVENT), tap_events).context("cannot watch the TAP")?;
     epoll::add(&epoll, &stop, epoll::EventData::new_u64(STOP_EVENT), epoll::EventFlags::IN)
         .context("cannot watch the stop descriptor")?;
+    if let Some(link) = &link {
+        epoll::add(&epoll, link, epoll::EventData::new_u64(LINK_EVENT), epoll::EventFlags::IN)
+            .context("cannot watch the channel to the supervisor")?;
+        link.start();
+    }
     let start = Instant::now();
     let mut worker = Worker {
         edge: Edge::new(config, tap, epoll, Time(0)),
         engine: Engine::new(memory),
+        link,
         batch: Batch { bytes: vec![0; BATCH * MAX_FRAME].into_boxed_slice(), lens: [0; BATCH] },
         tap_readable: true,
         draining: None,
@@ -105,6 +129,7 @@ pub fn run(
 struct Worker {
     edge: Edge,
     engine: Engine,
+    link: Option<Link>,
     batch: Batch,
     /// The TAP may hold more frames.
     tap_readable: bool,
@@ -134,6 +159,11 @@ impl Worker {
                         self.engine.close_ports(&mut self.edge);
                     }
                     STOP_EVENT => {}
+                    LINK_EVENT => {
+                        if let Some(link) = &self.link {
+                            link.messages(Some(&mut self.edge));
+                        }
+                    }
                     _ => {
                         if let Some(id) = FlowId::from_bits(data) {
                             self.engine.host_event(&mut self.edge, id, event.flags);
@@ -145,9 +175,9 @@ impl Worker {
                 match self.read_tap() {
                     Err(error) if is_deleted(&error) && self.draining.is_some() => return Ok(()),
                     Err(error) if is_deleted(&error) => {
-                        // Its connections end with it.
-                        drop(self);
-                        return wait_without_tap(stop);
+                        // Its connections end with it; what was counted stays.
+                        let Self { edge, link, .. } = self;
+                        return wait_without_tap(stop, link.as_ref(), Some(edge));
                     }
                     read => read.context("cannot read the TAP")?,
                 }
@@ -227,18 +257,22 @@ fn is_deleted(error: &io::Error) -> bool {
 }
 
 /// A workspace without its TAP has no network, but it goes on, and so do its connections on host sockets.
-fn wait_without_tap(stop: &OwnedFd) -> anyhow::Result<()> {
+fn wait_without_tap(stop: &OwnedFd, link: Option<&Link>, mut edge: Option<Edge>) -> anyhow::Result<()> {
     tracing::warn!("the workspace has deleted its TAP: it has no network except by the bypass");
-    let mut polled = [PollFd::new(stop, PollFlags::IN)];
+    let watched = [Some(stop.as_fd()), link.map(Link::as_fd)];
     loop {
+        let mut polled = watched.map(|fd| PollFd::from_borrowed_fd(fd.unwrap_or(stop.as_fd()), PollFlags::IN));
         match poll(&mut polled, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("cannot wait for the monitor"),
         }
-        let events = polled.first().map_or(PollFlags::empty(), PollFd::revents);
-        let is_gone = events.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL);
-        if is_gone || (events.contains(PollFlags::IN) && is_closed(stop, epoll::EventFlags::IN)) {
+        let [stopped, said] = polled.map(|fd| fd.revents());
+        let is_gone = stopped.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL);
+        if is_gone || (stopped.contains(PollFlags::IN) && is_closed(stop, epoll::EventFlags::IN)) {
             return Ok(());
+        }
+        if let Some(link) = link.filter(|_| !said.is_empty()) {
+            link.messages(edge.as_mut());
         }
     }
 }

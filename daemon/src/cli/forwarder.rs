@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use sidestep_forwarder::{Config, MEMORY_WORDS};
+use sidestep_forwarder::{Config, Handles, MEMORY_WORDS};
 
 use crate::monitor::worker;
 use crate::sys::shared_memory;
@@ -13,9 +13,11 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let mut fds = fds.into_iter();
     let tap = fds.next().context("no TAP received")?;
     let memory = fds.next().context("no memory received")?;
+    let link = fds.next().context("no channel to the supervisor received")?;
     let memory = shared_memory::map_words(memory, MEMORY_WORDS).context("cannot map the connections' ledger")?;
     let ports = worker::receive_ports(&started.channel)?;
     let ready = worker::ready(&started.channel)?;
-    sidestep_forwarder::run(started.config, tap, memory, ports, started.channel.into(), ready)?;
+    let handles = Handles { tap, stop: started.channel.into(), link: Some(link.into()), ports };
+    sidestep_forwarder::run(started.config, handles, memory, ready)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -16,13 +16,14 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let SupervisorStart { start, state_dir } = started.config;
     let mut fds = fds.into_iter();
     let handles = Handles {
-        listener: if fds.len() == 4 { fds.next() } else { None },
+        listener: if fds.len() == 5 { fds.next() } else { None },
         ledger: fds.next().context("no ledger received")?,
         userns: fds.next().context("no user namespace received")?,
         netns: fds.next().context("no network namespace received")?,
     };
+    let link = fds.next().context("no channel to the forwarder received")?;
     let ready = worker::ready(&started.channel)?;
-    let ended = supervisor::run(start, handles, started.channel.try_clone()?.into(), ready);
+    let ended = supervisor::run(start, handles, link, started.channel.try_clone()?.into(), ready);
     if started.channel.is_closed()? {
         state_dir::remove(&state_dir);
     }

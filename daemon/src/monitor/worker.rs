@@ -68,16 +68,24 @@ struct Worker {
     channel: Channel,
 }
 
-/// Both workers, and everything they need to be started again.
-pub struct Workers {
+/// What every supervisor and every forwarder gets, those included that come after one which died.
+struct Kept {
     made: Made,
     /// What the supervisor has not answered, and which connections the forwarder has.
     ledger: OwnedFd,
     connections: OwnedFd,
+    /// The link between the two: the supervisor's end and the forwarder's.
+    link: (Channel, Channel),
+    /// The forwarder's: nobody who connects while there is none is turned away.
+    ports: Vec<Published>,
+}
+
+/// Both workers, and everything they need to be started again.
+pub struct Workers {
+    kept: Kept,
     log: LogSettings,
     supervisor_start: SupervisorStart,
     forwarder_config: sidestep_forwarder::Config,
-    ports: Vec<Published>,
     supervisor: Worker,
     forwarder: Worker,
     restarts: VecDeque<Instant>,
@@ -86,8 +94,14 @@ pub struct Workers {
 impl Workers {
     /// Starts both and waits until they are ready.
     pub fn start(plan: &mut Plan, made: Made, log: LogSettings, state_dir: &Path) -> anyhow::Result<Self> {
-        let ledger = memory("sidestep-ledger", ledger::SIZE)?;
-        let connections = memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?;
+        let kept = Kept {
+            ledger: memory("sidestep-ledger", ledger::SIZE)?,
+            connections: memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?,
+            link: Channel::pair().context("cannot make a socket pair")?,
+            ports: std::mem::take(&mut plan.ports),
+            made,
+        };
+        let made = &kept.made;
         let supervisor_start = SupervisorStart {
             start: supervisor::Start {
                 strict: made.active == Active::Strict,
@@ -103,29 +117,18 @@ impl Workers {
             policy: plan.policy.clone(),
             resolvers: plan.resolvers.clone(),
         };
-        let supervisor = start(Kind::Supervisor, log, &supervisor_start, &supervisor_fds(&made, &ledger))?;
-        let ports = std::mem::take(&mut plan.ports);
-        let forwarder = start(Kind::Forwarder, log, &forwarder_config, &[made.tap.as_fd(), connections.as_fd()])?;
-        forwarder.send_ports(&ports);
+        let supervisor = start(Kind::Supervisor, log, &supervisor_start, &kept.supervisor_fds())?;
+        let forwarder = start(Kind::Forwarder, log, &forwarder_config, &kept.forwarder_fds())?;
+        forwarder.send_ports(&kept.ports);
         for worker in [&supervisor, &forwarder] {
             worker.wait_ready()?;
         }
-        Ok(Self {
-            made,
-            ledger,
-            connections,
-            log,
-            supervisor_start,
-            forwarder_config,
-            ports,
-            supervisor,
-            forwarder,
-            restarts: VecDeque::new(),
-        })
+        let restarts = VecDeque::new();
+        Ok(Self { kept, log, supervisor_start, forwarder_config, supervisor, forwarder, restarts })
     }
 
     pub fn made(&self) -> &Made {
-        &self.made
+        &self.kept.made
     }
 
     pub fn supervisor(&self) -> Pid {
@@ -151,13 +154,11 @@ impl Workers {
         tracing::warn!("the {} ended with {how} and is started again", kind.name());
         match kind {
             Kind::Supervisor => {
-                let fds = supervisor_fds(&self.made, &self.ledger);
-                self.supervisor = start(kind, self.log, &self.supervisor_start, &fds)?;
+                self.supervisor = start(kind, self.log, &self.supervisor_start, &self.kept.supervisor_fds())?;
             }
             Kind::Forwarder => {
-                let fds = [self.made.tap.as_fd(), self.connections.as_fd()];
-                self.forwarder = start(kind, self.log, &self.forwarder_config, &fds)?;
-                self.forwarder.send_ports(&self.ports);
+                self.forwarder = start(kind, self.log, &self.forwarder_config, &self.kept.forwarder_fds())?;
+                self.forwarder.send_ports(&self.kept.ports);
             }
         }
         Ok(true)
@@ -166,7 +167,7 @@ impl Workers {
     /// Closes their channels, and everything we hold for them, and waits for their end.
     pub fn stop(self) {
         let workers = [self.supervisor, self.forwarder].map(|worker| worker.pid);
-        drop((self.made, self.ledger, self.connections, self.ports));
+        drop(self.kept);
         let deadline = Instant::now() + STOP_WITHIN;
         for pid in workers {
             wait_until(pid, deadline);
@@ -188,10 +189,18 @@ fn memory(name: &str, size: usize) -> anyhow::Result<OwnedFd> {
     Ok(memory)
 }
 
-/// In the order of [`supervisor::Handles`].
-fn supervisor_fds<'a>(made: &'a Made, ledger: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
-    let listener = made.listener.as_ref();
-    listener.into_iter().chain([ledger, &made.userns, &made.netns]).map(AsFd::as_fd).collect()
+impl Kept {
+    /// In the order of [`supervisor::Handles`], and the link.
+    fn supervisor_fds(&self) -> Vec<BorrowedFd<'_>> {
+        let listener = self.made.listener.as_ref();
+        let others = [&self.ledger, &self.made.userns, &self.made.netns];
+        listener.into_iter().chain(others).map(AsFd::as_fd).chain([self.link.0.as_fd()]).collect()
+    }
+
+    /// In the order in which [`crate::cli`] takes them.
+    fn forwarder_fds(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.made.tap.as_fd(), self.connections.as_fd(), self.link.1.as_fd()]
+    }
 }
 
 fn start<T: Serialize>(kind: Kind, log: LogSettings, config: &T, fds: &[BorrowedFd<'_>]) -> anyhow::Result<Worker> {

@@ -16,6 +16,7 @@ mod fuzz;
 mod host_socket;
 mod in_place;
 pub mod ledger;
+mod link;
 mod netfilter;
 mod netlink;
 mod notification;
@@ -51,6 +52,7 @@ use self::epoll::Epolls;
 use self::factory::Factory;
 use self::host_socket::Untouched;
 use self::ledger::Ledger;
+use self::link::Link;
 use self::route::Oracle;
 use self::session::Session;
 use self::swap::Swap;
@@ -90,10 +92,12 @@ pub struct Handles {
     pub netns: OwnedFd,
 }
 
-/// Runs until `stop` (the channel to the monitor) is closed at the other end. Called in a process that has one thread.
+/// Runs until `stop` (the channel to the monitor) is closed at the other end; `link` is the channel to the forwarder.
+/// Called in a process that has one thread.
 pub fn run(
     start: Start,
     mut handles: Handles,
+    link: OwnedFd,
     stop: OwnedFd,
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
@@ -109,6 +113,7 @@ pub fn run(
         .thread_keep_alive(KEEP_WORKERS)
         .build()
         .context("cannot start the event loop")?;
+    let _link = runtime.block_on(async { Link::start(link) })?;
     let session = match session {
         Some((listener, factory)) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;

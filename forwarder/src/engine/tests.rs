@@ -35,15 +35,15 @@ const MACS: Macs = Macs { gateway: [2; 6], guest: [4; 6] };
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// An engine and the workspace's end of its link.
-struct Lab {
-    edge: Edge,
+pub struct Lab {
+    pub edge: Edge,
     engine: Engine,
     guest: OwnedFd,
     buffer: FrameBuffer,
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (tap, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);

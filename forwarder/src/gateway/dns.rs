@@ -47,8 +47,8 @@ struct QueryKey {
 #[derive(Debug)]
 struct Query {
     key: QueryKey,
-    /// Resolvers asked, by their place in the configuration, each with its socket; the last one is being waited for.
-    asked: Vec<(usize, OwnedFd)>,
+    /// Resolvers asked, each with its socket; the last one is being waited for. The configured ones may be others by now.
+    asked: Vec<(IpAddr, OwnedFd)>,
     bytes: Vec<u8>,
     /// Resolvers that refused, one after the other.
     refusals: usize,
@@ -63,7 +63,7 @@ enum Heard {
     Nothing,
     Answer {
         len: usize,
-        resolver: usize,
+        resolver: IpAddr,
     },
     /// One of them cannot be asked: an ICMP error.
     Refusal,
@@ -122,9 +122,8 @@ impl Dns {
         }
         let count = edge.config.resolvers.len();
         let first = (0..count).find_map(|step| {
-            let resolver = (edge.preferred_resolver + step) % count;
-            let address = *edge.config.resolvers.get(resolver)?;
-            Some((resolver, ask(address, datagram.payload)?))
+            let resolver = edge.resolver(step)?;
+            Some((resolver, ask(resolver, datagram.payload)?))
         });
         let Some((resolver, socket)) = first else {
             edge.counters.dns.unanswered += 1;
@@ -154,7 +153,7 @@ impl Dns {
                 let key = query.key;
                 edge.udp_to_tap((key.resolver, PORT), (key.guest, key.guest_port), len);
                 edge.counters.dns.answers += 1;
-                edge.preferred_resolver = resolver;
+                edge.prefer_resolver(resolver);
                 self.remove(edge, index);
             }
         }
@@ -194,14 +193,10 @@ impl Dns {
 
     /// Asks the next resolver, round and round until the query expires.
     fn fail_over(&mut self, edge: &mut Edge, index: u32) {
-        let count = edge.config.resolvers.len();
         let Some(query) = self.queries.get_mut(index) else { return };
         query.failover_at = edge.now.after(FAILOVER_MS);
         edge.timers.set(query.timer, query.failover_at);
-        if count < 2 {
-            return;
-        }
-        let next = query.asked.last().map_or(0, |&(last, _)| (last + 1) % count);
+        let Some(next) = query.asked.last().and_then(|&(last, _)| edge.resolver_after(last)) else { return };
         if let Some(at) = query.asked.iter().position(|&(resolver, _)| resolver == next) {
             let again = query.asked.remove(at);
             // A failure here is met by the next failover.
@@ -210,8 +205,7 @@ impl Dns {
             edge.counters.dns.failovers += 1;
             return;
         }
-        let Some(&address) = edge.config.resolvers.get(next) else { return };
-        let Some(socket) = ask(address, &query.bytes) else { return };
+        let Some(socket) = ask(next, &query.bytes) else { return };
         let Some(id) = self.queries.id(index) else { return };
         if edge.watch(&socket, id).is_ok()
             && let Some(query) = self.queries.get_mut(index)

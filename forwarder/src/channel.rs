@@ -3,29 +3,31 @@
 //! launcher → monitor: what it made, with the descriptors; monitor → launcher: go on.
 //! monitor → worker: its start, with its descriptors; worker → monitor: ready. The end of the channel at a worker means
 //! that the monitor is gone. supervisor → factory: a job; the answer comes on a channel of the job's own.
+//! supervisor ⇄ forwarder: see [`crate::link`].
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketFlags, SocketType, recvmsg,
-    socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
-use sendfd::SendWithFd;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Bytes of a message at most; the start of a worker is well under a kilobyte.
+/// Bytes of a message at most; a page of flows is the longest, the start of a worker is well under a kilobyte.
 const MESSAGE_MAX: usize = 16 * 1024;
 /// Descriptors beside one message at most.
 pub const DESCRIPTORS_MAX: usize = 8;
 
 /// One end. The standard library has no sequenced-packet socket; its datagram type makes the same system calls.
+#[derive(Debug)]
 pub struct Channel(UnixDatagram);
 
 /// What came.
@@ -43,14 +45,34 @@ impl Channel {
         Ok((a.into(), b.into()))
     }
 
+    /// Sends one message, and waits while the other end has no room for it.
     pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> anyhow::Result<()> {
+        self.send_with(message, fds, SendFlags::empty()).context("cannot send on a private channel")
+    }
+
+    /// Sends one message, or gives false where that would have to wait.
+    pub fn try_send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> anyhow::Result<bool> {
+        match self.send_with(message, fds, SendFlags::DONTWAIT) {
+            Err(error) if error.downcast_ref() == Some(&Errno::AGAIN) => Ok(false),
+            sent => sent.context("cannot send on a private channel").map(|()| true),
+        }
+    }
+
+    fn send_with<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>], flags: SendFlags) -> anyhow::Result<()> {
         let bytes = serde_json::to_vec(message)?;
-        let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        self.0.send_with_fd(&bytes, &fds).context("cannot send on a private channel")?;
+        anyhow::ensure!(bytes.len() <= MESSAGE_MAX, "a message of {} bytes", bytes.len());
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        anyhow::ensure!(fds.len() <= DESCRIPTORS_MAX, "a message with {} descriptors", fds.len());
+        if !fds.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(fds));
+        }
+        let flags = flags | SendFlags::NOSIGNAL;
+        retry_on_intr(|| sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, flags))?;
         Ok(())
     }
 
-    /// Waits for one message; without a timeout as long as it takes.
+    /// Waits for one message; without a timeout as long as it takes, with one of zero not at all.
     pub fn receive<T: DeserializeOwned>(&self, timeout: Option<Duration>) -> anyhow::Result<Received<T>> {
         if let Some(timeout) = timeout
             && !self.readable(timeout)?
@@ -60,9 +82,12 @@ impl Channel {
         let mut bytes = vec![0; MESSAGE_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC);
-        let received = match received {
-            Err(rustix::io::Errno::CONNRESET) => return Ok(Received::Closed),
+        // Another reader of the same end may have been faster, which must not make a wait longer.
+        let wait = if timeout.is_some() { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
+        let flags = RecvFlags::CMSG_CLOEXEC | wait;
+        let received = match recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
+            Err(Errno::CONNRESET) => return Ok(Received::Closed),
+            Err(Errno::AGAIN) => return Ok(Received::Timeout),
             other => other.context("cannot receive on a private channel")?,
         };
         let fds: Vec<OwnedFd> = ancillary
@@ -140,5 +165,20 @@ mod tests {
         assert!(matches!(b.receive::<u8>(Some(Duration::from_millis(1))).unwrap(), Received::Timeout));
         drop(a);
         assert!(b.is_closed().unwrap());
+    }
+
+    #[test]
+    fn a_full_channel_and_messages_that_are_too_large() {
+        let (a, b) = Channel::pair().unwrap();
+        let text = "x".repeat(MESSAGE_MAX - 2);
+        let sent = (0..1000).take_while(|_| a.try_send(&text, &[]).unwrap()).count();
+        assert!((1..1000).contains(&sent), "{sent}");
+        for _ in 0..sent {
+            assert!(matches!(b.receive::<String>(Some(Duration::ZERO)).unwrap(), Received::Message(..)));
+        }
+        assert!(matches!(b.receive::<String>(Some(Duration::ZERO)).unwrap(), Received::Timeout));
+        assert!(a.try_send(&text, &[]).unwrap());
+        assert!(a.try_send(&format!("{text}x"), &[]).is_err());
+        assert!(a.try_send(&1, &[b.as_fd(); DESCRIPTORS_MAX + 1]).is_err());
     }
 }

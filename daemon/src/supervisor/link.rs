@@ -1,0 +1,234 @@
+//! The supervisor's end of the link to the forwarder (see [`sidestep_forwarder::link`]): what the forwarder is to know is
+//! kept here and said to each forwarder that begins; what it is asked has a number, a time limit, and company of at most
+//! [`REQUESTS_MAX`] others, so that the link cannot fill.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use sidestep_forwarder::counters::Counters;
+use sidestep_forwarder::link::{RESOLVERS_MAX, ToForwarder, ToSupervisor};
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::time::timeout;
+
+use crate::channel::{Channel, Received};
+use crate::sys::readiness;
+
+/// How long the forwarder may take to answer; one that is being started again takes some 100 ms.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Requests under way at a time: their answers, of up to 16 KB each, have room in the link (net.core.wmem_default).
+const REQUESTS_MAX: usize = 4;
+
+/// The forwarder did not answer in time: it is busy, stopped or about to be started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the forwarder does not answer")]
+pub struct Silent;
+
+pub struct Link {
+    channel: Channel,
+    watched: AsyncFd<OwnedFd>,
+    /// Set once something is to be told, or told again.
+    news: Notify,
+    resolvers: Mutex<Option<Vec<IpAddr>>>,
+    requests: Semaphore,
+    next_id: AtomicU64,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
+}
+
+impl Link {
+    /// Begins to listen, in the event loop of the caller.
+    pub fn start(channel: OwnedFd) -> anyhow::Result<Arc<Self>> {
+        let channel = Channel::from(channel);
+        let watched = readiness::register(channel.try_clone()?.into(), Interest::READABLE | Interest::WRITABLE)
+            .context("cannot watch the channel to the forwarder")?;
+        let link = Arc::new(Self {
+            channel,
+            watched,
+            news: Notify::new(),
+            resolvers: Mutex::default(),
+            requests: Semaphore::new(REQUESTS_MAX),
+            // A predecessor's answers may still come.
+            next_id: AtomicU64::new(RandomState::new().hash_one(std::process::id())),
+            waiting: Mutex::default(),
+        });
+        tokio::spawn(Arc::clone(&link).listen());
+        tokio::spawn(Arc::clone(&link).tell());
+        Ok(link)
+    }
+
+    /// The resolvers that this forwarder and every later one is to ask, in order.
+    pub fn set_resolvers(&self, mut resolvers: Vec<IpAddr>) {
+        resolvers.truncate(RESOLVERS_MAX);
+        *self.resolvers.lock().unwrap_or_else(PoisonError::into_inner) = Some(resolvers);
+        self.news.notify_one();
+    }
+
+    /// What the forwarder has counted.
+    pub async fn counters(&self) -> Result<Counters, Silent> {
+        match self.ask(|id| ToForwarder::Counters { id }).await? {
+            ToSupervisor::Counters { counters, .. } => Ok(*counters),
+            ToSupervisor::Started => Err(Silent),
+        }
+    }
+
+    async fn ask(&self, request: impl FnOnce(u64) -> ToForwarder) -> Result<ToSupervisor, Silent> {
+        let _turn = self.requests.acquire().await.map_err(|_| Silent)?;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (to, answer) = oneshot::channel();
+        let _waiting = Waiting::new(&self.waiting, id, to);
+        let asked = async {
+            self.send(&request(id)).await.map_err(|_| Silent)?;
+            answer.await.map_err(|_| Silent)
+        };
+        timeout(ANSWER_WITHIN, asked).await.unwrap_or(Err(Silent))
+    }
+
+    /// Waits for room: a forwarder that stands still may go on.
+    async fn send(&self, message: &ToForwarder) -> anyhow::Result<()> {
+        loop {
+            let mut room = self.watched.writable().await?;
+            if self.channel.try_send(message, &[])? {
+                return Ok(());
+            }
+            room.clear_ready();
+        }
+    }
+
+    async fn listen(self: Arc<Self>) {
+        while let Ok(mut ready) = self.watched.readable().await {
+            match self.channel.receive(Some(Duration::ZERO)) {
+                Ok(Received::Message(message, _)) => self.message(message),
+                Ok(Received::Timeout) => ready.clear_ready(),
+                Ok(Received::Closed) => return,
+                Err(error) => {
+                    tracing::debug!("from the forwarder: {error:#}");
+                    ready.clear_ready();
+                }
+            }
+        }
+    }
+
+    fn message(&self, message: ToSupervisor) {
+        match message {
+            ToSupervisor::Started => self.news.notify_one(),
+            ToSupervisor::Counters { id, .. } => {
+                // Nobody waits for what comes late.
+                if let Some(to) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
+                    let _ = to.send(message);
+                }
+            }
+        }
+    }
+
+    async fn tell(self: Arc<Self>) {
+        loop {
+            self.news.notified().await;
+            let resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(resolvers) = resolvers
+                && let Err(error) = self.send(&ToForwarder::Resolvers(resolvers)).await
+            {
+                tracing::debug!("to the forwarder: {error:#}");
+            }
+        }
+    }
+}
+
+/// An answer somebody waits for, until it comes or they give up.
+struct Waiting<'a> {
+    all: &'a Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
+    id: u64,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(
+        all: &'a Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
+        id: u64,
+        to: oneshot::Sender<ToSupervisor>,
+    ) -> Self {
+        all.lock().unwrap_or_else(PoisonError::into_inner).insert(id, to);
+        Self { all, id }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_link(test: impl AsyncFnOnce(Arc<Link>, Channel)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ours, theirs) = Channel::pair().unwrap();
+            test(Link::start(ours.into()).unwrap(), theirs).await;
+        });
+    }
+
+    /// Lets the link's tasks run until the forwarder has a message.
+    async fn heard(forwarder: &Channel) -> ToForwarder {
+        loop {
+            match forwarder.receive(Some(Duration::ZERO)).unwrap() {
+                Received::Message(message, _) => return message,
+                Received::Timeout => tokio::task::yield_now().await,
+                Received::Closed => panic!("closed"),
+            }
+        }
+    }
+
+    fn answer(forwarder: &Channel, id: u64, queries: u64) {
+        let mut counters = Box::new(Counters::default());
+        counters.dns.queries = queries;
+        forwarder.send(&ToSupervisor::Counters { id, counters }, &[]).unwrap();
+    }
+
+    #[test]
+    fn each_forwarder_hears_of_the_resolvers() {
+        with_link(async |link, forwarder| {
+            let resolvers = vec![IpAddr::from([192, 0, 2, 1])];
+            link.set_resolvers(resolvers.clone());
+            assert_eq!(heard(&forwarder).await, ToForwarder::Resolvers(resolvers.clone()));
+            forwarder.send(&ToSupervisor::Started, &[]).unwrap();
+            assert_eq!(heard(&forwarder).await, ToForwarder::Resolvers(resolvers));
+        });
+    }
+
+    #[test]
+    fn answers_to_others_are_nobodys() {
+        with_link(async |link, forwarder| {
+            forwarder.send(&"not a message", &[]).unwrap();
+            let asking = tokio::spawn(async move { link.counters().await });
+            let ToForwarder::Counters { id } = heard(&forwarder).await else { panic!("another request") };
+            answer(&forwarder, id.wrapping_sub(1), 1);
+            answer(&forwarder, id, 2);
+            assert_eq!(asking.await.unwrap().map(|counters| counters.dns.queries), Ok(2));
+        });
+    }
+
+    #[test]
+    fn a_forwarder_that_says_nothing_is_not_waited_for() {
+        with_link(async |link, forwarder| {
+            tokio::time::pause();
+            assert_eq!(link.counters().await, Err(Silent));
+            assert!(link.waiting.lock().unwrap().is_empty());
+            let ToForwarder::Counters { id } = heard(&forwarder).await else { panic!("another request") };
+            answer(&forwarder, id, 1);
+            tokio::time::resume();
+            let asking = tokio::spawn(async move { link.counters().await });
+            let ToForwarder::Counters { id } = heard(&forwarder).await else { panic!("another request") };
+            answer(&forwarder, id, 2);
+            assert_eq!(asking.await.unwrap().map(|counters| counters.dns.queries), Ok(2));
+        });
+    }
+}

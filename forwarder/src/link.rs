@@ -1,0 +1,158 @@
+//! What supervisor and forwarder tell each other: the messages, and the forwarder's end.
+//!
+//! The monitor makes the [`Channel`] once and holds both ends, so a worker that dies leaves the other's messages to its
+//! successor. What must not be lost is said again whenever somebody new listens: a forwarder begins with
+//! [`ToSupervisor::Started`], whose answer is everything it is to know, and a supervisor begins by saying that unasked.
+//! What is asked has a number that no other supervisor uses, and may stay without an answer.
+//!
+//! The forwarder never waits for the link. An answer for which there is no room is dropped: that a supervisor asks only
+//! a few things at a time means that it is gone, or stands still, and its successor asks for itself.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::channel::{Channel, Received};
+use crate::counters::Counters;
+use crate::edge::Edge;
+
+/// Messages taken in one wake of the forwarder; the rest makes the next wake.
+const MESSAGES_A_WAKE: usize = 4;
+/// Resolvers in a message at most; resolv.conf's own limit is 3 (MAXNS).
+pub const RESOLVERS_MAX: usize = 64;
+
+/// supervisor → forwarder
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToForwarder {
+    /// The host's resolvers, in order, from now on.
+    Resolvers(Vec<IpAddr>),
+    /// Asks for [`ToSupervisor::Counters`].
+    Counters { id: u64 },
+}
+
+/// forwarder → supervisor
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToSupervisor {
+    /// A forwarder has begun, and knows what the monitor told it at its own start.
+    Started,
+    /// The answer to [`ToForwarder::Counters`].
+    Counters { id: u64, counters: Box<Counters> },
+}
+
+/// The forwarder's end.
+#[derive(Debug)]
+pub struct Link(Channel);
+
+impl Link {
+    pub fn new(channel: Channel) -> Self {
+        Self(channel)
+    }
+
+    /// Announces this forwarder.
+    pub fn start(&self) {
+        self.send(&ToSupervisor::Started);
+    }
+
+    /// Takes in what has come and answers it; without an edge, which a workspace can take away, as if it were unused.
+    pub fn messages(&self, mut edge: Option<&mut Edge>) {
+        for _ in 0..MESSAGES_A_WAKE {
+            match self.0.receive(Some(Duration::ZERO)) {
+                Ok(Received::Message(message, _)) => self.message(edge.as_deref_mut(), message),
+                Ok(Received::Timeout | Received::Closed) => return,
+                Err(error) => tracing::debug!("from the supervisor: {error:#}"),
+            }
+        }
+    }
+
+    fn message(&self, edge: Option<&mut Edge>, message: ToForwarder) {
+        match message {
+            ToForwarder::Resolvers(resolvers) => {
+                if let Some(edge) = edge {
+                    edge.set_resolvers(resolvers);
+                }
+            }
+            ToForwarder::Counters { id } => {
+                let counters = edge.map_or_else(Counters::default, |edge| edge.counters);
+                self.send(&ToSupervisor::Counters { id, counters: Box::new(counters) });
+            }
+        }
+    }
+
+    fn send(&self, message: &ToSupervisor) {
+        match self.0.try_send(message, &[]) {
+            Ok(true) => {}
+            Ok(false) => tracing::debug!("no room for a message to the supervisor"),
+            Err(error) => tracing::debug!("to the supervisor: {error:#}"),
+        }
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::Lab;
+
+    fn heard(supervisor: &Channel) -> Option<ToSupervisor> {
+        match supervisor.receive(Some(Duration::ZERO)).unwrap() {
+            Received::Message(message, _) => Some(message),
+            Received::Timeout | Received::Closed => None,
+        }
+    }
+
+    #[test]
+    fn messages_are_answered_and_a_full_link_is_no_trouble() {
+        let (supervisor, ours) = Channel::pair().unwrap();
+        let (link, mut lab) = (Link::new(ours), Lab::new());
+        link.start();
+        assert_eq!(heard(&supervisor), Some(ToSupervisor::Started));
+        supervisor.send(&"of another kind", &[]).unwrap();
+        supervisor.send(&ToForwarder::Counters { id: 7 }, &[]).unwrap();
+        lab.edge.counters.dns.queries = 3;
+        link.messages(Some(&mut lab.edge));
+        let counters = Box::new(lab.edge.counters);
+        assert_eq!(heard(&supervisor), Some(ToSupervisor::Counters { id: 7, counters }));
+        for id in 0..2000 {
+            supervisor.send(&ToForwarder::Counters { id }, &[]).unwrap();
+            link.messages(None);
+        }
+        let kept = std::iter::from_fn(|| heard(&supervisor)).count();
+        assert!((1..2000).contains(&kept), "{kept}");
+        supervisor.send(&ToForwarder::Counters { id: 7 }, &[]).unwrap();
+        link.messages(None);
+        let counters = Box::default();
+        assert_eq!(heard(&supervisor), Some(ToSupervisor::Counters { id: 7, counters }));
+    }
+
+    #[test]
+    fn the_preferred_resolver_stays_where_it_is_still_one() {
+        let (supervisor, ours) = Channel::pair().unwrap();
+        let (link, mut lab) = (Link::new(ours), Lab::new());
+        let [a, b, c] = [1, 2, 3].map(|last| IpAddr::from([192, 0, 2, last]));
+        let cases = [
+            (vec![a, b], Some(b), vec![b, a]),
+            (vec![c, b, c, a], None, vec![b, a, c]),
+            (vec![c, a], None, vec![c, a]),
+            (vec![], None, vec![]),
+            (vec![a], Some(c), vec![a]),
+        ];
+        for (resolvers, answered, want) in cases {
+            supervisor.send(&ToForwarder::Resolvers(resolvers), &[]).unwrap();
+            link.messages(Some(&mut lab.edge));
+            if let Some(answered) = answered {
+                lab.edge.prefer_resolver(answered);
+            }
+            let got: Vec<_> = (0..).map_while(|step| lab.edge.resolver(step)).collect();
+            assert_eq!(got, want);
+            let next = want.first().and_then(|&first| lab.edge.resolver_after(first));
+            assert_eq!(next.is_some(), want.len() > 1);
+        }
+    }
+}
