@@ -80,11 +80,13 @@ pub struct Dns {
 }
 
 /// Clients of published ports.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
     pub accepted: u64,
     /// Nobody in the workspace listens.
     pub refused: u64,
+    /// Clients that sent datagrams.
+    pub udp_clients: u64,
     /// Turned away, or left waiting, for want of descriptors or room in a table.
     pub exhausted: u64,
 }

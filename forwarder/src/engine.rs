@@ -91,7 +91,7 @@ impl Engine {
             let Some(whole) = self.reassembly.fragment_from_tap(edge.now, ip, fragment) else { return Ok(()) };
             let ip = whole.packet();
             if ip.protocol == PROTOCOL_UDP {
-                self.udp.datagram_from_tap(edge, &ip, &UdpDatagram::parse(&ip, false)?, None);
+                self.datagram_from_tap(edge, &ip, &UdpDatagram::parse(&ip, false)?, None);
             }
             return Ok(());
         }
@@ -106,7 +106,7 @@ impl Engine {
                 let datagram = UdpDatagram::parse(ip, partial)?;
                 let is_uso = frame.vnet.gso_kind() == VnetHeader::GSO_UDP_L4;
                 let segment = is_uso.then(|| frame.vnet.gso_size.get()).filter(|&size| size > 0);
-                self.udp.datagram_from_tap(edge, ip, &datagram, segment);
+                self.datagram_from_tap(edge, ip, &datagram, segment);
                 Ok(())
             }
             PROTOCOL_ICMPV6 if ip.src.is_ipv6() && ndp::packet_from_tap(edge, ip)? => Ok(()),
@@ -124,13 +124,26 @@ impl Engine {
         }
     }
 
+    /// A datagram, or several of `segment` bytes each: to a client of a published port, or to anybody else.
+    fn datagram_from_tap(
+        &mut self,
+        edge: &mut Edge,
+        ip: &IpPacket<'_>,
+        datagram: &UdpDatagram<'_>,
+        segment: Option<u16>,
+    ) {
+        if !self.ports.datagram_from_tap(edge, ip, datagram, segment) {
+            self.udp.datagram_from_tap(edge, ip, datagram, segment);
+        }
+    }
+
     /// Takes in what epoll reported for one flow.
     pub fn host_event(&mut self, edge: &mut Edge, id: FlowId, events: EventFlags) {
         match id.kind {
             Kind::Tcp => self.tcp.host_event(edge, id, events),
             Kind::Udp | Kind::Dns => self.udp.host_event(edge, id, events),
             Kind::Ping => self.icmp.host_event(edge, id),
-            Kind::Port => self.ports.host_event(edge, &mut self.tcp, id),
+            Kind::Port | Kind::PortClient => self.ports.host_event(edge, &mut self.tcp, id),
         }
     }
 
@@ -140,7 +153,7 @@ impl Engine {
             Kind::Tcp => self.tcp.timer(edge, id),
             Kind::Udp | Kind::Dns => self.udp.timer(edge, id),
             Kind::Ping => self.icmp.timer(edge, id),
-            Kind::Port => self.ports.timer(edge, &mut self.tcp, id),
+            Kind::Port | Kind::PortClient => self.ports.timer(edge, &mut self.tcp, id),
         }
     }
 

@@ -30,6 +30,8 @@ pub enum Kind {
     Dns,
     /// A published port.
     Port,
+    /// A client of a published UDP port.
+    PortClient,
 }
 
 /// A flow's number, as epoll and the timers carry it.
@@ -51,6 +53,7 @@ impl FlowId {
             Kind::Ping => 3,
             Kind::Dns => 4,
             Kind::Port => 5,
+            Kind::PortClient => 6,
         };
         kind << 56 | u64::from(self.generation & GENERATION_MASK) << 32 | u64::from(self.index)
     }
@@ -63,6 +66,7 @@ impl FlowId {
             3 => Kind::Ping,
             4 => Kind::Dns,
             5 => Kind::Port,
+            6 => Kind::PortClient,
             _ => return None,
         };
         let generation = u32::from_be_bytes([0, g2, g1, g0]);
@@ -164,7 +168,7 @@ mod tests {
 
     #[test]
     fn numbers_survive_epoll() {
-        for kind in [Kind::Tcp, Kind::Udp, Kind::Ping, Kind::Dns, Kind::Port] {
+        for kind in [Kind::Tcp, Kind::Udp, Kind::Ping, Kind::Dns, Kind::Port, Kind::PortClient] {
             let id = FlowId { kind, index: 0xdead_beef, generation: 0x00ab_cdef };
             assert_eq!(FlowId::from_bits(id.to_bits()), Some(id));
         }

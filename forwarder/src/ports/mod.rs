@@ -8,6 +8,7 @@
 //! no descriptor or no room is left in the queue and looked for again after [`PAUSE_MS`].
 
 mod client;
+mod datagrams;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -20,13 +21,18 @@ use serde::{Deserialize, Serialize};
 use crate::edge::Edge;
 use crate::flow::{FlowId, Kind, Table};
 use crate::policy::Transport;
+use crate::sys::pktinfo;
 use crate::tcp::Tcp;
 use crate::timer::TimerId;
+use crate::wire::{IpPacket, UdpDatagram};
+use datagrams::Clients;
 
 /// Sockets at once: the monitor holds all of them, within the usual soft limit of 1024 descriptors.
 pub const MAX_PORTS: usize = 512;
 /// Clients accepted at one port before others have their turn.
 const ACCEPTS_A_TURN: usize = 16;
+/// Datagrams taken at one port before others have their turn.
+const DATAGRAMS_A_TURN: usize = 32;
 /// How soon a port is tried again after it could not be served.
 const PAUSE_MS: u64 = 100;
 
@@ -69,18 +75,24 @@ struct Port {
 #[derive(Debug)]
 pub struct Ports {
     published: Table<(Transport, SocketAddr), Port>,
+    clients: Clients,
     /// Ports with more clients than their turn allowed.
     ready: VecDeque<FlowId>,
 }
 
 impl Ports {
     pub fn new() -> Self {
-        Self { published: Table::new(Kind::Port, MAX_PORTS), ready: VecDeque::new() }
+        Self { published: Table::new(Kind::Port, MAX_PORTS), clients: Clients::new(), ready: VecDeque::new() }
     }
 
     /// Serves one more port. False: there is no room, or it is served already.
     pub fn add(&mut self, edge: &mut Edge, Published { publication, socket }: Published) -> bool {
         let added = self.published.insert((publication.transport, publication.host_addr()), |id| {
+            if publication.transport == Transport::Udp && publication.host.is_none_or(|host| host.is_unspecified()) {
+                // The answer leaves by the address that was written to. A host without IPv6 has a socket of the other
+                // family.
+                pktinfo::ask(&socket, false).or_else(|_| pktinfo::ask(&socket, true)).ok()?;
+            }
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
             Some(Port { id, publication, socket, timer, is_ready: false })
@@ -93,19 +105,39 @@ impl Ports {
         let ids: Vec<_> = self.published.values().map(|port| port.id).collect();
         for port in ids.into_iter().filter_map(|id| self.published.remove(id.index)) {
             edge.timers.remove(port.timer);
+            self.clients.forget(edge, port.id);
         }
     }
 
     /// Clients have come.
     pub fn host_event(&mut self, edge: &mut Edge, tcp: &mut Tcp, id: FlowId) {
         if let Some(index) = self.published.current(id) {
-            self.accept_turn(edge, tcp, index);
+            self.turn(edge, tcp, index);
         }
     }
 
     /// A port that could not be served is tried again.
     pub fn timer(&mut self, edge: &mut Edge, tcp: &mut Tcp, id: FlowId) {
-        self.host_event(edge, tcp, id);
+        match id.kind {
+            Kind::PortClient => self.clients.timer(edge, id),
+            _ => self.host_event(edge, tcp, id),
+        }
+    }
+
+    /// Takes a datagram of the workspace that answers a client. False: it is none.
+    pub fn datagram_from_tap(
+        &mut self,
+        edge: &mut Edge,
+        ip: &IpPacket<'_>,
+        datagram: &UdpDatagram<'_>,
+        segment: Option<u16>,
+    ) -> bool {
+        let Some((port, answer)) = self.clients.answered(ip, datagram, edge.now) else { return false };
+        let Some(port) = self.published.current(port).and_then(|index| self.published.get(index)) else { return false };
+        if answer.send(&port.socket, datagram.payload, segment).is_err() {
+            edge.counters.drops.host_full += 1;
+        }
+        true
     }
 
     pub fn has_ready(&self) -> bool {
@@ -119,39 +151,65 @@ impl Ports {
             if let Some(port) = self.published.get_mut(index) {
                 port.is_ready = false;
             }
-            self.accept_turn(edge, tcp, index);
+            self.turn(edge, tcp, index);
         }
     }
 
-    fn accept_turn(&mut self, edge: &mut Edge, tcp: &mut Tcp, index: u32) {
-        let Some(port) = self.published.get_mut(index) else { return };
-        for _ in 0..ACCEPTS_A_TURN {
-            if !tcp.has_room_for_client() {
-                edge.counters.ports.exhausted += 1;
-                return edge.timers.set(port.timer, edge.now.after(PAUSE_MS));
-            }
-            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            match rustix::net::acceptfrom_with(&port.socket, flags) {
-                Ok((socket, address)) => {
-                    let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
-                    edge.counters.ports.accepted += 1;
-                    let [first, other] = client::keys(&edge.config.network, &port.publication, client);
-                    if let Some(key) = first {
-                        tcp.open_to_guest(edge, socket, key, other);
-                    }
-                }
-                Err(Errno::AGAIN) => return,
-                // It has left again.
-                Err(Errno::CONNABORTED | Errno::INTR) => {}
-                Err(_) => {
-                    edge.counters.ports.exhausted += 1;
-                    return edge.timers.set(port.timer, edge.now.after(PAUSE_MS));
-                }
-            }
-        }
-        if !port.is_ready {
+    /// Takes some of what has come to a port; what is left gets another turn.
+    fn turn(&mut self, edge: &mut Edge, tcp: &mut Tcp, index: u32) {
+        let Some(port) = self.published.get(index) else { return };
+        let is_done = match port.publication.transport {
+            Transport::Udp => datagrams_to_tap(&mut self.clients, edge, port),
+            _ => accept(edge, tcp, port),
+        };
+        if let Some(port) = self.published.get_mut(index).filter(|port| !is_done && !port.is_ready) {
             port.is_ready = true;
             self.ready.push_back(port.id);
         }
     }
+}
+
+/// True: there are no more.
+fn datagrams_to_tap(clients: &mut Clients, edge: &mut Edge, port: &Port) -> bool {
+    for _ in 0..DATAGRAMS_A_TURN {
+        match clients.datagram_to_tap(edge, (port.id, &port.publication, &port.socket)) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(Errno::AGAIN) => return true,
+            // What became of an earlier answer.
+            Err(_) => {}
+        }
+    }
+    false
+}
+
+/// True: there is nobody more, or nobody more can be served for now.
+fn accept(edge: &mut Edge, tcp: &mut Tcp, port: &Port) -> bool {
+    for _ in 0..ACCEPTS_A_TURN {
+        if !tcp.has_room_for_client() {
+            edge.counters.ports.exhausted += 1;
+            edge.timers.set(port.timer, edge.now.after(PAUSE_MS));
+            return true;
+        }
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        match rustix::net::acceptfrom_with(&port.socket, flags) {
+            Ok((socket, address)) => {
+                let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
+                edge.counters.ports.accepted += 1;
+                let [first, other] = client::keys(&edge.config.network, &port.publication, client);
+                if let Some(key) = first {
+                    tcp.open_to_guest(edge, socket, key, other);
+                }
+            }
+            Err(Errno::AGAIN) => return true,
+            // It has left again.
+            Err(Errno::CONNABORTED | Errno::INTR) => {}
+            Err(_) => {
+                edge.counters.ports.exhausted += 1;
+                edge.timers.set(port.timer, edge.now.after(PAUSE_MS));
+                return true;
+            }
+        }
+    }
+    false
 }

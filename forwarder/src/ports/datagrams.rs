@@ -1,0 +1,183 @@
+//! Clients of published UDP ports: the workspace sees each under an address and port of its own, and what it sends there
+//! leaves by the published socket, from the very address the client wrote to. What it sends to anybody else is not ours
+//! to carry: the egress policy decides about that.
+//!
+//! Limits: [`MAX_CLIENTS`], of which those give way that were not used since others came; a client that the workspace
+//! does not answer is forgotten after [`UNANSWERED_MS`]. A client is known by the address of its own family, if the
+//! workspace has one.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use super::Publication;
+use super::client::keys;
+use crate::edge::Edge;
+use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::sys::pktinfo::{self, Local};
+use crate::tap::Written;
+use crate::timer::{Time, TimerId};
+use crate::wire::{IpPacket, UdpDatagram};
+
+/// Clients at once: they cost no descriptor, and anybody can send from any number of addresses.
+const MAX_CLIENTS: usize = 8_192;
+/// Idle time after which a client is forgotten (RFC 4787), and the same where it has had no answer yet.
+const IDLE_MS: u64 = 180_000;
+const UNANSWERED_MS: u64 = 30_000;
+/// Clients looked at to find one that gives way; recently used ones lose their mark in passing.
+const EVICTION_STEPS: usize = 64;
+/// Other ports tried for a client whose own another client of the same address has inside.
+const PORT_TRIES: u16 = 16;
+
+#[derive(Debug)]
+struct Client {
+    id: FlowId,
+    /// Which port it came to, and as whom.
+    port: FlowId,
+    address: SocketAddr,
+    local: Option<Local>,
+    key: FlowKey,
+    timer: TimerId,
+    last_used: Time,
+    is_answered: bool,
+    is_recent: bool,
+}
+
+#[derive(Debug)]
+pub struct Clients {
+    /// By what they are inside.
+    clients: Table<FlowKey, Client>,
+    by_address: HashMap<(u32, SocketAddr), u32>,
+    /// Where eviction looks next.
+    hand: u32,
+}
+
+impl Clients {
+    pub fn new() -> Self {
+        Self { clients: Table::new(Kind::PortClient, MAX_CLIENTS), by_address: HashMap::new(), hand: 0 }
+    }
+
+    /// Takes one datagram off the port's socket to the workspace. False: that has to wait for the TAP.
+    pub fn datagram_to_tap(
+        &mut self,
+        edge: &mut Edge,
+        (port, publication, socket): (FlowId, &Publication, &OwnedFd),
+    ) -> rustix::io::Result<bool> {
+        if edge.is_tap_full() {
+            return Ok(false);
+        }
+        let buffer = edge.frame.payload_mut(usize::from(u16::MAX));
+        let Some(received) = pktinfo::receive(socket, buffer)? else { return Ok(true) };
+        let found = self.by_address.get(&(port.index, received.client)).copied();
+        let index = match found.or_else(|| self.open(edge, port, publication, received.client)) {
+            Some(index) => index,
+            None => {
+                edge.counters.ports.exhausted += 1;
+                return Ok(true);
+            }
+        };
+        let Some(client) = self.clients.get_mut(index) else { return Ok(true) };
+        client.local = received.local;
+        client.last_used = edge.now;
+        client.is_recent = true;
+        let FlowKey { guest, guest_port, remote, remote_port } = client.key;
+        Ok(edge.udp_to_tap((remote, remote_port), (guest, guest_port), received.len) != Written::Full)
+    }
+
+    fn open(&mut self, edge: &mut Edge, port: FlowId, publication: &Publication, address: SocketAddr) -> Option<u32> {
+        let key = keys(&edge.config.network, publication, address).into_iter().flatten().next()?;
+        let other_ports =
+            (1..=PORT_TRIES).map(|step| FlowKey { remote_port: key.remote_port.wrapping_add(step), ..key });
+        let key =
+            std::iter::once(key).chain(other_ports).find(|k| k.remote_port != 0 && self.clients.find(k).is_none())?;
+        if self.clients.is_full() {
+            self.evict(edge);
+        }
+        let index = self.clients.insert(key, |id| {
+            let timer = edge.timers.insert(id);
+            edge.timers.set(timer, edge.now.after(UNANSWERED_MS));
+            let last_used = edge.now;
+            Some(Client { id, port, address, local: None, key, timer, last_used, is_answered: false, is_recent: true })
+        })?;
+        self.by_address.insert((port.index, address), index);
+        edge.counters.ports.udp_clients += 1;
+        Some(index)
+    }
+
+    /// Whose datagram this is, with the port to answer from; None where it is no answer to a client.
+    pub fn answered(&mut self, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>, now: Time) -> Option<(FlowId, Answer)> {
+        if self.by_address.is_empty() {
+            return None;
+        }
+        let key =
+            FlowKey { guest: ip.src, guest_port: datagram.src_port, remote: ip.dst, remote_port: datagram.dst_port };
+        let client = self.clients.find(&key).and_then(|index| self.clients.get_mut(index))?;
+        client.last_used = now;
+        client.is_recent = true;
+        client.is_answered = true;
+        Some((client.port, Answer { to: client.address, from: client.local }))
+    }
+
+    /// A client may have been idle.
+    pub fn timer(&mut self, edge: &mut Edge, id: FlowId) {
+        let Some(client) = self.clients.current(id).and_then(|index| self.clients.get(index)) else { return };
+        let expiry = client.last_used.after(if client.is_answered { IDLE_MS } else { UNANSWERED_MS });
+        if edge.now < expiry {
+            return edge.timers.set(client.timer, expiry);
+        }
+        self.remove(edge, id.index);
+    }
+
+    /// The port is not served any more.
+    pub fn forget(&mut self, edge: &mut Edge, port: FlowId) {
+        let gone: Vec<_> = self.clients.values().filter(|client| client.port == port).map(|client| client.id).collect();
+        for id in gone {
+            self.remove(edge, id.index);
+        }
+    }
+
+    /// Ends one client that was not used since eviction last passed it (second chance), or the last one passed.
+    fn evict(&mut self, edge: &mut Edge) {
+        let mut chosen = None;
+        for _ in 0..EVICTION_STEPS {
+            let index = self.hand;
+            self.hand = (self.hand + 1) % u32::try_from(MAX_CLIENTS).unwrap_or(u32::MAX);
+            let Some(client) = self.clients.get_mut(index) else { continue };
+            chosen = Some(index);
+            if !std::mem::take(&mut client.is_recent) {
+                break;
+            }
+        }
+        if let Some(index) = chosen {
+            self.remove(edge, index);
+        }
+    }
+
+    fn remove(&mut self, edge: &mut Edge, index: u32) {
+        if let Some(client) = self.clients.remove(index) {
+            edge.timers.remove(client.timer);
+            self.by_address.remove(&(client.port.index, client.address));
+        }
+    }
+}
+
+/// Where an answer goes, and from which address.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    to: SocketAddr,
+    from: Option<Local>,
+}
+
+impl Answer {
+    /// Sends one datagram, or several of `segment` bytes each. A failure may be an earlier datagram's.
+    pub fn send(&self, socket: &OwnedFd, payload: &[u8], segment: Option<u16>) -> rustix::io::Result<()> {
+        let send = |datagram: &[u8]| {
+            let again = |_| pktinfo::send(socket, datagram, self.to, self.from);
+            pktinfo::send(socket, datagram, self.to, self.from).or_else(again)
+        };
+        match segment.map(usize::from).filter(|&size| size > 0 && size < payload.len()) {
+            Some(size) => payload.chunks(size).try_for_each(send),
+            None => send(payload),
+        }
+    }
+}
