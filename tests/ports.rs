@@ -1,7 +1,7 @@
 //! Published ports: clients of the host and of other hosts reach what listens in the workspace, and nothing else.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,8 +14,8 @@ use crate::lab::workspace::{Caller, Workspace, contains};
 use crate::lab::{HOST_V4, HOST_V6, REMOTE, poll};
 
 crate::cases! {
-    EVERY_WAY: remote_clients, loopback_clients, refused;
-    BOTH_PATHS: only_what_was_asked_for, nobody_there, many_clients, forwarder_killed, after_the_workspace;
+    EVERY_WAY: remote_clients, loopback_clients, datagrams, refused;
+    BOTH_PATHS: loopback_resets, loopback_inside, only_what_was_asked_for, nobody_there, many_clients, forwarder_killed, after_the_workspace;
 }
 
 const HOST: [IpAddr; 2] = [IpAddr::V4(HOST_V4), IpAddr::V6(HOST_V6)];
@@ -105,16 +105,142 @@ fn remote_clients(ws: Workspace) -> Result<()> {
 fn loopback_clients(ws: Workspace) -> Result<()> {
     let ws = ws.flag("-p=8080:80");
     let _running = serve(&ws, &ANYWHERE)?;
-    for (addr, gateway) in LOOPBACK.into_iter().zip(["10.0.2.2", "fd00::2"]) {
-        let mut stream = connect(&ws.lab.host, (addr.parse::<IpAddr>()?, 8080))?;
-        let name = line(&mut stream)?;
-        ensure!(name == gateway, "{addr} is known as {name}");
-        comes_back_whole(stream).with_context(|| addr.to_owned())?;
+    for addr in LOOPBACK {
+        comes_back_whole(spliced(&ws, addr, 8080)?).with_context(|| addr.to_owned())?;
     }
     // The host's other addresses are kept, as everybody's.
     let name = known_as(&ws.lab.host, (HOST[0], 8080))?;
     ensure!(name == HOST_V4.to_string(), "the host is known as {name}");
     Ok(())
+}
+
+/// A connection from the host's loopback that does not pass the TAP, which it may for as long as the forwarder has no
+/// sockets inside: the client is known by the workspace's own address, not by the gateway's.
+fn spliced(ws: &Workspace, addr: &str, port: u16) -> Result<TcpStream> {
+    let to: IpAddr = addr.parse()?;
+    let (own, gateway) = if to.is_ipv4() { ("10.0.2.100", "10.0.2.2") } else { ("fd00::64", "fd00::2") };
+    poll("a spliced connection", DEADLINE, || {
+        let mut stream = connect(&ws.lab.host, (to, port))?;
+        let name = line(&mut stream)?;
+        ensure!(name == own || name == gateway, "{addr} is known as {name}");
+        Ok((name == own).then_some(stream))
+    })
+}
+
+/// Who is reset at one end is at the other, be it by the client, the server, or the forwarder's death.
+fn loopback_resets(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080:80");
+    let mut running = ws.start_python(
+        "import struct
+l = tcp('0.0.0.0'); l.bind(('0.0.0.0', 80)); l.listen(9); say('ready')
+while True:
+    c, peer = l.accept(); c.sendall((peer[0] + '\\n').encode())
+    what = c.recv(9)
+    if what == b'reset': c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); c.close()
+    if what == b'wait': say(outcome(lambda: c.recv(9)))",
+    )?;
+    running.line_with("ready")?;
+    let mut stream = spliced(&ws, LOOPBACK[0], 8080)?;
+    stream.write_all(b"reset")?;
+    let end = stream.read(&mut [0]).map_err(|error| error.kind());
+    ensure!(end == Err(std::io::ErrorKind::ConnectionReset), "{end:?}");
+
+    let mut stream = spliced(&ws, LOOPBACK[0], 8080)?;
+    stream.write_all(b"wait")?;
+    nix::sys::socket::setsockopt(
+        &stream,
+        nix::sys::socket::sockopt::Linger,
+        &nix::libc::linger { l_onoff: 1, l_linger: 0 },
+    )?;
+    drop(stream);
+    let said = running.line()?;
+    ensure!(said == "ECONNRESET", "{said}");
+
+    let mut stream = spliced(&ws, LOOPBACK[0], 8080)?;
+    stream.write_all(b"wait")?;
+    let tree = Tree::of(running.pid())?;
+    tree.worker("forwarder")?.kill(Signal::SIGKILL)?;
+    let said = running.line()?;
+    ensure!(said == "ECONNRESET", "{said}");
+    let end = stream.read(&mut [0]).map_err(|error| error.kind());
+    ensure!(end == Err(std::io::ErrorKind::ConnectionReset), "{end:?}");
+    // The next one has sockets again.
+    drop(spliced(&ws, LOOPBACK[0], 8080)?);
+    Ok(())
+}
+
+/// What listens on the loopback inside is reached where that is asked for, from anywhere.
+fn loopback_inside(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080:127.0.0.1:84");
+    let _running = serve(&ws, &[("127.0.0.1", 84)])?;
+    for (from, to) in [(&ws.lab.host, LOOPBACK[0].parse()?), (&ws.lab.remote, HOST[0])] {
+        // Until the forwarder has sockets inside there is no way, and a reset.
+        let stream = poll("a connection to the loopback inside", DEADLINE, || {
+            let mut stream = connect(from, (to, 8080))?;
+            Ok(line(&mut stream).is_ok_and(|name| name == "127.0.0.1").then_some(stream))
+        })?;
+        comes_back_whole(stream)?;
+    }
+    Ok(())
+}
+
+/// Clients keep their address, answers come from the address that was written to, and from nowhere else.
+fn datagrams(ws: Workspace) -> Result<()> {
+    let second: IpAddr = "192.0.2.7".parse()?;
+    ws.lab.host.run("ip addr add 192.0.2.7/24 dev veth0 noprefixroute")?;
+    let ws = ws.flag("-p=5300:53/udp").flag("-p=192.0.2.7:5301:53/udp").flag("-p=5302:54/udp");
+    let mut running = ws.start_python(
+        "def serve(s):
+    while True:
+        got, peer = s.recvfrom(65536)
+        s.sendto(peer[0].encode() + b' ' + got, peer)
+for addr, port in ('0.0.0.0', 53), ('::', 53), ('127.0.0.1', 54):
+    s = socket.socket(family(addr), socket.SOCK_DGRAM)
+    if addr == '::': s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    s.bind((addr, port)); threading.Thread(target=serve, args=[s], daemon=True).start()
+say('ready'); sys.stdin.read()",
+    )?;
+    running.line_with("ready")?;
+    let [remote_v4, remote_v6] = REMOTE;
+    let loopback: [IpAddr; 2] = [LOOPBACK[0].parse()?, LOOPBACK[1].parse()?];
+    let cases = [
+        (&ws.lab.remote, HOST[0], 5300, remote_v4.to_string()),
+        (&ws.lab.remote, HOST[1], 5300, remote_v6.to_string()),
+        (&ws.lab.remote, second, 5300, remote_v4.to_string()),
+        (&ws.lab.remote, second, 5301, remote_v4.to_string()),
+        (&ws.lab.host, loopback[0], 5300, "10.0.2.2".to_owned()),
+        (&ws.lab.host, loopback[1], 5300, "fd00::2".to_owned()),
+    ];
+    for (from, to, port, name) in cases {
+        let socket = udp_client(from, to, port)?;
+        for size in [0, 1, 1400, 4000] {
+            let sent = vec![b'x'; size];
+            socket.send(&sent)?;
+            let mut got = vec![0; 65536];
+            let count = socket.recv(&mut got).with_context(|| format!("{size} bytes to {to}:{port}"))?;
+            let want = [name.as_bytes(), b" ", &sent].concat();
+            ensure!(got[..count] == want, "{} from {to}:{port}", String::from_utf8_lossy(&got[..count.min(99)]));
+        }
+    }
+    // Neither what was not asked for nor what listens on the loopback inside.
+    for (to, port) in [(HOST[0], 5301), (HOST[0], 5302)] {
+        let socket = udp_client(&ws.lab.remote, to, port)?;
+        socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        socket.send(b"x")?;
+        ensure!(socket.recv(&mut [0; 99]).is_err(), "{to}:{port} answers");
+    }
+    Ok(())
+}
+
+fn udp_client(from: &Netns, to: IpAddr, port: u16) -> Result<UdpSocket> {
+    let any: IpAddr = if to.is_ipv4() { "0.0.0.0".parse()? } else { "::".parse()? };
+    let socket = from.within(|| -> std::io::Result<_> {
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect((to, port))?;
+        Ok(socket)
+    })?;
+    socket.set_read_timeout(Some(DEADLINE))?;
+    Ok(socket)
 }
 
 /// Address and protocol as they were given, ranges one to one, and nothing that listens on the workspace's loopback

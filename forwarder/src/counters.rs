@@ -85,6 +85,8 @@ pub struct Ports {
     pub accepted: u64,
     /// Nobody in the workspace listens.
     pub refused: u64,
+    /// Of the accepted: by splice(2), not over the TAP.
+    pub spliced: u64,
     /// Clients that sent datagrams.
     pub udp_clients: u64,
     /// Turned away, or left waiting, for want of descriptors or room in a table.

@@ -13,6 +13,7 @@ use crate::flow::FlowId;
 use crate::gateway::unreachable::{self, Reason};
 use crate::network::MacAddr;
 use crate::policy::{self, Egress, Request, Transport};
+use crate::ports::Stock;
 use crate::tap::{Tap, Written};
 use crate::timer::{Time, Wheel};
 use crate::wire::build::Macs;
@@ -31,6 +32,8 @@ pub struct Edge {
     epoll: OwnedFd,
     pub timers: Wheel,
     pub counters: Counters,
+    /// Sockets of the workspace's network namespace.
+    pub stock: Stock,
     /// The time of the wake being handled.
     pub now: Time,
     /// The TAP was full: nothing is sent before it can be written again.
@@ -53,6 +56,7 @@ impl Edge {
             epoll,
             timers: Wheel::new(now),
             counters: Counters::default(),
+            stock: Stock::default(),
             now,
             tap_full: false,
             fragment_id: 0,

@@ -143,7 +143,9 @@ impl Engine {
             Kind::Tcp => self.tcp.host_event(edge, id, events),
             Kind::Udp | Kind::Dns => self.udp.host_event(edge, id, events),
             Kind::Ping => self.icmp.host_event(edge, id),
-            Kind::Port | Kind::PortClient => self.ports.host_event(edge, &mut self.tcp, id),
+            Kind::Port | Kind::PortClient | Kind::SplicedClient | Kind::SplicedInside => {
+                self.ports.host_event(edge, &mut self.tcp, id, events);
+            }
         }
     }
 
@@ -154,6 +156,7 @@ impl Engine {
             Kind::Udp | Kind::Dns => self.udp.timer(edge, id),
             Kind::Ping => self.icmp.timer(edge, id),
             Kind::Port | Kind::PortClient => self.ports.timer(edge, &mut self.tcp, id),
+            Kind::SplicedClient | Kind::SplicedInside => {}
         }
     }
 
@@ -184,7 +187,7 @@ impl Engine {
 
     /// Something the workspace sent, or may still send, has not been given to the host.
     pub fn is_owed_to_host(&self) -> bool {
-        self.tcp.is_owed_to_host()
+        self.tcp.is_owed_to_host() || self.ports.is_owed_to_host()
     }
 
     /// Flows wait for their turn to send.

@@ -9,7 +9,7 @@
 //! a few things at a time means that it is gone, or stands still, and its successor asks for itself.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,8 @@ pub const RESOLVERS_MAX: usize = 64;
 pub enum ToForwarder {
     /// The host's resolvers, in order, from now on.
     Resolvers(Vec<IpAddr>),
+    /// Sockets of the workspace's network namespace, as many as come beside it; none where none can be made.
+    Sockets { ipv6: bool },
     /// Asks for [`ToSupervisor::Counters`].
     Counters { id: u64 },
 }
@@ -37,6 +39,8 @@ pub enum ToForwarder {
 pub enum ToSupervisor {
     /// A forwarder has begun, and knows what the monitor told it at its own start.
     Started,
+    /// Asks for [`ToForwarder::Sockets`]; what is not answered is asked again.
+    Sockets { ipv6: bool },
     /// The answer to [`ToForwarder::Counters`].
     Counters { id: u64, counters: Box<Counters> },
 }
@@ -59,24 +63,36 @@ impl Link {
     pub fn messages(&self, mut edge: Option<&mut Edge>) {
         for _ in 0..MESSAGES_A_WAKE {
             match self.0.receive(Some(Duration::ZERO)) {
-                Ok(Received::Message(message, _)) => self.message(edge.as_deref_mut(), message),
+                Ok(Received::Message(message, fds)) => self.message(edge.as_deref_mut(), message, fds),
                 Ok(Received::Timeout | Received::Closed) => return,
                 Err(error) => tracing::debug!("from the supervisor: {error:#}"),
             }
         }
     }
 
-    fn message(&self, edge: Option<&mut Edge>, message: ToForwarder) {
+    fn message(&self, edge: Option<&mut Edge>, message: ToForwarder, fds: Vec<OwnedFd>) {
         match message {
             ToForwarder::Resolvers(resolvers) => {
                 if let Some(edge) = edge {
                     edge.set_resolvers(resolvers);
                 }
             }
+            ToForwarder::Sockets { ipv6 } => {
+                if let Some(edge) = edge {
+                    edge.stock.add(ipv6, fds);
+                }
+            }
             ToForwarder::Counters { id } => {
                 let counters = edge.map_or_else(Counters::default, |edge| edge.counters);
                 self.send(&ToSupervisor::Counters { id, counters: Box::new(counters) });
             }
+        }
+    }
+
+    /// Asks for what the edge lacks.
+    pub fn ask(&self, edge: &mut Edge) {
+        while let Some(ipv6) = edge.stock.lacking(edge.now) {
+            self.send(&ToSupervisor::Sockets { ipv6 });
         }
     }
 

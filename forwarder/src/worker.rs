@@ -191,6 +191,9 @@ impl Worker {
             }
             self.engine.probe_orphans(&mut self.edge);
             self.engine.run_ready(&mut self.edge);
+            if let Some(link) = self.link.as_ref().filter(|_| self.draining.is_none()) {
+                link.ask(&mut self.edge);
+            }
             if self.is_drained(!events.is_empty()) {
                 return Ok(());
             }

@@ -34,6 +34,8 @@ pub enum SpecError {
     Address(String),
     #[error("{0} is no address at which something inside could listen")]
     Guest(IpAddr),
+    #[error("UDP cannot be led to the loopback inside")]
+    Loopback,
     #[error("{0} ports outside and {1} inside: both ranges need the same length")]
     Lengths(usize, usize),
 }
@@ -64,6 +66,9 @@ impl FromStr for Spec {
         }
         if let Some(guest) = guest.filter(|guest| guest.is_unspecified() || guest.is_multicast()) {
             return Err(SpecError::Guest(guest));
+        }
+        if transport == Transport::Udp && guest.is_some_and(|guest| guest.is_loopback()) {
+            return Err(SpecError::Loopback);
         }
         let (outside, inside) = (host_ports.len(), guest_ports.len());
         if outside != inside {
@@ -142,6 +147,7 @@ mod tests {
             ("1.2.3:1:1", SpecError::Address("1.2.3".into())),
             ("::1:80:80", port("")),
             ("[::g]:80:80", SpecError::Address("::g".into())),
+            ("53:127.0.0.1:53/udp", SpecError::Loopback),
             ("80:0.0.0.0:80", SpecError::Guest(Ipv4Addr::UNSPECIFIED.into())),
         ];
         for (text, want) in cases {

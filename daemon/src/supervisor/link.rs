@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,6 +21,8 @@ use tokio::time::timeout;
 
 use crate::channel::{Channel, Received};
 use crate::sys::readiness;
+
+use super::inside::Inside;
 
 /// How long the forwarder may take to answer; one that is being started again takes some 100 ms.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -41,11 +43,15 @@ pub struct Link {
     requests: Semaphore,
     next_id: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
+    /// Where the forwarder's sockets inside come from.
+    inside: Option<Arc<Inside>>,
+    /// The forwarder asks for those of one family once at a time.
+    supplies: Semaphore,
 }
 
 impl Link {
     /// Begins to listen, in the event loop of the caller.
-    pub fn start(channel: OwnedFd) -> anyhow::Result<Arc<Self>> {
+    pub fn start(channel: OwnedFd, inside: Option<Inside>) -> anyhow::Result<Arc<Self>> {
         let channel = Channel::from(channel);
         let watched = readiness::register(channel.try_clone()?.into(), Interest::READABLE | Interest::WRITABLE)
             .context("cannot watch the channel to the forwarder")?;
@@ -58,6 +64,8 @@ impl Link {
             // A predecessor's answers may still come.
             next_id: AtomicU64::new(RandomState::new().hash_one(std::process::id())),
             waiting: Mutex::default(),
+            inside: inside.map(Arc::new),
+            supplies: Semaphore::new(2),
         });
         tokio::spawn(Arc::clone(&link).listen());
         tokio::spawn(Arc::clone(&link).tell());
@@ -75,7 +83,7 @@ impl Link {
     pub async fn counters(&self) -> Result<Counters, Silent> {
         match self.ask(|id| ToForwarder::Counters { id }).await? {
             ToSupervisor::Counters { counters, .. } => Ok(*counters),
-            ToSupervisor::Started => Err(Silent),
+            _ => Err(Silent),
         }
     }
 
@@ -85,17 +93,17 @@ impl Link {
         let (to, answer) = oneshot::channel();
         let _waiting = Waiting::new(&self.waiting, id, to);
         let asked = async {
-            self.send(&request(id)).await.map_err(|_| Silent)?;
+            self.send(&request(id), &[]).await.map_err(|_| Silent)?;
             answer.await.map_err(|_| Silent)
         };
         timeout(ANSWER_WITHIN, asked).await.unwrap_or(Err(Silent))
     }
 
     /// Waits for room: a forwarder that stands still may go on.
-    async fn send(&self, message: &ToForwarder) -> anyhow::Result<()> {
+    async fn send(&self, message: &ToForwarder, fds: &[BorrowedFd<'_>]) -> anyhow::Result<()> {
         loop {
             let mut room = self.watched.writable().await?;
-            if self.channel.try_send(message, &[])? {
+            if self.channel.try_send(message, fds)? {
                 return Ok(());
             }
             room.clear_ready();
@@ -116,9 +124,10 @@ impl Link {
         }
     }
 
-    fn message(&self, message: ToSupervisor) {
+    fn message(self: &Arc<Self>, message: ToSupervisor) {
         match message {
             ToSupervisor::Started => self.news.notify_one(),
+            ToSupervisor::Sockets { ipv6 } => drop(tokio::spawn(Arc::clone(self).supply(ipv6))),
             ToSupervisor::Counters { id, .. } => {
                 // Nobody waits for what comes late.
                 if let Some(to) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
@@ -128,12 +137,30 @@ impl Link {
         }
     }
 
+    /// Has sockets made inside for the forwarder. What it does not get it asks for again.
+    async fn supply(self: Arc<Self>, ipv6: bool) {
+        let (Some(inside), Ok(_turn)) = (self.inside.clone(), self.supplies.try_acquire()) else { return };
+        let made = tokio::task::spawn_blocking(move || inside.tcp_sockets(ipv6)).await;
+        let sockets = match made {
+            Ok(Ok(sockets)) => sockets,
+            Ok(Err(error)) => {
+                tracing::debug!("sockets for the forwarder: {error}");
+                Vec::new()
+            }
+            Err(_) => return,
+        };
+        let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = self.send(&ToForwarder::Sockets { ipv6 }, &fds).await {
+            tracing::debug!("to the forwarder: {error:#}");
+        }
+    }
+
     async fn tell(self: Arc<Self>) {
         loop {
             self.news.notified().await;
             let resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).clone();
             if let Some(resolvers) = resolvers
-                && let Err(error) = self.send(&ToForwarder::Resolvers(resolvers)).await
+                && let Err(error) = self.send(&ToForwarder::Resolvers(resolvers), &[]).await
             {
                 tracing::debug!("to the forwarder: {error:#}");
             }
@@ -172,7 +199,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, theirs) = Channel::pair().unwrap();
-            test(Link::start(ours.into()).unwrap(), theirs).await;
+            test(Link::start(ours.into(), None).unwrap(), theirs).await;
         });
     }
 

@@ -15,6 +15,7 @@ mod facts;
 mod fuzz;
 mod host_socket;
 mod in_place;
+mod inside;
 pub mod ledger;
 mod link;
 mod netfilter;
@@ -51,6 +52,7 @@ use self::decide::Ground;
 use self::epoll::Epolls;
 use self::factory::Factory;
 use self::host_socket::Untouched;
+use self::inside::Inside;
 use self::ledger::Ledger;
 use self::link::Link;
 use self::route::Oracle;
@@ -103,19 +105,17 @@ pub fn run(
 ) -> anyhow::Result<()> {
     abort_on_panic();
     // The one thing that must come before any thread.
-    let session = match handles.listener.take() {
-        Some(listener) => Some((listener, Factory::start().context("cannot start the socket factory")?)),
-        None => None,
-    };
+    let factory = Arc::new(Factory::start().context("cannot start the socket factory")?);
+    let inside = Inside::new(Arc::clone(&factory), &handles.userns, &handles.netns)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(MAX_WORKERS)
         .thread_keep_alive(KEEP_WORKERS)
         .build()
         .context("cannot start the event loop")?;
-    let _link = runtime.block_on(async { Link::start(link) })?;
-    let session = match session {
-        Some((listener, factory)) => {
+    let _link = runtime.block_on(async { Link::start(link, Some(inside)) })?;
+    let session = match handles.listener.take() {
+        Some(listener) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;
             Some(serve(start, handles, listener, factory, Waits::new(runtime.handle().clone()))?)
         }
@@ -135,7 +135,7 @@ fn serve(
     start: Start,
     handles: Handles,
     listener: OwnedFd,
-    factory: Factory,
+    factory: Arc<Factory>,
     waits: Waits,
 ) -> anyhow::Result<Arc<Session>> {
     let make = |domain, kind, protocol| {

@@ -228,6 +228,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+mod ports;
 mod tcp;
 mod udp;
 

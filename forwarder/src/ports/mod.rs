@@ -9,23 +9,30 @@
 
 mod client;
 mod datagrams;
+mod pipe;
+mod splice;
+mod stock;
+
+pub use stock::Stock;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::edge::Edge;
-use crate::flow::{FlowId, Kind, Table};
+use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::policy::Transport;
 use crate::sys::pktinfo;
-use crate::tcp::Tcp;
+use crate::tcp::{Tcp, reset_at_death};
 use crate::timer::TimerId;
 use crate::wire::{IpPacket, UdpDatagram};
 use datagrams::Clients;
+use splice::Splices;
 
 /// Sockets at once: the monitor holds all of them, within the usual soft limit of 1024 descriptors.
 pub const MAX_PORTS: usize = 512;
@@ -76,13 +83,19 @@ struct Port {
 pub struct Ports {
     published: Table<(Transport, SocketAddr), Port>,
     clients: Clients,
+    splices: Splices,
     /// Ports with more clients than their turn allowed.
     ready: VecDeque<FlowId>,
 }
 
 impl Ports {
     pub fn new() -> Self {
-        Self { published: Table::new(Kind::Port, MAX_PORTS), clients: Clients::new(), ready: VecDeque::new() }
+        Self {
+            published: Table::new(Kind::Port, MAX_PORTS),
+            clients: Clients::new(),
+            splices: Splices::new(),
+            ready: VecDeque::new(),
+        }
     }
 
     /// Serves one more port. False: there is no room, or it is served already.
@@ -92,6 +105,9 @@ impl Ports {
                 // The answer leaves by the address that was written to. A host without IPv6 has a socket of the other
                 // family.
                 pktinfo::ask(&socket, false).or_else(|_| pktinfo::ask(&socket, true)).ok()?;
+            }
+            if publication.transport == Transport::Tcp {
+                edge.stock.want();
             }
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
@@ -109,8 +125,11 @@ impl Ports {
         }
     }
 
-    /// Clients have come.
-    pub fn host_event(&mut self, edge: &mut Edge, tcp: &mut Tcp, id: FlowId) {
+    /// Clients have come, or something for one that was spliced.
+    pub fn host_event(&mut self, edge: &mut Edge, tcp: &mut Tcp, id: FlowId, events: EventFlags) {
+        if matches!(id.kind, Kind::SplicedClient | Kind::SplicedInside) {
+            return self.splices.host_event(edge, id, events);
+        }
         if let Some(index) = self.published.current(id) {
             self.turn(edge, tcp, index);
         }
@@ -120,7 +139,7 @@ impl Ports {
     pub fn timer(&mut self, edge: &mut Edge, tcp: &mut Tcp, id: FlowId) {
         match id.kind {
             Kind::PortClient => self.clients.timer(edge, id),
-            _ => self.host_event(edge, tcp, id),
+            _ => self.host_event(edge, tcp, id, EventFlags::IN),
         }
     }
 
@@ -140,11 +159,17 @@ impl Ports {
         true
     }
 
+    /// Something the workspace has sent is not with its client yet.
+    pub fn is_owed_to_host(&self) -> bool {
+        self.splices.is_owed_to_host()
+    }
+
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || self.splices.has_ready()
     }
 
     pub fn run_ready(&mut self, edge: &mut Edge, tcp: &mut Tcp) {
+        self.splices.run_ready();
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { return };
             let Some(index) = self.published.current(id) else { continue };
@@ -160,7 +185,7 @@ impl Ports {
         let Some(port) = self.published.get(index) else { return };
         let is_done = match port.publication.transport {
             Transport::Udp => datagrams_to_tap(&mut self.clients, edge, port),
-            _ => accept(edge, tcp, port),
+            _ => accept(edge, tcp, &mut self.splices, port),
         };
         if let Some(port) = self.published.get_mut(index).filter(|port| !is_done && !port.is_ready) {
             port.is_ready = true;
@@ -184,7 +209,7 @@ fn datagrams_to_tap(clients: &mut Clients, edge: &mut Edge, port: &Port) -> bool
 }
 
 /// True: there is nobody more, or nobody more can be served for now.
-fn accept(edge: &mut Edge, tcp: &mut Tcp, port: &Port) -> bool {
+fn accept(edge: &mut Edge, tcp: &mut Tcp, splices: &mut Splices, port: &Port) -> bool {
     for _ in 0..ACCEPTS_A_TURN {
         if !tcp.has_room_for_client() {
             edge.counters.ports.exhausted += 1;
@@ -198,7 +223,7 @@ fn accept(edge: &mut Edge, tcp: &mut Tcp, port: &Port) -> bool {
                 edge.counters.ports.accepted += 1;
                 let [first, other] = client::keys(&edge.config.network, &port.publication, client);
                 if let Some(key) = first {
-                    tcp.open_to_guest(edge, socket, key, other);
+                    lead_inside(edge, tcp, splices, (socket, client), (key, other));
                 }
             }
             Err(Errno::AGAIN) => return true,
@@ -212,4 +237,29 @@ fn accept(edge: &mut Edge, tcp: &mut Tcp, port: &Port) -> bool {
         }
     }
     false
+}
+
+/// Past the TAP where the client's address would be lost in any case; and to the workspace's loopback there is no other
+/// way.
+fn lead_inside(
+    edge: &mut Edge,
+    tcp: &mut Tcp,
+    splices: &mut Splices,
+    (socket, client): (OwnedFd, SocketAddr),
+    (key, other): (FlowKey, Option<FlowKey>),
+) {
+    let is_loopback_inside = key.guest.is_loopback();
+    let left = if client.ip().to_canonical().is_loopback() || is_loopback_inside {
+        splices.open(edge, socket, key, other)
+    } else {
+        Some(socket)
+    };
+    match left {
+        Some(socket) if is_loopback_inside => {
+            edge.counters.ports.exhausted += 1;
+            reset_at_death(&socket);
+        }
+        Some(socket) => tcp.open_to_guest(edge, socket, key, other),
+        None => {}
+    }
 }

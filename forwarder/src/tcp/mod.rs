@@ -33,6 +33,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
 use std::sync::atomic::AtomicU64;
 
+pub use flow::reset_at_death;
 pub use seq::Seq;
 
 use crate::edge::Edge;

@@ -1,0 +1,182 @@
+//! Clients of the host's loopback, past the TAP: their bytes go by splice(2) to a socket of the workspace's own network
+//! namespace, which is connected to the workspace's address. What listens on the loopback inside is not reached by it,
+//! as over the TAP; the workspace sees a client with its own address.
+//!
+//! Limits: [`MAX_SPLICED`] connections, beyond which clients go over the TAP.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::sockopt;
+
+use super::pipe::{Direction, Pipes, Turn};
+use crate::edge::Edge;
+use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::tcp::reset_at_death;
+
+/// Connections at once: each may pin a pipe's worth of memory in each direction.
+const MAX_SPLICED: usize = 1024;
+
+#[derive(Debug)]
+struct Spliced {
+    id: FlowId,
+    client: OwnedFd,
+    inside: OwnedFd,
+    is_connected: bool,
+    /// Where else to try when the workspace refuses.
+    other: Option<FlowKey>,
+    to_guest: Direction,
+    to_client: Direction,
+    is_ready: bool,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Splices {
+    connections: Table<u64, Spliced>,
+    made: u64,
+    pipes: Pipes,
+    ready: VecDeque<FlowId>,
+}
+
+impl Splices {
+    pub fn new() -> Self {
+        Self {
+            connections: Table::new(Kind::SplicedClient, MAX_SPLICED),
+            made: 0,
+            pipes: Pipes::default(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Takes the client over; gives it back where the TAP has to do.
+    pub fn open(&mut self, edge: &mut Edge, client: OwnedFd, key: FlowKey, other: Option<FlowKey>) -> Option<OwnedFd> {
+        if self.connections.is_full() {
+            return Some(client);
+        }
+        let Some(inside) = dial(edge, &key) else { return Some(client) };
+        // A close means a reset, until an end of stream has been handed on.
+        reset_at_death(&client);
+        reset_at_death(&inside);
+        // Whoever writes has decided already what to hold back.
+        let _ = sockopt::set_tcp_nodelay(&client, true);
+        let _ = sockopt::set_tcp_nodelay(&inside, true);
+        self.made += 1;
+        let inserted = self.connections.insert(self.made, |id| {
+            edge.watch(&client, id).ok()?;
+            edge.watch(&inside, FlowId { kind: Kind::SplicedInside, ..id }).ok()?;
+            let (to_guest, to_client) = (Direction::default(), Direction::default());
+            Some(Spliced { id, client, inside, is_connected: false, other, to_guest, to_client, is_ready: false })
+        });
+        match inserted {
+            Some(_) => edge.counters.ports.spliced += 1,
+            None => edge.counters.ports.exhausted += 1,
+        }
+        None
+    }
+
+    /// Something has happened at one end.
+    pub fn host_event(&mut self, edge: &mut Edge, id: FlowId, events: EventFlags) {
+        let Some(index) = self.connections.current(id) else { return };
+        let Some(spliced) = self.connections.get_mut(index) else { return };
+        let is_inside = id.kind == Kind::SplicedInside;
+        let failed = events.intersects(EventFlags::ERR | EventFlags::HUP);
+        if !spliced.is_connected && failed {
+            return if is_inside { self.refused(edge, index) } else { self.remove(index) };
+        }
+        if is_inside && !spliced.is_connected {
+            if !events.contains(EventFlags::OUT) {
+                return;
+            }
+            spliced.is_connected = true;
+        }
+        let reads = failed || events.intersects(EventFlags::IN | EventFlags::RDHUP);
+        let writes = failed || events.contains(EventFlags::OUT);
+        let (from_it, to_it) = if is_inside {
+            (&mut spliced.to_client, &mut spliced.to_guest)
+        } else {
+            (&mut spliced.to_guest, &mut spliced.to_client)
+        };
+        from_it.readable |= reads;
+        to_it.writable |= writes;
+        self.turn(index);
+    }
+
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    pub fn run_ready(&mut self) {
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { return };
+            let Some(index) = self.connections.current(id) else { continue };
+            if let Some(spliced) = self.connections.get_mut(index) {
+                spliced.is_ready = false;
+            }
+            self.turn(index);
+        }
+    }
+
+    /// Something the workspace has sent is not with its client yet.
+    pub fn is_owed_to_host(&self) -> bool {
+        self.connections.values().any(|spliced| spliced.is_connected && !spliced.to_client.is_shut)
+    }
+
+    fn turn(&mut self, index: u32) {
+        let Some(spliced) = self.connections.get_mut(index) else { return };
+        if !spliced.is_connected {
+            return;
+        }
+        let Spliced { client, inside, to_guest, to_client, .. } = spliced;
+        // Both, whatever becomes of the other: what was said before a failure is still handed on.
+        let turns = [to_guest.turn(client, inside, &mut self.pipes), to_client.turn(inside, client, &mut self.pipes)];
+        if turns.iter().any(Result::is_err) {
+            reset_at_death(client);
+            reset_at_death(inside);
+            return self.remove(index);
+        }
+        if to_guest.is_shut && to_client.is_shut {
+            return self.remove(index);
+        }
+        if turns.contains(&Ok(Turn::More)) && !spliced.is_ready {
+            spliced.is_ready = true;
+            self.ready.push_back(spliced.id);
+        }
+    }
+
+    /// Nobody listens at the workspace's address of one family: there is the other.
+    fn refused(&mut self, edge: &mut Edge, index: u32) {
+        let Some(spliced) = self.connections.get_mut(index) else { return };
+        let next = spliced.other.take().and_then(|key| dial(edge, &key));
+        let Some(inside) = next else {
+            edge.counters.ports.refused += 1;
+            return self.remove(index);
+        };
+        reset_at_death(&inside);
+        let _ = sockopt::set_tcp_nodelay(&inside, true);
+        if edge.watch(&inside, FlowId { kind: Kind::SplicedInside, ..spliced.id }).is_ok() {
+            // The one that was refused is closed.
+            spliced.inside = inside;
+        } else {
+            self.remove(index);
+        }
+    }
+
+    fn remove(&mut self, index: u32) {
+        // Both sockets close, with a reset where no end was handed on.
+        drop(self.connections.remove(index));
+    }
+}
+
+/// A socket inside on its way to the workspace's address; None where there is none to be had.
+fn dial(edge: &mut Edge, key: &FlowKey) -> Option<OwnedFd> {
+    let socket = edge.stock.take(key.guest.is_ipv6())?;
+    match rustix::net::connect(&socket, &SocketAddr::new(key.guest, key.guest_port)) {
+        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Some(socket),
+        // The workspace may have given up that address: the TAP shows what becomes of it.
+        Err(_) => None,
+    }
+}
