@@ -15,7 +15,7 @@ use crate::lab::{HOST_V4, HOST_V6, REMOTE, poll};
 
 crate::cases! {
     EVERY_WAY: remote_clients, loopback_clients, datagrams, refused;
-    BOTH_PATHS: loopback_resets, loopback_inside, only_what_was_asked_for, nobody_there, many_clients, forwarder_killed, after_the_workspace;
+    BOTH_PATHS: published_by_itself, loopback_resets, loopback_inside, only_what_was_asked_for, nobody_there, many_clients, forwarder_killed, after_the_workspace;
 }
 
 const HOST: [IpAddr; 2] = [IpAddr::V4(HOST_V4), IpAddr::V6(HOST_V6)];
@@ -137,7 +137,7 @@ while True:
     c, peer = l.accept(); c.sendall((peer[0] + '\\n').encode())
     what = c.recv(9)
     if what == b'reset': c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); c.close()
-    if what == b'wait': say(outcome(lambda: c.recv(9)))",
+    if what == b'wait': say('waits'); say(outcome(lambda: c.recv(9)))",
     )?;
     running.line_with("ready")?;
     let mut stream = spliced(&ws, LOOPBACK[0], 8080)?;
@@ -147,6 +147,7 @@ while True:
 
     let mut stream = spliced(&ws, LOOPBACK[0], 8080)?;
     stream.write_all(b"wait")?;
+    running.line_with("waits")?;
     nix::sys::socket::setsockopt(
         &stream,
         nix::sys::socket::sockopt::Linger,
@@ -158,6 +159,7 @@ while True:
 
     let mut stream = spliced(&ws, LOOPBACK[0], 8080)?;
     stream.write_all(b"wait")?;
+    running.line_with("waits")?;
     let tree = Tree::of(running.pid())?;
     tree.worker("forwarder")?.kill(Signal::SIGKILL)?;
     let said = running.line()?;
@@ -265,8 +267,11 @@ fn nobody_there(ws: Workspace) -> Result<()> {
     let ws = ws.flag("-p=8080:80").flag("-p=8081:81").flag("-p=8082:82");
     let _running = serve(&ws, &[("0.0.0.0", 80), ("::", 81)])?;
     for host in HOST {
-        let error = connect(&ws.lab.remote, (host, 8082))?.read(&mut [0]).map_err(|error| error.kind());
-        ensure!(error == Err(std::io::ErrorKind::ConnectionReset), "{error:?}");
+        // As early as connect, where the reset is as fast.
+        let to = SocketAddr::new(host, 8082);
+        let connected = ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE));
+        let end = connected.and_then(|mut stream| stream.read(&mut [0])).map_err(|error| error.kind());
+        ensure!(end == Err(std::io::ErrorKind::ConnectionReset), "{end:?}");
     }
     for (host, port, name) in [(HOST[1], 8080, "10.0.2.2"), (HOST[0], 8081, "fd00::2")] {
         let known = known_as(&ws.lab.remote, (host, port))?;
@@ -321,6 +326,68 @@ fn after_the_workspace(ws: Workspace) -> Result<()> {
         running.finish()?.succeeded()?;
     }
     Ok(())
+}
+
+/// What begins to listen inside is published until it stops, whoever of ours dies meanwhile.
+fn published_by_itself(ws: Workspace) -> Result<()> {
+    let _taken = ws.lab.host.within(|| std::net::TcpListener::bind("192.0.2.1:5002"))?;
+    let ws = ws.flag("--publish-auto").flag("-p=5003:80");
+    let mut running = ws.start_python(
+        "listening = {}
+def accept(s):
+    try:
+        while True:
+            c, peer = s.accept(); c.sendall((peer[0] + '\\n').encode()); c.close()
+    except OSError: pass
+for line in sys.stdin:
+    what, addr, port = line.split()
+    if what == 'listen':
+        s = listening[port] = tcp(addr); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind((addr, int(port))); s.listen()
+        threading.Thread(target=accept, args=[s], daemon=True).start()
+    else:
+        # Closing alone leaves it to the thread that waits in accept.
+        s = listening.pop(port); s.shutdown(socket.SHUT_RDWR); s.close()
+    say('done')",
+    )?;
+    let inside = |running: &mut Running, order: &str| -> Result<()> {
+        running.write(&format!("{order}\n"))?;
+        running.line_with("done").map(drop)
+    };
+    let remote = &ws.lab.remote;
+    let served = |port: u16| {
+        poll(&format!("port {port} is served"), DEADLINE, || {
+            Ok(known_as(remote, (HOST[0], port)).is_ok_and(|name| name == REMOTE[0].to_string()).then_some(()))
+        })
+    };
+    let is_closed = |port: u16| {
+        let to = SocketAddr::new(HOST[0], port);
+        remote.within(|| TcpStream::connect_timeout(&to, DEADLINE)).is_err()
+    };
+    for order in ["127.0.0.1 5001", "0.0.0.0 5002", "0.0.0.0 5003", "0.0.0.0 1000", "0.0.0.0 5000", ":: 5004"] {
+        inside(&mut running, &format!("listen {order}"))?;
+    }
+    served(5000).with_context(|| running.stderr())?;
+    served(5004)?;
+    ensure!(is_closed(5001) && is_closed(1000), "what was not to be published is");
+    let said = running.stderr();
+    ensure!(said.matches("warning: --publish-auto: port 5002 is taken by").count() == 1, "{said}");
+    ensure!(!said.contains("5003 is"), "{said}");
+    for worker in ["supervisor", "forwarder"] {
+        let tree = Tree::of(running.pid())?;
+        let victim = tree.worker(worker)?;
+        victim.kill(Signal::SIGKILL)?;
+        poll("the worker is gone", DEADLINE, || Ok((!victim.is_alive()).then_some(())))?;
+        served(5000).with_context(|| format!("{worker} killed: {}", running.stderr()))?;
+        served(5004)?;
+        inside(&mut running, "listen 0.0.0.0 5005")?;
+        served(5005)?;
+        inside(&mut running, "close 0.0.0.0 5005")?;
+        poll("port 5005 is closed", DEADLINE, || Ok(is_closed(5005).then_some(())))?;
+    }
+    inside(&mut running, "close 0.0.0.0 5000")?;
+    poll("port 5000 is closed", DEADLINE, || Ok(is_closed(5000).then_some(())))?;
+    served(5004)
 }
 
 /// Each in one sentence, before anything is made.

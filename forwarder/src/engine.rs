@@ -165,6 +165,15 @@ impl Engine {
         self.ports.add(edge, published)
     }
 
+    /// Closes the port with this number; its clients stay connected.
+    pub fn unpublish(&mut self, edge: &mut Edge, number: u64) {
+        self.ports.remove(edge, number);
+    }
+
+    pub fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
     /// The workspace has ended: nobody else may come in.
     pub fn close_ports(&mut self, edge: &mut Edge) {
         self.ports.close(edge);

@@ -14,9 +14,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::channel::{Channel, Received};
+use crate::channel::{Channel, DESCRIPTORS_MAX, Received};
 use crate::counters::Counters;
 use crate::edge::Edge;
+use crate::engine::Engine;
+use crate::ports::{Entry, Published};
 
 /// Messages taken in one wake of the forwarder; the rest makes the next wake.
 const MESSAGES_A_WAKE: usize = 4;
@@ -30,6 +32,12 @@ pub enum ToForwarder {
     Resolvers(Vec<IpAddr>),
     /// Sockets of the workspace's network namespace, as many as come beside it; none where none can be made.
     Sockets { ipv6: bool },
+    /// One more published port, its socket beside it; one that is served already is no news.
+    Publish(Entry),
+    /// The port with this number is published no more.
+    Unpublish { number: u64 },
+    /// Asks for [`ToSupervisor::Ports`], from this number on.
+    Ports { id: u64, from: u64 },
     /// Asks for [`ToSupervisor::Counters`].
     Counters { id: u64 },
 }
@@ -41,6 +49,9 @@ pub enum ToSupervisor {
     Started,
     /// Asks for [`ToForwarder::Sockets`]; what is not answered is asked again.
     Sockets { ipv6: bool },
+    /// Published ports in the order of their numbers, as many as have room, with their sockets beside them; none at the
+    /// end.
+    Ports { id: u64, ports: Vec<Entry> },
     /// The answer to [`ToForwarder::Counters`].
     Counters { id: u64, counters: Box<Counters> },
 }
@@ -60,17 +71,19 @@ impl Link {
     }
 
     /// Takes in what has come and answers it; without an edge, which a workspace can take away, as if it were unused.
-    pub fn messages(&self, mut edge: Option<&mut Edge>) {
+    pub fn messages(&self, mut edge: Option<&mut Edge>, mut engine: Option<&mut Engine>) {
         for _ in 0..MESSAGES_A_WAKE {
             match self.0.receive(Some(Duration::ZERO)) {
-                Ok(Received::Message(message, fds)) => self.message(edge.as_deref_mut(), message, fds),
+                Ok(Received::Message(message, fds)) => {
+                    self.message(edge.as_deref_mut(), engine.as_deref_mut(), message, fds);
+                }
                 Ok(Received::Timeout | Received::Closed) => return,
                 Err(error) => tracing::debug!("from the supervisor: {error:#}"),
             }
         }
     }
 
-    fn message(&self, edge: Option<&mut Edge>, message: ToForwarder, fds: Vec<OwnedFd>) {
+    fn message(&self, edge: Option<&mut Edge>, engine: Option<&mut Engine>, message: ToForwarder, fds: Vec<OwnedFd>) {
         match message {
             ToForwarder::Resolvers(resolvers) => {
                 if let Some(edge) = edge {
@@ -81,6 +94,21 @@ impl Link {
                 if let Some(edge) = edge {
                     edge.stock.add(ipv6, fds);
                 }
+            }
+            ToForwarder::Publish(entry) => {
+                if let (Some(edge), Some(engine), Some(socket)) = (edge, engine, fds.into_iter().next()) {
+                    engine.publish(edge, Published { entry, socket });
+                }
+            }
+            ToForwarder::Unpublish { number } => {
+                if let (Some(edge), Some(engine)) = (edge, engine) {
+                    engine.unpublish(edge, number);
+                }
+            }
+            ToForwarder::Ports { id, from } => {
+                let listed = engine.map(|engine| engine.ports().list(from, DESCRIPTORS_MAX)).unwrap_or_default();
+                let (ports, sockets): (Vec<_>, Vec<_>) = listed.into_iter().unzip();
+                self.send_with(&ToSupervisor::Ports { id, ports }, &sockets);
             }
             ToForwarder::Counters { id } => {
                 let counters = edge.map_or_else(Counters::default, |edge| edge.counters);
@@ -97,7 +125,11 @@ impl Link {
     }
 
     fn send(&self, message: &ToSupervisor) {
-        match self.0.try_send(message, &[]) {
+        self.send_with(message, &[]);
+    }
+
+    fn send_with(&self, message: &ToSupervisor, fds: &[BorrowedFd<'_>]) {
+        match self.0.try_send(message, fds) {
             Ok(true) => {}
             Ok(false) => tracing::debug!("no room for a message to the supervisor"),
             Err(error) => tracing::debug!("to the supervisor: {error:#}"),
@@ -132,17 +164,17 @@ mod tests {
         supervisor.send(&"of another kind", &[]).unwrap();
         supervisor.send(&ToForwarder::Counters { id: 7 }, &[]).unwrap();
         lab.edge.counters.dns.queries = 3;
-        link.messages(Some(&mut lab.edge));
+        link.messages(Some(&mut lab.edge), None);
         let counters = Box::new(lab.edge.counters);
         assert_eq!(heard(&supervisor), Some(ToSupervisor::Counters { id: 7, counters }));
         for id in 0..2000 {
             supervisor.send(&ToForwarder::Counters { id }, &[]).unwrap();
-            link.messages(None);
+            link.messages(None, None);
         }
         let kept = std::iter::from_fn(|| heard(&supervisor)).count();
         assert!((1..2000).contains(&kept), "{kept}");
         supervisor.send(&ToForwarder::Counters { id: 7 }, &[]).unwrap();
-        link.messages(None);
+        link.messages(None, None);
         let counters = Box::default();
         assert_eq!(heard(&supervisor), Some(ToSupervisor::Counters { id: 7, counters }));
     }
@@ -161,7 +193,7 @@ mod tests {
         ];
         for (resolvers, answered, want) in cases {
             supervisor.send(&ToForwarder::Resolvers(resolvers), &[]).unwrap();
-            link.messages(Some(&mut lab.edge));
+            link.messages(Some(&mut lab.edge), None);
             if let Some(answered) = answered {
                 lab.edge.prefer_resolver(answered);
             }

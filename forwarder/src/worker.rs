@@ -117,7 +117,7 @@ pub fn run(
     };
     worker.engine.recall(&mut worker.edge);
     for published in ports {
-        let publication = published.publication;
+        let publication = published.entry.publication;
         if !worker.engine.publish(&mut worker.edge, published) {
             tracing::warn!("port {} cannot be served", publication.host_addr());
         }
@@ -161,7 +161,7 @@ impl Worker {
                     STOP_EVENT => {}
                     LINK_EVENT => {
                         if let Some(link) = &self.link {
-                            link.messages(Some(&mut self.edge));
+                            link.messages(Some(&mut self.edge), Some(&mut self.engine));
                         }
                     }
                     _ => {
@@ -275,7 +275,7 @@ fn wait_without_tap(stop: &OwnedFd, link: Option<&Link>, mut edge: Option<Edge>)
             return Ok(());
         }
         if let Some(link) = link.filter(|_| !said.is_empty()) {
-            link.messages(edge.as_mut());
+            link.messages(edge.as_mut(), None);
         }
     }
 }

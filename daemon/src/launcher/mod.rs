@@ -21,6 +21,7 @@ mod tap;
 mod workspace;
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -46,6 +47,7 @@ pub struct Settings {
     pub host_loopback: bool,
     pub egress_rules: Vec<Rule>,
     pub publish: Vec<Spec>,
+    pub publish_auto: Option<Option<IpAddr>>,
     pub pidns: Choice,
     pub keep_id: bool,
     pub state_dir: Option<PathBuf>,

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use sidestep_forwarder::network::{Ipv6Subnet, VirtualNetwork};
 use sidestep_forwarder::policy::{Policy, Transport};
-use sidestep_forwarder::ports::{MAX_PORTS, Published};
+use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin, Published};
 
 use super::confine::Confinement;
 use super::id_map::IdMaps;
@@ -30,6 +30,8 @@ pub struct Plan {
     /// Published ports, taken already.
     pub ports: Vec<Published>,
     pub confinement: Confinement,
+    /// `--publish-auto`, and at which address of the host.
+    pub publish_auto: Option<Option<IpAddr>>,
     pub(super) pidns: Choice,
     pub(super) id_maps: IdMaps,
     /// Text of the workspace's resolv.conf.
@@ -64,6 +66,7 @@ impl Plan {
             network,
             ifname: settings.ifname.clone(),
             confinement: Confinement::choose(settings.bypass)?,
+            publish_auto: settings.publish_auto,
             pidns: settings.pidns,
             id_maps: IdMaps::plan(settings.keep_id)?,
             command: command.collect::<Result<_, _>>().context("an argument has a zero byte in it")?,
@@ -77,7 +80,8 @@ impl Plan {
 fn take_ports(specs: &[Spec]) -> anyhow::Result<Vec<Published>> {
     let count = specs.iter().flat_map(Spec::publications).count();
     ensure!(count <= MAX_PORTS, "--publish: {count} ports, and {MAX_PORTS} are possible");
-    specs.iter().flat_map(Spec::publications).map(publish::listen).collect()
+    let entries = (1..).zip(specs.iter().flat_map(Spec::publications));
+    entries.map(|(number, publication)| publish::listen(Entry { number, origin: Origin::Start, publication })).collect()
 }
 
 fn extent(settings: &Settings, policy: &Policy) -> anyhow::Result<Extent> {

@@ -17,7 +17,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::MEMORY_WORDS;
-use sidestep_forwarder::ports::{Publication, Published};
+use sidestep_forwarder::ports::{Entry, Published};
 
 use crate::channel::{Channel, DESCRIPTORS_MAX, Received};
 use crate::launcher::{Active, Made, Plan};
@@ -109,6 +109,7 @@ impl Workers {
                 policy: plan.policy.clone(),
                 extent: plan.extent,
                 tap_ifindex: made.tap_ifindex,
+                publish_auto: plan.publish_auto,
             },
             state_dir: state_dir.to_owned(),
         };
@@ -240,9 +241,9 @@ impl Worker {
     /// of them may be more than a channel holds.
     fn send_ports(&self, ports: &[Published]) {
         for part in ports.chunks(DESCRIPTORS_MAX).chain([&[][..]]) {
-            let publications: Vec<_> = part.iter().map(|port| port.publication).collect();
+            let entries: Vec<_> = part.iter().map(|port| port.entry).collect();
             let sockets: Vec<_> = part.iter().map(|port| port.socket.as_fd()).collect();
-            if let Err(error) = self.channel.send(&publications, &sockets) {
+            if let Err(error) = self.channel.send(&entries, &sockets) {
                 // It is dead: whoever reaps it starts another.
                 tracing::debug!("ports to the forwarder: {error:#}");
                 return;
@@ -282,11 +283,11 @@ pub fn receive_start<T: DeserializeOwned>(name: &CStr) -> anyhow::Result<(Starte
 pub fn receive_ports(channel: &Channel) -> anyhow::Result<Vec<Published>> {
     let mut ports = Vec::new();
     loop {
-        match channel.receive::<Vec<Publication>>(Some(READY_WITHIN))? {
+        match channel.receive::<Vec<Entry>>(Some(READY_WITHIN))? {
             Received::Message(part, _) if part.is_empty() => return Ok(ports),
             Received::Message(part, sockets) => {
                 let pairs = part.into_iter().zip(sockets);
-                ports.extend(pairs.map(|(publication, socket)| Published { publication, socket }));
+                ports.extend(pairs.map(|(entry, socket)| Published { entry, socket }));
             }
             Received::Timeout | Received::Closed => bail!("the monitor has not sent the published ports"),
         }

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 use sidestep_forwarder::policy::Transport;
-use sidestep_forwarder::ports::{Publication, Published};
+use sidestep_forwarder::ports::{Entry, Publication, Published};
 
 use super::owner;
 
@@ -15,7 +15,8 @@ use super::owner;
 const BACKLOG: i32 = 4096;
 
 /// Takes the port. From here on clients of a TCP port can connect, and wait.
-pub fn listen(publication: Publication) -> anyhow::Result<Published> {
+pub fn listen(entry: Entry) -> anyhow::Result<Published> {
+    let publication = entry.publication;
     let address = publication.host_addr();
     let opened = match open(&publication, address) {
         // A host without IPv6 has one family to listen at.
@@ -25,7 +26,7 @@ pub fn listen(publication: Publication) -> anyhow::Result<Published> {
         opened => opened,
     };
     let socket = opened.map_err(|errno| refusal(&publication, errno))?;
-    Ok(Published { publication, socket })
+    Ok(Published { entry, socket })
 }
 
 fn open(publication: &Publication, address: SocketAddr) -> Result<OwnedFd, Errno> {
@@ -78,11 +79,14 @@ fn first_unprivileged_port() -> String {
 mod tests {
     use std::net::IpAddr;
 
+    use sidestep_forwarder::ports::Origin;
+
     use super::*;
 
-    fn publication(transport: Transport, host: Option<&str>, host_port: u16) -> Publication {
+    fn entry(transport: Transport, host: Option<&str>, host_port: u16) -> Entry {
         let host = host.map(|host| host.parse::<IpAddr>().unwrap());
-        Publication { transport, host, host_port, guest: None, guest_port: 80 }
+        let publication = Publication { transport, host, host_port, guest: None, guest_port: 80 };
+        Entry { number: 1, origin: Origin::Start, publication }
     }
 
     #[test]
@@ -90,14 +94,14 @@ mod tests {
         let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         for host in [None, Some("127.0.0.1"), Some("0.0.0.0")] {
-            let error = listen(publication(Transport::Tcp, host, port)).unwrap_err().to_string();
+            let error = listen(entry(Transport::Tcp, host, port)).unwrap_err().to_string();
             // The owner is this very test, which published nothing before.
             assert!(error.ends_with("is published twice"), "{error}");
         }
         let udp = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = udp.local_addr().unwrap().port();
-        assert!(listen(publication(Transport::Udp, Some("127.0.0.1"), port)).is_err());
-        let error = listen(publication(Transport::Tcp, Some("198.51.100.77"), 8080)).unwrap_err().to_string();
+        assert!(listen(entry(Transport::Udp, Some("127.0.0.1"), port)).is_err());
+        let error = listen(entry(Transport::Tcp, Some("198.51.100.77"), 8080)).unwrap_err().to_string();
         assert!(error.contains("no such address"), "{error}");
     }
 }

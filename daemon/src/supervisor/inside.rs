@@ -18,6 +18,12 @@ impl Inside {
         Ok(Self { factory, userns: userns.try_clone()?, netns: netns.try_clone()? })
     }
 
+    /// Where to ask which sockets there are.
+    pub fn sock_diag(&self) -> io::Result<OwnedFd> {
+        let kind = (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG);
+        self.factory.socket(self.userns.as_fd(), self.netns.as_fd(), kind)
+    }
+
     /// Nonblocking TCP sockets, as many as one message carries.
     pub fn tcp_sockets(&self, ipv6: bool) -> io::Result<Vec<OwnedFd>> {
         let domain = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };

@@ -2,7 +2,7 @@
 //! kept here and said to each forwarder that begins; what it is asked has a number, a time limit, and company of at most
 //! [`REQUESTS_MAX`] others, so that the link cannot fill.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use sidestep_forwarder::counters::Counters;
 use sidestep_forwarder::link::{RESOLVERS_MAX, ToForwarder, ToSupervisor};
+use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -29,10 +30,22 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Requests under way at a time: their answers, of up to 16 KB each, have room in the link (net.core.wmem_default).
 const REQUESTS_MAX: usize = 4;
 
+/// With its descriptors.
+type Answer = (ToSupervisor, Vec<OwnedFd>);
+
 /// The forwarder did not answer in time: it is busy, stopped or about to be started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the forwarder does not answer")]
 pub struct Silent;
+
+/// Ports published while the workspace runs. Whichever of forwarder and supervisor dies has its sockets from the other;
+/// where both do at once, they are lost.
+#[derive(Default)]
+struct Ports {
+    published: BTreeMap<u64, (Entry, Arc<OwnedFd>)>,
+    /// To be told to the forwarder.
+    withdrawn: Vec<u64>,
+}
 
 pub struct Link {
     channel: Channel,
@@ -40,9 +53,10 @@ pub struct Link {
     /// Set once something is to be told, or told again.
     news: Notify,
     resolvers: Mutex<Option<Vec<IpAddr>>>,
+    ports: Mutex<Ports>,
     requests: Semaphore,
     next_id: AtomicU64,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
     /// Where the forwarder's sockets inside come from.
     inside: Option<Arc<Inside>>,
     /// The forwarder asks for those of one family once at a time.
@@ -60,6 +74,7 @@ impl Link {
             watched,
             news: Notify::new(),
             resolvers: Mutex::default(),
+            ports: Mutex::default(),
             requests: Semaphore::new(REQUESTS_MAX),
             // A predecessor's answers may still come.
             next_id: AtomicU64::new(RandomState::new().hash_one(std::process::id())),
@@ -79,6 +94,39 @@ impl Link {
         self.news.notify_one();
     }
 
+    /// Has this forwarder and every later one serve the port.
+    pub fn publish(&self, entry: Entry, socket: OwnedFd) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.published.insert(entry.number, (entry, Arc::new(socket)));
+        self.news.notify_one();
+    }
+
+    /// Ends that.
+    pub fn unpublish(&self, number: u64) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.published.remove(&number);
+        ports.withdrawn.push(number);
+        self.news.notify_one();
+    }
+
+    /// Takes over the ports that a supervisor before this one has published; gives all that there are.
+    pub async fn recover_ports(&self) -> Result<Vec<Entry>, Silent> {
+        let (mut entries, mut from) = (Vec::new(), 0);
+        while entries.len() < MAX_PORTS {
+            let answer = self.ask_with(|id| ToForwarder::Ports { id, from }).await?;
+            let (ToSupervisor::Ports { ports, .. }, sockets) = answer else { return Err(Silent) };
+            let Some(last) = ports.last() else { break };
+            from = last.number + 1;
+            for (&entry, socket) in ports.iter().zip(sockets) {
+                entries.push(entry);
+                if entry.origin != Origin::Start {
+                    self.publish(entry, socket);
+                }
+            }
+        }
+        Ok(entries)
+    }
+
     /// What the forwarder has counted.
     pub async fn counters(&self) -> Result<Counters, Silent> {
         match self.ask(|id| ToForwarder::Counters { id }).await? {
@@ -88,6 +136,10 @@ impl Link {
     }
 
     async fn ask(&self, request: impl FnOnce(u64) -> ToForwarder) -> Result<ToSupervisor, Silent> {
+        self.ask_with(request).await.map(|(answer, _)| answer)
+    }
+
+    async fn ask_with(&self, request: impl FnOnce(u64) -> ToForwarder) -> Result<Answer, Silent> {
         let _turn = self.requests.acquire().await.map_err(|_| Silent)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (to, answer) = oneshot::channel();
@@ -113,7 +165,7 @@ impl Link {
     async fn listen(self: Arc<Self>) {
         while let Ok(mut ready) = self.watched.readable().await {
             match self.channel.receive(Some(Duration::ZERO)) {
-                Ok(Received::Message(message, _)) => self.message(message),
+                Ok(Received::Message(message, fds)) => self.message(message, fds),
                 Ok(Received::Timeout) => ready.clear_ready(),
                 Ok(Received::Closed) => return,
                 Err(error) => {
@@ -124,14 +176,14 @@ impl Link {
         }
     }
 
-    fn message(self: &Arc<Self>, message: ToSupervisor) {
+    fn message(self: &Arc<Self>, message: ToSupervisor, fds: Vec<OwnedFd>) {
         match message {
             ToSupervisor::Started => self.news.notify_one(),
             ToSupervisor::Sockets { ipv6 } => drop(tokio::spawn(Arc::clone(self).supply(ipv6))),
-            ToSupervisor::Counters { id, .. } => {
+            ToSupervisor::Counters { id, .. } | ToSupervisor::Ports { id, .. } => {
                 // Nobody waits for what comes late.
                 if let Some(to) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
-                    let _ = to.send(message);
+                    let _ = to.send((message, fds));
                 }
             }
         }
@@ -164,22 +216,36 @@ impl Link {
             {
                 tracing::debug!("to the forwarder: {error:#}");
             }
+            if let Err(error) = self.tell_ports().await {
+                tracing::debug!("to the forwarder: {error:#}");
+            }
         }
+    }
+
+    /// A forwarder that has a port already takes no notice.
+    async fn tell_ports(&self) -> anyhow::Result<()> {
+        let (withdrawn, published) = {
+            let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+            (std::mem::take(&mut ports.withdrawn), ports.published.values().cloned().collect::<Vec<_>>())
+        };
+        for number in withdrawn {
+            self.send(&ToForwarder::Unpublish { number }, &[]).await?;
+        }
+        for (entry, socket) in published {
+            self.send(&ToForwarder::Publish(entry), &[socket.as_fd()]).await?;
+        }
+        Ok(())
     }
 }
 
 /// An answer somebody waits for, until it comes or they give up.
 struct Waiting<'a> {
-    all: &'a Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
+    all: &'a Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
     id: u64,
 }
 
 impl<'a> Waiting<'a> {
-    fn new(
-        all: &'a Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
-        id: u64,
-        to: oneshot::Sender<ToSupervisor>,
-    ) -> Self {
+    fn new(all: &'a Mutex<HashMap<u64, oneshot::Sender<Answer>>>, id: u64, to: oneshot::Sender<Answer>) -> Self {
         all.lock().unwrap_or_else(PoisonError::into_inner).insert(id, to);
         Self { all, id }
     }

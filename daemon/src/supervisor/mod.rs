@@ -6,6 +6,7 @@
 //! takes time goes to [`waits`]; [`session`] holds it all together and sends the reply.
 
 mod active;
+mod auto;
 mod decide;
 mod decode;
 mod epoll;
@@ -18,6 +19,7 @@ mod in_place;
 mod inside;
 pub mod ledger;
 mod link;
+mod listening;
 mod netfilter;
 mod netlink;
 mod notification;
@@ -33,6 +35,7 @@ mod turns;
 mod waits;
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -48,6 +51,7 @@ use crate::sys::listener::Listener;
 use crate::sys::{readiness, shared_memory, socket, thread};
 
 use self::active::{Active, STUCK_REPLY};
+use self::auto::Auto;
 use self::decide::Ground;
 use self::epoll::Epolls;
 use self::factory::Factory;
@@ -55,6 +59,7 @@ use self::host_socket::Untouched;
 use self::inside::Inside;
 use self::ledger::Ledger;
 use self::link::Link;
+use self::listening::Listening;
 use self::route::Oracle;
 use self::session::Session;
 use self::swap::Swap;
@@ -74,6 +79,8 @@ pub struct Start {
     pub extent: Extent,
     /// Index of the TAP inside the workspace's network namespace.
     pub tap_ifindex: u32,
+    /// `--publish-auto`, and at which address of the host.
+    pub publish_auto: Option<Option<IpAddr>>,
 }
 
 /// What the bypass takes out besides TCP of the workspace's own namespace.
@@ -113,7 +120,13 @@ pub fn run(
         .thread_keep_alive(KEEP_WORKERS)
         .build()
         .context("cannot start the event loop")?;
-    let _link = runtime.block_on(async { Link::start(link, Some(inside)) })?;
+    let auto =
+        start.publish_auto.map(|host| (host, inside.sock_diag().and_then(Listening::new), start.network.clone()));
+    let link = runtime.block_on(async { Link::start(link, Some(inside)) })?;
+    if let Some((host, listening, network)) = auto {
+        let listening = listening.context("--publish-auto: cannot ask what listens in the workspace")?;
+        runtime.spawn(Auto { host, network, listening: Arc::new(listening), link }.run());
+    }
     let session = match handles.listener.take() {
         Some(listener) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;

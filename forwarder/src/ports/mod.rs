@@ -17,7 +17,7 @@ pub use stock::Stock;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -62,17 +62,37 @@ impl Publication {
     }
 }
 
+/// Who wanted a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// `--publish`: for as long as the workspace runs.
+    Start,
+    /// `--publish-auto`: for as long as something listens inside.
+    Auto,
+}
+
+/// A published port as others know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its name: no other port of the workspace ever has the same.
+    pub number: u64,
+    pub origin: Origin,
+    #[serde(flatten)]
+    pub publication: Publication,
+}
+
 /// A port with its socket: nonblocking, bound, and listening where it is TCP.
 #[derive(Debug)]
 pub struct Published {
-    pub publication: Publication,
+    pub entry: Entry,
     pub socket: OwnedFd,
 }
 
 #[derive(Debug)]
 struct Port {
     id: FlowId,
-    publication: Publication,
+    entry: Entry,
     socket: OwnedFd,
     timer: TimerId,
     is_ready: bool,
@@ -99,7 +119,8 @@ impl Ports {
     }
 
     /// Serves one more port. False: there is no room, or it is served already.
-    pub fn add(&mut self, edge: &mut Edge, Published { publication, socket }: Published) -> bool {
+    pub fn add(&mut self, edge: &mut Edge, Published { entry, socket }: Published) -> bool {
+        let publication = entry.publication;
         let added = self.published.insert((publication.transport, publication.host_addr()), |id| {
             if publication.transport == Transport::Udp && publication.host.is_none_or(|host| host.is_unspecified()) {
                 // The answer leaves by the address that was written to. A host without IPv6 has a socket of the other
@@ -111,9 +132,25 @@ impl Ports {
             }
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
-            Some(Port { id, publication, socket, timer, is_ready: false })
+            Some(Port { id, entry, socket, timer, is_ready: false })
         });
         added.is_some()
+    }
+
+    /// Closes the port with this number; its clients stay connected.
+    pub fn remove(&mut self, edge: &mut Edge, number: u64) {
+        let found = self.published.values().find(|port| port.entry.number == number).map(|port| port.id);
+        if let Some(port) = found.and_then(|id| self.published.remove(id.index)) {
+            edge.timers.remove(port.timer);
+            self.clients.forget(edge, port.id);
+        }
+    }
+
+    /// Up to `count` ports in the order of their numbers, from `from` on, with their sockets.
+    pub fn list(&self, from: u64, count: usize) -> Vec<(Entry, BorrowedFd<'_>)> {
+        let mut listed: Vec<_> = self.published.values().filter(|port| port.entry.number >= from).collect();
+        listed.sort_by_key(|port| port.entry.number);
+        listed.into_iter().take(count).map(|port| (port.entry, port.socket.as_fd())).collect()
     }
 
     /// Accepts nobody any more.
@@ -183,7 +220,7 @@ impl Ports {
     /// Takes some of what has come to a port; what is left gets another turn.
     fn turn(&mut self, edge: &mut Edge, tcp: &mut Tcp, index: u32) {
         let Some(port) = self.published.get(index) else { return };
-        let is_done = match port.publication.transport {
+        let is_done = match port.entry.publication.transport {
             Transport::Udp => datagrams_to_tap(&mut self.clients, edge, port),
             _ => accept(edge, tcp, &mut self.splices, port),
         };
@@ -197,7 +234,7 @@ impl Ports {
 /// True: there are no more.
 fn datagrams_to_tap(clients: &mut Clients, edge: &mut Edge, port: &Port) -> bool {
     for _ in 0..DATAGRAMS_A_TURN {
-        match clients.datagram_to_tap(edge, (port.id, &port.publication, &port.socket)) {
+        match clients.datagram_to_tap(edge, (port.id, &port.entry.publication, &port.socket)) {
             Ok(true) => {}
             Ok(false) => return false,
             Err(Errno::AGAIN) => return true,
@@ -221,7 +258,7 @@ fn accept(edge: &mut Edge, tcp: &mut Tcp, splices: &mut Splices, port: &Port) ->
             Ok((socket, address)) => {
                 let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
                 edge.counters.ports.accepted += 1;
-                let [first, other] = client::keys(&edge.config.network, &port.publication, client);
+                let [first, other] = client::keys(&edge.config.network, &port.entry.publication, client);
                 if let Some(key) = first {
                     lead_inside(edge, tcp, splices, (socket, client), (key, other));
                 }

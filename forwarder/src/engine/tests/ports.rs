@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 
 use super::*;
 use crate::policy::Transport;
-use crate::ports::{Publication, Published};
+use crate::ports::{Entry, Origin, Publication, Published};
 
 const SYN_ACK: TcpFlags = TcpFlags(0x12);
 /// The workspace's first sequence number.
@@ -32,7 +32,8 @@ impl Inbound {
             guest: Some(GUEST.into()),
             guest_port: PORT,
         };
-        assert!(lab.engine.publish(&mut lab.edge, Published { publication, socket: listener.into() }));
+        let entry = Entry { number: 1, origin: Origin::Start, publication };
+        assert!(lab.engine.publish(&mut lab.edge, Published { entry, socket: listener.into() }));
         let client = TcpStream::connect(to).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         let port = client.local_addr().unwrap().port();
