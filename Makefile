@@ -9,8 +9,8 @@ SIDESTEP := target/release/sidestep
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config
 RUN_PACKAGES := iproute2 uidmap
 TEST_PACKAGES := bash bind9-dnsutils busybox-static curl hey iperf3 iptables iputils-ping libevent-dev mawk mount nftables \
-	nginx-light nodejs openjdk-17-jdk-headless passwd procps psmisc python3 redis-server redis-tools strace util-linux \
-	wireguard-go wireguard-tools
+	nginx-light nodejs openjdk-17-jdk-headless passwd procps psmisc python3 redis-server redis-tools strace tcpdump \
+	util-linux wireguard-go wireguard-tools
 PEER_PACKAGES := passt slirp4netns
 PACKAGES := $(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES) $(PEER_PACKAGES)
 

@@ -15,8 +15,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod attacks;
+mod capture;
 mod cases;
 mod connect;
+mod control;
 mod crash;
 mod datagrams;
 mod differential;
@@ -67,6 +69,8 @@ fn main() -> anyhow::Result<ExitCode> {
         netfilter::CASES,
         signals::CASES,
         crash::CASES,
+        control::CASES,
+        capture::CASES,
         endurance::CASES,
         attacks::CASES,
         attacks::races::CASES,

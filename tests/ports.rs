@@ -151,7 +151,7 @@ while True:
     nix::sys::socket::setsockopt(
         &stream,
         nix::sys::socket::sockopt::Linger,
-        &nix::libc::linger { l_onoff: 1, l_linger: 0 },
+        &libc::linger { l_onoff: 1, l_linger: 0 },
     )?;
     drop(stream);
     let said = running.line()?;

@@ -74,7 +74,7 @@ impl Channel {
 
     /// Waits for one message; without a timeout as long as it takes, with one of zero not at all.
     pub fn receive<T: DeserializeOwned>(&self, timeout: Option<Duration>) -> anyhow::Result<Received<T>> {
-        if let Some(timeout) = timeout
+        if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero())
             && !self.readable(timeout)?
         {
             return Ok(Received::Timeout);

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::Denial;
+
 /// Frames and bytes in one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
@@ -21,7 +23,7 @@ impl Traffic {
 pub struct Flows {
     pub opened: u64,
     pub closed: u64,
-    /// Refused by the egress policy.
+    /// Refused by the egress policy; [`Denied`] says why.
     pub denied: u64,
     /// Refused for want of descriptors, ports or room in the table.
     pub exhausted: u64,
@@ -44,6 +46,14 @@ pub struct Drops {
     pub source: u64,
     /// Multicast and broadcast.
     pub multicast: u64,
+    /// Fragments that contradict each other, and those whose others never came or were too many.
+    pub reassembly: u64,
+    /// To the virtual resolver, where nothing but DNS answers.
+    pub no_service: u64,
+    /// TCP payload that had been received before or was beyond the window.
+    pub outside_window: u64,
+    /// From addresses of the host's side that mean nothing inside.
+    pub hidden_source: u64,
     /// More stretches ahead of gaps than are kept.
     pub out_of_order: u64,
     /// The host's socket took no more (datagrams only).
@@ -52,6 +62,31 @@ pub struct Drops {
     pub tap_full: u64,
     /// The TAP refused the frame: it is down.
     pub tap_down: u64,
+}
+
+/// What the egress policy refused, connections and single datagrams, by the kind of rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denied {
+    pub host_loopback: u64,
+    pub gateway: u64,
+    pub unassigned: u64,
+    pub multicast: u64,
+    pub link_local: u64,
+    /// A `--deny`.
+    pub rule: u64,
+}
+
+impl Denied {
+    pub fn count(&mut self, denial: Denial) {
+        *match denial {
+            Denial::HostLoopback => &mut self.host_loopback,
+            Denial::Gateway => &mut self.gateway,
+            Denial::Unassigned => &mut self.unassigned,
+            Denial::Multicast => &mut self.multicast,
+            Denial::LinkLocal => &mut self.link_local,
+            Denial::Rule => &mut self.rule,
+        } += 1;
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +134,7 @@ pub struct Counters {
     pub from_tap: Traffic,
     pub to_tap: Traffic,
     pub drops: Drops,
+    pub denied: Denied,
     pub tcp: Tcp,
     pub udp: Udp,
     pub ping: Flows,

@@ -66,8 +66,8 @@ impl Edge {
         edge
     }
 
-    pub fn tap(&self) -> &Tap {
-        &self.tap
+    pub fn tap(&mut self) -> &mut Tap {
+        &mut self.tap
     }
 
     pub fn epoll(&self) -> &OwnedFd {

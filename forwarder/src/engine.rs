@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use rustix::event::epoll::EventFlags;
 
 use crate::edge::Edge;
+use crate::flow::list::{Listed, Page, Place};
 use crate::flow::{FlowId, Kind};
 use crate::gateway::{arp, ndp, unreachable};
 use crate::icmp::Icmp;
@@ -88,7 +89,9 @@ impl Engine {
         }
         if let Some(fragment) = ip.fragment {
             edge.counters.drops.fragments += u64::from(ip.protocol != PROTOCOL_UDP && fragment.offset == 0);
-            let Some(whole) = self.reassembly.fragment_from_tap(edge.now, ip, fragment) else { return Ok(()) };
+            let whole = self.reassembly.fragment_from_tap(edge.now, ip, fragment);
+            edge.counters.drops.reassembly += std::mem::take(&mut self.reassembly.given_up);
+            let Some(whole) = whole else { return Ok(()) };
             let ip = whole.packet();
             if ip.protocol == PROTOCOL_UDP {
                 self.datagram_from_tap(edge, &ip, &UdpDatagram::parse(&ip, false)?, None);
@@ -197,6 +200,15 @@ impl Engine {
     /// Something the workspace sent, or may still send, has not been given to the host.
     pub fn is_owed_to_host(&self) -> bool {
         self.tcp.is_owed_to_host() || self.ports.is_owed_to_host()
+    }
+
+    /// One page of all flows, from where the page before it ended.
+    pub fn list(&self, now: Time, from: Option<Place>) -> (Vec<Listed>, Option<Place>) {
+        let mut page = Page::new(now, from);
+        self.tcp.list(&mut page);
+        self.udp.list(&mut page);
+        self.icmp.list(&mut page);
+        page.finish()
     }
 
     /// Flows wait for their turn to send.

@@ -2,9 +2,13 @@
 //! timer wheel, a hash map finds it by key. A generation in the number makes an event for a flow that has gone since
 //! miss, instead of reaching the flow that took its place.
 
+pub mod list;
+
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
 
 /// Addresses and ports of one flow, as the workspace names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,7 +26,7 @@ impl FlowKey {
 }
 
 /// Which engine a flow belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Kind {
     Tcp,
     Udp,
@@ -141,6 +145,15 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
 
     pub fn get_mut(&mut self, index: u32) -> Option<&mut V> {
         self.slots.get_mut(index as usize)?.entry.as_mut().map(|(_, value)| value)
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Slots, used or free: indexes are below this.
+    pub fn slots(&self) -> u32 {
+        u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
     }
 
     pub fn values(&self) -> impl Iterator<Item = &V> {

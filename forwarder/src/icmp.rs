@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::edge::Edge;
+use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::gateway::unreachable::Reason;
 use crate::network::Role;
@@ -34,7 +35,11 @@ struct Ping {
     socket: OwnedFd,
     key: FlowKey,
     timer: TimerId,
+    since: Time,
     last_used: Time,
+    /// Bytes of payload each way.
+    from_tap: u64,
+    to_tap: u64,
 }
 
 /// All pings.
@@ -59,9 +64,13 @@ impl Icmp {
         // Ping has no ports; any will do for the policy's question.
         let destination = match edge.egress(SocketAddr::new(ip.dst, 0), Transport::Icmp) {
             Egress::Host(address) => address,
-            Egress::Resolver => return,
+            Egress::Resolver => {
+                edge.counters.drops.no_service += 1;
+                return;
+            }
             Egress::Denied(denial) => {
                 edge.counters.ping.denied += 1;
+                edge.counters.denied.count(denial);
                 if !ip.dst.is_multicast() {
                     edge.unreachable_to_tap(ip.bytes, Reason::of_denial(denial));
                 }
@@ -83,6 +92,7 @@ impl Icmp {
         };
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.last_used = edge.now;
+        flow.from_tap += echo.payload.len() as u64;
         let kind = if ip.dst.is_ipv4() { ICMP_ECHO_REQUEST } else { ICMPV6_ECHO_REQUEST };
         let header = IcmpHeader { kind, code: 0, checksum: 0.into(), id: 0.into(), sequence: echo.sequence.into() };
         self.message.clear();
@@ -111,12 +121,12 @@ impl Icmp {
         let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, Some(protocol)).inspect_err(|_| {
             edge.counters.ping.exhausted += 1;
         })?;
-        rustix::net::connect(&socket, &destination)?;
+        rustix::net::connect(&socket, &destination).inspect_err(|_| edge.counters.ping.failed += 1)?;
         let inserted = self.flows.insert(key, |id| {
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
             edge.timers.set(timer, edge.now.after(IDLE_MS));
-            Some(Ping { socket, key, timer, last_used: edge.now })
+            Some(Ping { socket, key, timer, since: edge.now, last_used: edge.now, from_tap: 0, to_tap: 0 })
         });
         match inserted {
             Some(_) => edge.counters.ping.opened += 1,
@@ -125,9 +135,23 @@ impl Icmp {
         inserted.ok_or(Errno::AGAIN)
     }
 
+    /// Puts pings on a page, with their identifier as the workspace's port.
+    pub fn list(&self, page: &mut Page) {
+        page.list(&self.flows, |flow, now| Listed {
+            protocol: Protocol::Ping,
+            guest: SocketAddr::new(flow.key.guest, flow.key.guest_port),
+            remote: Some(flow.key.remote_addr()),
+            state: State::Open,
+            from_tap: flow.from_tap,
+            to_tap: flow.to_tap,
+            age_ms: now.since(flow.since),
+            idle_ms: now.since(flow.last_used),
+        });
+    }
+
     /// Replies have come.
     pub fn host_event(&mut self, edge: &mut Edge, id: FlowId) {
-        let Some(flow) = self.flows.current(id).and_then(|index| self.flows.get(index)) else { return };
+        let Some(flow) = self.flows.current(id).and_then(|index| self.flows.get_mut(index)) else { return };
         let (ends, id) = ((flow.key.remote, flow.key.guest), flow.key.guest_port);
         let reply = if flow.key.remote.is_ipv4() { ICMP_ECHO_REPLY } else { ICMPV6_ECHO_REPLY };
         self.message.resize(usize::from(u16::MAX), 0);
@@ -140,6 +164,7 @@ impl Icmp {
             let Ok((header, payload)) = IcmpHeader::ref_from_prefix(message) else { continue };
             if header.kind == reply {
                 let len = edge.frame.put_payload(payload);
+                flow.to_tap += len as u64;
                 reply_to_tap(edge, ends, id, header.sequence.get(), len);
             }
         }

@@ -1,6 +1,7 @@
 //! The TAP forwarder: Ethernet frames of one workspace to host sockets and back, and the egress policy that both it
 //! and the bypass obey.
 
+pub mod capture;
 pub mod channel;
 pub mod counters;
 mod edge;
@@ -21,4 +22,5 @@ mod udp;
 mod wire;
 pub mod worker;
 
+pub use flow::list;
 pub use worker::{Config, Handles, MEMORY_WORDS, run};

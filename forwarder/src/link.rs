@@ -18,6 +18,7 @@ use crate::channel::{Channel, DESCRIPTORS_MAX, Received};
 use crate::counters::Counters;
 use crate::edge::Edge;
 use crate::engine::Engine;
+use crate::flow::list::{Listed, Place};
 use crate::ports::{Entry, Published};
 
 /// Messages taken in one wake of the forwarder; the rest makes the next wake.
@@ -40,13 +41,15 @@ pub enum ToForwarder {
     Ports { id: u64, from: u64 },
     /// Asks for [`ToSupervisor::Counters`].
     Counters { id: u64 },
+    /// Asks for [`ToSupervisor::Flows`], from the start or where an earlier page ended.
+    Flows { id: u64, from: Option<Place> },
 }
 
 /// forwarder → supervisor
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToSupervisor {
-    /// A forwarder has begun, and knows what the monitor told it at its own start.
-    Started,
+    /// A forwarder has begun, and knows what the monitor told it at its own start; how many were there before it.
+    Started { restarts: u64 },
     /// Asks for [`ToForwarder::Sockets`]; what is not answered is asked again.
     Sockets { ipv6: bool },
     /// Published ports in the order of their numbers, as many as have room, with their sockets beside them; none at the
@@ -54,26 +57,32 @@ pub enum ToSupervisor {
     Ports { id: u64, ports: Vec<Entry> },
     /// The answer to [`ToForwarder::Counters`].
     Counters { id: u64, counters: Box<Counters> },
+    /// A page of flows, and where the next one begins; None: it was the last. Flows come and go between pages.
+    Flows { id: u64, flows: Vec<Listed>, next: Option<Place> },
 }
 
 /// The forwarder's end.
 #[derive(Debug)]
-pub struct Link(Channel);
+pub struct Link {
+    channel: Channel,
+    restarts: u64,
+}
 
 impl Link {
-    pub fn new(channel: Channel) -> Self {
-        Self(channel)
+    /// `restarts`: how many forwarders had this end before.
+    pub fn new(channel: Channel, restarts: u64) -> Self {
+        Self { channel, restarts }
     }
 
     /// Announces this forwarder.
     pub fn start(&self) {
-        self.send(&ToSupervisor::Started);
+        self.send(&ToSupervisor::Started { restarts: self.restarts });
     }
 
-    /// Takes in what has come and answers it; without an edge, which a workspace can take away, as if it were unused.
+    /// Takes in what has come and answers it; without flows and ports where the workspace has taken the TAP away.
     pub fn messages(&self, mut edge: Option<&mut Edge>, mut engine: Option<&mut Engine>) {
         for _ in 0..MESSAGES_A_WAKE {
-            match self.0.receive(Some(Duration::ZERO)) {
+            match self.channel.receive(Some(Duration::ZERO)) {
                 Ok(Received::Message(message, fds)) => {
                     self.message(edge.as_deref_mut(), engine.as_deref_mut(), message, fds);
                 }
@@ -114,6 +123,11 @@ impl Link {
                 let counters = edge.map_or_else(Counters::default, |edge| edge.counters);
                 self.send(&ToSupervisor::Counters { id, counters: Box::new(counters) });
             }
+            ToForwarder::Flows { id, from } => {
+                let listed = edge.zip(engine).map(|(edge, engine)| engine.list(edge.now, from));
+                let (flows, next) = listed.unwrap_or_default();
+                self.send(&ToSupervisor::Flows { id, flows, next });
+            }
         }
     }
 
@@ -129,7 +143,7 @@ impl Link {
     }
 
     fn send_with(&self, message: &ToSupervisor, fds: &[BorrowedFd<'_>]) {
-        match self.0.try_send(message, fds) {
+        match self.channel.try_send(message, fds) {
             Ok(true) => {}
             Ok(false) => tracing::debug!("no room for a message to the supervisor"),
             Err(error) => tracing::debug!("to the supervisor: {error:#}"),
@@ -139,7 +153,7 @@ impl Link {
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.channel.as_fd()
     }
 }
 
@@ -158,9 +172,9 @@ mod tests {
     #[test]
     fn messages_are_answered_and_a_full_link_is_no_trouble() {
         let (supervisor, ours) = Channel::pair().unwrap();
-        let (link, mut lab) = (Link::new(ours), Lab::new());
+        let (link, mut lab) = (Link::new(ours, 2), Lab::new());
         link.start();
-        assert_eq!(heard(&supervisor), Some(ToSupervisor::Started));
+        assert_eq!(heard(&supervisor), Some(ToSupervisor::Started { restarts: 2 }));
         supervisor.send(&"of another kind", &[]).unwrap();
         supervisor.send(&ToForwarder::Counters { id: 7 }, &[]).unwrap();
         lab.edge.counters.dns.queries = 3;
@@ -182,7 +196,7 @@ mod tests {
     #[test]
     fn the_preferred_resolver_stays_where_it_is_still_one() {
         let (supervisor, ours) = Channel::pair().unwrap();
-        let (link, mut lab) = (Link::new(ours), Lab::new());
+        let (link, mut lab) = (Link::new(ours, 2), Lab::new());
         let [a, b, c] = [1, 2, 3].map(|last| IpAddr::from([192, 0, 2, last]));
         let cases = [
             (vec![a, b], Some(b), vec![b, a]),

@@ -53,6 +53,8 @@ pub struct Whole {
 #[derive(Debug, Default)]
 pub struct Reassembly {
     partial: Vec<Partial>,
+    /// Datagrams given up since this was last taken.
+    pub given_up: u64,
 }
 
 impl Whole {
@@ -72,13 +74,16 @@ impl Whole {
 impl Reassembly {
     /// Takes in one fragment; returns the datagram it completes.
     pub fn fragment_from_tap(&mut self, now: Time, ip: &IpPacket<'_>, fragment: Fragment) -> Option<Whole> {
+        let before = self.partial.len();
         self.partial.retain(|partial| now.since(partial.since) < LIFETIME_MS);
+        self.given_up += (before - self.partial.len()) as u64;
         let key = Key { src: ip.src, dst: ip.dst, protocol: ip.protocol, id: fragment.id };
         let at = match self.partial.iter().position(|partial| partial.key == key) {
             Some(at) => at,
             None => {
                 if self.partial.len() >= MAX_PARTIAL {
                     self.partial.remove(0);
+                    self.given_up += 1;
                 }
                 self.partial.push(Partial { key, since: now, bytes: Vec::new(), pieces: Vec::new(), total: None });
                 self.partial.len() - 1
@@ -88,6 +93,7 @@ impl Reassembly {
         let is_valid = partial.add(fragment, ip.payload);
         if !is_valid {
             self.partial.remove(at);
+            self.given_up += 1;
             return None;
         }
         if !partial.is_complete() {

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::capture::{Capture, Direction};
 use crate::sys::tun;
 use crate::wire::VNET_LEN;
 
@@ -31,6 +32,7 @@ const OFFLOADS: [u32; 4] = [
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
+    capture: Option<Box<Capture>>,
 }
 
 /// What became of a frame given to [`Tap::write`].
@@ -75,24 +77,48 @@ impl Tap {
 
     /// A descriptor that is set up already, whose reads and writes are frames.
     pub(crate) fn ready(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd, capture: None }
+    }
+
+    /// From now on every frame is captured, too.
+    pub fn capture(&mut self, capture: Capture) {
+        self.capture = Some(Box::new(capture));
     }
 
     /// Reads one frame with its virtio-net header; None when there is none.
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match rustix::io::read(&self.fd, buffer) {
-            Ok(len) => Ok(Some(len)),
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match rustix::io::read(&self.fd, &mut *buffer) {
+            Ok(len) => {
+                if self.capture.is_some() {
+                    self.captured(Direction::FromTap, buffer.get(..len).unwrap_or_default());
+                }
+                Ok(Some(len))
+            }
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Writes one frame with its virtio-net header.
-    pub fn write(&self, frame: &[u8]) -> Written {
+    pub fn write(&mut self, frame: &[u8]) -> Written {
         match rustix::io::write(&self.fd, frame) {
-            Ok(_) => Written::Sent,
+            Ok(_) => {
+                if self.capture.is_some() {
+                    self.captured(Direction::ToTap, frame);
+                }
+                Written::Sent
+            }
             Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM) => Written::Full,
             Err(_) => Written::Dropped,
+        }
+    }
+
+    #[cold]
+    fn captured(&mut self, direction: Direction, frame: &[u8]) {
+        let Some(capture) = &mut self.capture else { return };
+        if let Err(error) = capture.frame(direction, frame) {
+            tracing::warn!("--pcap ends here, the file cannot be written: {error}");
+            self.capture = None;
         }
     }
 

@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use zerocopy::IntoBytes;
 
 use crate::edge::Edge;
+use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::gateway::dns::{self, Dns};
 use crate::gateway::unreachable::Reason;
@@ -45,7 +46,11 @@ struct Mapping {
     guest: IpAddr,
     guest_port: u16,
     timer: TimerId,
+    since: Time,
     last_used: Time,
+    /// Bytes of payload each way.
+    from_tap: u64,
+    to_tap: u64,
     idle_ms: u64,
     /// Used since the eviction last came by.
     is_recent: bool,
@@ -90,6 +95,7 @@ impl Udp {
         let Some(index) = found.or_else(|| self.open(edge, ip, datagram)) else { return };
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.last_used = edge.now;
+        flow.from_tap += datagram.payload.len() as u64;
         flow.is_recent = true;
         flow.route = Some((destination, host));
         if host.port() != dns::PORT && flow.idle_ms != IDLE_MS {
@@ -123,11 +129,15 @@ impl Udp {
         match edge.egress(destination, Transport::Udp) {
             Egress::Host(host) => return Some(host),
             Egress::Resolver if destination.port() == dns::PORT => self.dns.query_from_tap(edge, ip, datagram),
-            Egress::Resolver => edge.unreachable_to_tap(ip.bytes, Reason::Port),
+            Egress::Resolver => {
+                edge.counters.drops.no_service += 1;
+                edge.unreachable_to_tap(ip.bytes, Reason::Port);
+            }
             Egress::Denied(Denial::Multicast) => edge.counters.drops.multicast += 1,
             Egress::Denied(_) if is_broadcast => edge.counters.drops.multicast += 1,
             Egress::Denied(denial) => {
                 edge.counters.udp.flows.denied += 1;
+                edge.counters.denied.count(denial);
                 edge.unreachable_to_tap(ip.bytes, Reason::of_denied_datagram(denial));
             }
         }
@@ -163,7 +173,10 @@ impl Udp {
                 guest: ip.src,
                 guest_port: datagram.src_port,
                 timer,
+                since: edge.now,
                 last_used: edge.now,
+                from_tap: 0,
+                to_tap: 0,
                 idle_ms,
                 is_recent: true,
                 is_ready: false,
@@ -230,14 +243,16 @@ impl Udp {
                 // A pending error is reported once; the datagrams behind it are read after it.
                 Err(_) => continue,
             };
-            let Some(source) = source.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
-            let Some(remote) = edge.guest_view(source.ip()) else { continue };
-            if remote.is_ipv4() != flow.guest.is_ipv4() {
+            let source = source.and_then(|address| SocketAddr::try_from(address).ok());
+            let remote = source.and_then(|source| Some((edge.guest_view(source.ip())?, source.port())));
+            let Some(remote) = remote.filter(|(remote, _)| remote.is_ipv4() == flow.guest.is_ipv4()) else {
+                edge.counters.drops.hidden_source += 1;
                 continue;
-            }
+            };
+            flow.to_tap += count as u64;
             flow.last_used = edge.now;
             flow.is_recent = true;
-            if edge.udp_to_tap((remote, source.port()), (flow.guest, flow.guest_port), count) == Written::Full {
+            if edge.udp_to_tap(remote, (flow.guest, flow.guest_port), count) == Written::Full {
                 break;
             }
         }
@@ -265,6 +280,20 @@ impl Udp {
             edge.counters.udp.errors_relayed += 1;
             edge.unreachable_to_tap(&quoted(&key), reason);
         }
+    }
+
+    /// Puts mappings on a page.
+    pub fn list(&self, page: &mut Page) {
+        page.list(&self.flows, |flow, now| Listed {
+            protocol: Protocol::Udp,
+            guest: SocketAddr::new(flow.guest, flow.guest_port),
+            remote: flow.route.map(|(remote, _)| remote),
+            state: State::Open,
+            from_tap: flow.from_tap,
+            to_tap: flow.to_tap,
+            age_ms: now.since(flow.since),
+            idle_ms: now.since(flow.last_used),
+        });
     }
 
     pub fn has_ready(&self) -> bool {

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use crate::channel::Channel;
+use crate::capture::Capture;
 use crate::edge::Edge;
 use crate::engine::Engine;
 use crate::flow::FlowId;
@@ -61,7 +61,9 @@ pub struct Handles {
     /// The channel to the monitor.
     pub stop: OwnedFd,
     /// The channel to the supervisor, where there is one.
-    pub link: Option<Channel>,
+    pub link: Option<Link>,
+    /// `--pcap`: where frames are captured, see [`crate::capture`].
+    pub capture: Option<OwnedFd>,
     /// Published ports.
     pub ports: Vec<Published>,
 }
@@ -83,9 +85,8 @@ pub fn run(
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     raise_descriptor_limit();
-    let Handles { tap, stop, link, ports } = handles;
-    let link = link.map(Link::new);
-    let tap = match Tap::adopt(tap) {
+    let Handles { tap, stop, link, capture, ports } = handles;
+    let mut tap = match Tap::adopt(tap) {
         Err(error) if is_deleted(&error) => {
             if let Some(link) = &link {
                 link.start();
@@ -95,6 +96,9 @@ pub fn run(
         }
         adopted => adopted.context("cannot set up the TAP")?,
     };
+    if let Some(capture) = capture {
+        tap.capture(Capture::resume(capture.into()).context("cannot go on with the capture")?);
+    }
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("cannot create an epoll")?;
     let tap_events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
     epoll::add(&epoll, &tap, epoll::EventData::new_u64(TAP_EVENT), tap_events).context("cannot watch the TAP")?;

@@ -210,6 +210,11 @@ impl Running {
         }
     }
 
+    /// All of its standard output until now.
+    pub fn all_so_far(&self) -> String {
+        String::from_utf8_lossy(&self.streams().out).into_owned()
+    }
+
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.streams().err).into_owned()
     }

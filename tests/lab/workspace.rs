@@ -107,6 +107,21 @@ impl Workspace {
         self.way.caller.program(argv.into_iter().map(str::to_owned).collect()).deadline(self.deadline)
     }
 
+    /// A program of the caller's that meets a running workspace's monitor in its own namespaces.
+    pub fn beside<A: AsRef<OsStr>>(&self, running: &Running, argv: impl IntoIterator<Item = A>) -> Program {
+        let argv = argv.into_iter().map(|word| word.as_ref().to_owned());
+        match self.way.caller {
+            // Another unshare(1) would make another user namespace.
+            Caller::User if world::is_single_id() => {
+                let pid = running.pid().to_string();
+                Program::new(argv).behind(["nsenter", "--user", "--preserve-credentials", "--target", &pid, "--"])
+            }
+            Caller::User => Program::new(argv).uid(USER),
+            Caller::Root => Program::new(argv),
+        }
+        .deadline(self.deadline)
+    }
+
     pub fn run<A: AsRef<OsStr>>(&self, argv: impl IntoIterator<Item = A>) -> Result<Finished> {
         self.program(argv).run(&self.lab.host)
     }

@@ -4,6 +4,7 @@ mod egress;
 mod forwarder;
 mod init;
 mod run;
+mod stats;
 mod supervisor;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Run),
+    Stats(stats::Stats),
     #[command(hide = true)]
     Supervisor,
     #[command(hide = true)]
@@ -47,6 +49,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     };
     match cli.command {
         Command::Run(run) => run.run(),
+        Command::Stats(stats) => stats.run(),
         Command::Supervisor => supervisor::run(),
         Command::Forwarder => forwarder::run(),
         Command::Init(init) => init.run(),

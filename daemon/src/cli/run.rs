@@ -107,6 +107,16 @@ pub struct Run {
     #[arg(long, value_name = "FD")]
     ready_fd: Option<RawFd>,
 
+    /// Keep the newest frames of the TAP, in both directions, in FILE (pcapng, for Wireshark and tcpdump -r)
+    ///
+    /// A file of at most 16 MiB, some 32,000 frames; what was in it is lost. Of each frame 468 bytes are kept. When it
+    /// is full the newest frames take the place of the oldest, so that they are no longer in the order of time: sort by
+    /// Time in Wireshark, or use reordercap. It can be read at any moment, also after a crash or kill -9. A frame may be
+    /// up to 64 KB long, whatever the MTU, and its checksum not yet computed. Connections taken out by --bypass have no
+    /// frames.
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+
     /// Least important messages to show on stderr; error hides the start line and warnings
     #[arg(long, value_enum, value_name = "LEVEL", default_value = "info")]
     log_level: LogLevel,
@@ -141,6 +151,7 @@ impl Run {
             keep_id: self.keep_id,
             state_dir: self.state_dir,
             ready_fd: self.ready_fd,
+            pcap: self.pcap,
             log,
             command: self.command,
         })

@@ -8,12 +8,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use crate::monitor::state_dir;
-use crate::monitor::worker::{self, SupervisorStart};
-use crate::supervisor::{self, Handles};
+use crate::monitor::worker;
+use crate::supervisor::{self, Handles, Start};
 
 pub fn run() -> anyhow::Result<ExitCode> {
-    let (started, fds) = worker::receive_start::<SupervisorStart>(c"supervisor")?;
-    let SupervisorStart { start, state_dir } = started.config;
+    let (started, fds) = worker::receive_start::<Start>(c"supervisor")?;
+    let state_dir = started.config.state_dir.clone();
     let mut fds = fds.into_iter();
     let handles = Handles {
         listener: if fds.len() == 5 { fds.next() } else { None },
@@ -23,7 +23,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     };
     let link = fds.next().context("no channel to the forwarder received")?;
     let ready = worker::ready(&started.channel)?;
-    let ended = supervisor::run(start, handles, link, started.channel.try_clone()?.into(), ready);
+    let ended = supervisor::run(started.config, handles, link, started.channel.try_clone()?.into(), ready);
     if started.channel.is_closed()? {
         state_dir::remove(&state_dir);
     }

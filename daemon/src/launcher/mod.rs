@@ -52,6 +52,7 @@ pub struct Settings {
     pub keep_id: bool,
     pub state_dir: Option<PathBuf>,
     pub ready_fd: Option<RawFd>,
+    pub pcap: Option<PathBuf>,
     pub log: LogSettings,
     pub command: Vec<OsString>,
 }

@@ -4,12 +4,14 @@
 //! them again; hands signals on to the workspace's init; gives the exit code. When it is killed, the kernel kills init
 //! and the forwarder, and the supervisor clears up behind it.
 
+mod capture;
 pub mod signals;
 pub mod state_dir;
 mod terminal;
 pub mod worker;
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -45,11 +47,12 @@ pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     handled.thread_block()?;
     let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC)?;
 
+    let capture = settings.pcap.as_deref().map(capture::open).transpose()?;
     let mut plan = Plan::new(&settings, mask_to_bits(&caller_mask))?;
     let (workspace, made) = launcher::launch(&plan)?;
     // Only now, just before the supervisor exists, which removes it where a monitor is killed.
     let state_dir = StateDir::create(settings.state_dir.as_deref())?;
-    let workers = Workers::start(&mut plan, made, settings.log, state_dir.path())?;
+    let workers = Workers::start(&mut plan, made, settings.log, state_dir.path(), capture.map(OwnedFd::from))?;
     let mut monitor = Monitor { plan, workspace, workers, state_dir };
     monitor.write_state()?;
     tracing::info!("{}", start_line(&monitor.plan, monitor.workers.made()));

@@ -1,4 +1,4 @@
-//! The directory that tells others about a running workspace: `state.json`, and later the control socket.
+//! The directory that tells others about a running workspace: `state.json`, and the supervisor's control socket.
 
 use std::env;
 use std::fs::{self, DirBuilder, Permissions};
@@ -14,7 +14,11 @@ use sidestep_forwarder::policy::Policy;
 
 use crate::launcher::Active;
 
-const STATE_FILE: &str = "state.json";
+pub const STATE_FILE: &str = "state.json";
+/// The supervisor's, see [`crate::supervisor::control`].
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// Bytes of a Unix socket's path (sun_path in unix(7)), less the zero at its end.
+const SOCKET_PATH_MAX: usize = 107;
 /// Directories named after one pid; more than a few are litter.
 const NAMES_MAX: usize = 1000;
 
@@ -45,14 +49,17 @@ impl StateDir {
         let path = match asked {
             Some(path) => {
                 let path = std::path::absolute(path)?;
+                has_room_for_socket(&path)?;
                 make_private(&path)?;
                 refuse_running(&path)?;
                 path
             }
             None => {
-                let parent = parent(env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Uid::effective());
+                let parent = usual_parent();
+                let name = own_name()?;
+                has_room_for_socket(&parent.join(&name))?;
                 make_private(&parent)?;
-                make_new(&parent, &own_name()?)?
+                make_new(&parent, &name)?
             }
         };
         Ok(Self { path })
@@ -78,7 +85,7 @@ impl Drop for StateDir {
 
 /// Removes what a workspace had there; a directory in which somebody else has files stays.
 pub fn remove(path: &Path) {
-    for name in [STATE_FILE, "state.json.new"] {
+    for name in [STATE_FILE, "state.json.new", CONTROL_SOCKET] {
         report(fs::remove_file(path.join(name)));
     }
     report(fs::remove_dir(path));
@@ -91,6 +98,11 @@ fn report(removed: io::Result<()>) {
         }
         _ => {}
     }
+}
+
+/// Where the directories of workspaces are that were started without `--state-dir`.
+pub fn usual_parent() -> PathBuf {
+    parent(env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Uid::effective())
 }
 
 fn parent(runtime_dir: Option<PathBuf>, uid: Uid) -> PathBuf {
@@ -108,6 +120,19 @@ fn own_name() -> anyhow::Result<String> {
     let pid = getpid();
     let namespace = fs::metadata("/proc/self/ns/pid").context("cannot tell the pid namespace")?.ino();
     Ok(if namespace == FIRST { pid.to_string() } else { format!("{pid}-{namespace}") })
+}
+
+/// A longer path cannot be given to bind(2).
+fn has_room_for_socket(path: &Path) -> anyhow::Result<()> {
+    /// `-1000`, where there is litter.
+    const SUFFIX: usize = 5;
+    let length = path.join(CONTROL_SOCKET).as_os_str().len() + SUFFIX;
+    ensure!(
+        length <= SOCKET_PATH_MAX,
+        "the state directory's path is {} bytes too long for a Unix socket in it: choose a shorter one with --state-dir",
+        length - SOCKET_PATH_MAX
+    );
+    Ok(())
 }
 
 /// Makes a directory called `name`, or `name-2` and so on, where one was left behind.
@@ -184,5 +209,8 @@ mod tests {
         assert!(!path.exists());
         std::os::unix::fs::symlink("/etc", &path).unwrap();
         assert!(StateDir::create(Some(&path)).is_err());
+        let long = base.path().join("x".repeat(100));
+        assert!(StateDir::create(Some(&long)).is_err_and(|error| error.to_string().contains("bytes too long")));
+        assert!(!long.exists());
     }
 }

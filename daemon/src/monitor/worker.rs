@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use sidestep_forwarder::ports::{Entry, Published};
 use crate::channel::{Channel, DESCRIPTORS_MAX, Received};
 use crate::launcher::{Active, Made, Plan};
 use crate::logging::{self, LogSettings};
+use crate::supervisor::counters::Restarts;
 use crate::supervisor::{self, ledger};
 use crate::sys::spawn;
 
@@ -43,11 +44,11 @@ struct Start<T> {
     config: T,
 }
 
-/// The supervisor's configuration, and what it clears up when the monitor was killed.
+/// The forwarder's configuration, and how often it has died.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SupervisorStart {
-    pub start: supervisor::Start,
-    pub state_dir: PathBuf,
+pub struct ForwarderStart {
+    pub config: sidestep_forwarder::Config,
+    pub restarts: u64,
 }
 
 /// In a worker: what it was started with.
@@ -78,14 +79,16 @@ struct Kept {
     link: (Channel, Channel),
     /// The forwarder's: nobody who connects while there is none is turned away.
     ports: Vec<Published>,
+    /// `--pcap`: the forwarder's file.
+    capture: Option<OwnedFd>,
 }
 
 /// Both workers, and everything they need to be started again.
 pub struct Workers {
     kept: Kept,
     log: LogSettings,
-    supervisor_start: SupervisorStart,
-    forwarder_config: sidestep_forwarder::Config,
+    supervisor_start: supervisor::Start,
+    forwarder_start: ForwarderStart,
     supervisor: Worker,
     forwarder: Worker,
     restarts: VecDeque<Instant>,
@@ -93,39 +96,46 @@ pub struct Workers {
 
 impl Workers {
     /// Starts both and waits until they are ready.
-    pub fn start(plan: &mut Plan, made: Made, log: LogSettings, state_dir: &Path) -> anyhow::Result<Self> {
+    pub fn start(
+        plan: &mut Plan,
+        made: Made,
+        log: LogSettings,
+        state_dir: &Path,
+        capture: Option<OwnedFd>,
+    ) -> anyhow::Result<Self> {
         let kept = Kept {
             ledger: memory("sidestep-ledger", ledger::SIZE)?,
             connections: memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?,
             link: Channel::pair().context("cannot make a socket pair")?,
+            capture,
             ports: std::mem::take(&mut plan.ports),
             made,
         };
         let made = &kept.made;
-        let supervisor_start = SupervisorStart {
-            start: supervisor::Start {
-                strict: made.active == Active::Strict,
-                network: plan.network.clone(),
-                policy: plan.policy.clone(),
-                extent: plan.extent,
-                tap_ifindex: made.tap_ifindex,
-                publish_auto: plan.publish_auto,
-            },
+        let supervisor_start = supervisor::Start {
+            strict: made.active == Active::Strict,
+            network: plan.network.clone(),
+            policy: plan.policy.clone(),
+            extent: plan.extent,
+            tap_ifindex: made.tap_ifindex,
+            publish_auto: plan.publish_auto,
             state_dir: state_dir.to_owned(),
+            restarts: Restarts::default(),
         };
-        let forwarder_config = sidestep_forwarder::Config {
+        let config = sidestep_forwarder::Config {
             network: plan.network.clone(),
             policy: plan.policy.clone(),
             resolvers: plan.resolvers.clone(),
         };
+        let forwarder_start = ForwarderStart { config, restarts: 0 };
         let supervisor = start(Kind::Supervisor, log, &supervisor_start, &kept.supervisor_fds())?;
-        let forwarder = start(Kind::Forwarder, log, &forwarder_config, &kept.forwarder_fds())?;
+        let forwarder = start(Kind::Forwarder, log, &forwarder_start, &kept.forwarder_fds())?;
         forwarder.send_ports(&kept.ports);
         for worker in [&supervisor, &forwarder] {
             worker.wait_ready()?;
         }
         let restarts = VecDeque::new();
-        Ok(Self { kept, log, supervisor_start, forwarder_config, supervisor, forwarder, restarts })
+        Ok(Self { kept, log, supervisor_start, forwarder_start, supervisor, forwarder, restarts })
     }
 
     pub fn made(&self) -> &Made {
@@ -155,10 +165,13 @@ impl Workers {
         tracing::warn!("the {} ended with {how} and is started again", kind.name());
         match kind {
             Kind::Supervisor => {
+                self.supervisor_start.restarts.supervisor += 1;
                 self.supervisor = start(kind, self.log, &self.supervisor_start, &self.kept.supervisor_fds())?;
             }
             Kind::Forwarder => {
-                self.forwarder = start(kind, self.log, &self.forwarder_config, &self.kept.forwarder_fds())?;
+                self.supervisor_start.restarts.forwarder += 1;
+                self.forwarder_start.restarts += 1;
+                self.forwarder = start(kind, self.log, &self.forwarder_start, &self.kept.forwarder_fds())?;
                 self.forwarder.send_ports(&self.kept.ports);
             }
         }
@@ -200,7 +213,8 @@ impl Kept {
 
     /// In the order in which [`crate::cli`] takes them.
     fn forwarder_fds(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.made.tap.as_fd(), self.connections.as_fd(), self.link.1.as_fd()]
+        let always = [self.made.tap.as_fd(), self.connections.as_fd(), self.link.1.as_fd()];
+        always.into_iter().chain(self.capture.as_ref().map(AsFd::as_fd)).collect()
     }
 }
 

@@ -74,6 +74,77 @@ pub enum Reason {
     /// The host would not send it to one peer.
     HostRoute,
     Policy,
+    // What shows only in the swap.
+    /// One of the namespaces has no sockets of this family.
+    NoFamily,
+    /// An option that has no meaning, or another one, on a host socket.
+    SocketOption,
+    SocketFilter,
+    /// Sticky IPv6 headers and packet information.
+    ExtensionHeaders,
+    /// A priority that takes a privilege.
+    Priority,
+    /// The host socket did not take an option's value.
+    NotTaken,
+    /// A UDP socket could not be bound to the interface it would leave by.
+    Interface,
+}
+
+impl Reason {
+    /// In the order of their declaration.
+    pub const ALL: [Self; 23] = [
+        Self::NotIp,
+        Self::NotTcp,
+        Self::NestedNamespace,
+        Self::NotConnect,
+        Self::NotAnAddress,
+        Self::Disconnect,
+        Self::InUse,
+        Self::Bound,
+        Self::Signals,
+        Self::VirtualAddress,
+        Self::Multicast,
+        Self::PortZero,
+        Self::Route,
+        Self::Netfilter,
+        Self::HostRoute,
+        Self::Policy,
+        Self::NoFamily,
+        Self::SocketOption,
+        Self::SocketFilter,
+        Self::ExtensionHeaders,
+        Self::Priority,
+        Self::NotTaken,
+        Self::Interface,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotIp => "not_ip",
+            Self::NotTcp => "not_tcp",
+            Self::NestedNamespace => "nested_namespace",
+            Self::NotConnect => "not_connect",
+            Self::NotAnAddress => "not_an_address",
+            Self::Disconnect => "disconnect",
+            Self::InUse => "in_use",
+            Self::Bound => "bound",
+            Self::Signals => "signals",
+            Self::VirtualAddress => "virtual_address",
+            Self::Multicast => "multicast",
+            Self::PortZero => "port_zero",
+            Self::Route => "route",
+            Self::Netfilter => "netfilter",
+            Self::HostRoute => "host_route",
+            Self::Policy => "policy",
+            Self::NoFamily => "no_family",
+            Self::SocketOption => "socket_option",
+            Self::SocketFilter => "socket_filter",
+            Self::ExtensionHeaders => "extension_headers",
+            Self::Priority => "priority",
+            Self::NotTaken => "not_taken",
+            Self::Interface => "interface",
+        }
+    }
 }
 
 /// Where a connect might be taken to, before routes are asked; everything cheap is settled here.

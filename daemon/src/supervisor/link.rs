@@ -11,8 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use serde::{Deserialize, Serialize};
 use sidestep_forwarder::counters::Counters;
 use sidestep_forwarder::link::{RESOLVERS_MAX, ToForwarder, ToSupervisor};
+use sidestep_forwarder::list::Listed;
 use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin};
 use thiserror::Error;
 use tokio::io::Interest;
@@ -32,6 +34,17 @@ const REQUESTS_MAX: usize = 4;
 
 /// With its descriptors.
 type Answer = (ToSupervisor, Vec<OwnedFd>);
+/// Flows in one listing.
+pub const FLOWS_MAX: usize = 1000;
+/// The forwarder has room for 42,000 flows, 48 a page.
+const PAGES_MAX: usize = 1000;
+
+/// The largest of the forwarder's flows, and how many there are.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Flows {
+    pub total: usize,
+    pub flows: Vec<Listed>,
+}
 
 /// The forwarder did not answer in time: it is busy, stopped or about to be started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -55,17 +68,19 @@ pub struct Link {
     resolvers: Mutex<Option<Vec<IpAddr>>>,
     ports: Mutex<Ports>,
     requests: Semaphore,
+    listing: Semaphore,
     next_id: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
     /// Where the forwarder's sockets inside come from.
     inside: Option<Arc<Inside>>,
     /// The forwarder asks for those of one family once at a time.
     supplies: Semaphore,
+    forwarder_restarts: AtomicU64,
 }
 
 impl Link {
     /// Begins to listen, in the event loop of the caller.
-    pub fn start(channel: OwnedFd, inside: Option<Inside>) -> anyhow::Result<Arc<Self>> {
+    pub fn start(channel: OwnedFd, inside: Option<Inside>, forwarder_restarts: u64) -> anyhow::Result<Arc<Self>> {
         let channel = Channel::from(channel);
         let watched = readiness::register(channel.try_clone()?.into(), Interest::READABLE | Interest::WRITABLE)
             .context("cannot watch the channel to the forwarder")?;
@@ -76,11 +91,13 @@ impl Link {
             resolvers: Mutex::default(),
             ports: Mutex::default(),
             requests: Semaphore::new(REQUESTS_MAX),
+            listing: Semaphore::new(1),
             // A predecessor's answers may still come.
             next_id: AtomicU64::new(RandomState::new().hash_one(std::process::id())),
             waiting: Mutex::default(),
             inside: inside.map(Arc::new),
             supplies: Semaphore::new(2),
+            forwarder_restarts: AtomicU64::new(forwarder_restarts),
         });
         tokio::spawn(Arc::clone(&link).listen());
         tokio::spawn(Arc::clone(&link).tell());
@@ -127,12 +144,39 @@ impl Link {
         Ok(entries)
     }
 
+    /// How often the forwarder has died.
+    pub fn forwarder_restarts(&self) -> u64 {
+        self.forwarder_restarts.load(Ordering::Relaxed)
+    }
+
     /// What the forwarder has counted.
     pub async fn counters(&self) -> Result<Counters, Silent> {
         match self.ask(|id| ToForwarder::Counters { id }).await? {
             ToSupervisor::Counters { counters, .. } => Ok(*counters),
             _ => Err(Silent),
         }
+    }
+
+    /// The largest flows, at most [`FLOWS_MAX`]. Pages are asked for one by one, for one listing at a time.
+    pub async fn flows(&self) -> Result<Flows, Silent> {
+        let _turn = self.listing.acquire().await.map_err(|_| Silent)?;
+        let (mut listed, mut total, mut from) = (Vec::new(), 0, None);
+        // A table cannot grow faster than it is read, but what ends here is a loop of ours in any case.
+        for _ in 0..PAGES_MAX {
+            let answer = self.ask(|id| ToForwarder::Flows { id, from }).await?;
+            let ToSupervisor::Flows { flows, next, .. } = answer else { return Err(Silent) };
+            total += flows.len();
+            listed.extend(flows);
+            if listed.len() >= 2 * FLOWS_MAX {
+                keep_largest(&mut listed);
+            }
+            from = next;
+            if from.is_none() {
+                break;
+            }
+        }
+        keep_largest(&mut listed);
+        Ok(Flows { total, flows: listed })
     }
 
     async fn ask(&self, request: impl FnOnce(u64) -> ToForwarder) -> Result<ToSupervisor, Silent> {
@@ -178,9 +222,12 @@ impl Link {
 
     fn message(self: &Arc<Self>, message: ToSupervisor, fds: Vec<OwnedFd>) {
         match message {
-            ToSupervisor::Started => self.news.notify_one(),
+            ToSupervisor::Started { restarts } => {
+                self.forwarder_restarts.fetch_max(restarts, Ordering::Relaxed);
+                self.news.notify_one();
+            }
             ToSupervisor::Sockets { ipv6 } => drop(tokio::spawn(Arc::clone(self).supply(ipv6))),
-            ToSupervisor::Counters { id, .. } | ToSupervisor::Ports { id, .. } => {
+            ToSupervisor::Counters { id, .. } | ToSupervisor::Flows { id, .. } | ToSupervisor::Ports { id, .. } => {
                 // Nobody waits for what comes late.
                 if let Some(to) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
                     let _ = to.send((message, fds));
@@ -238,6 +285,11 @@ impl Link {
     }
 }
 
+fn keep_largest(flows: &mut Vec<Listed>) {
+    flows.sort_by_key(|flow| std::cmp::Reverse(flow.from_tap.saturating_add(flow.to_tap)));
+    flows.truncate(FLOWS_MAX);
+}
+
 /// An answer somebody waits for, until it comes or they give up.
 struct Waiting<'a> {
     all: &'a Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
@@ -265,7 +317,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, theirs) = Channel::pair().unwrap();
-            test(Link::start(ours.into(), None).unwrap(), theirs).await;
+            test(Link::start(ours.into(), None, 0).unwrap(), theirs).await;
         });
     }
 
@@ -292,8 +344,9 @@ mod tests {
             let resolvers = vec![IpAddr::from([192, 0, 2, 1])];
             link.set_resolvers(resolvers.clone());
             assert_eq!(heard(&forwarder).await, ToForwarder::Resolvers(resolvers.clone()));
-            forwarder.send(&ToSupervisor::Started, &[]).unwrap();
+            forwarder.send(&ToSupervisor::Started { restarts: 3 }, &[]).unwrap();
             assert_eq!(heard(&forwarder).await, ToForwarder::Resolvers(resolvers));
+            assert_eq!(link.forwarder_restarts(), 3);
         });
     }
 

@@ -1,4 +1,4 @@
-//! The supervisor: answers the workspace's stopped system calls.
+//! The supervisor: answers the workspace's stopped system calls, and what is asked on the [`control`] socket.
 //!
 //! The way of a call, one type per arrow: [`receivers`] take it from the kernel into a slot of the [`ledger`]; a
 //! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
@@ -7,6 +7,8 @@
 
 mod active;
 mod auto;
+pub mod control;
+pub mod counters;
 mod decide;
 mod decode;
 mod epoll;
@@ -37,6 +39,7 @@ mod waits;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -52,6 +55,8 @@ use crate::sys::{readiness, shared_memory, socket, thread};
 
 use self::active::{Active, STUCK_REPLY};
 use self::auto::Auto;
+use self::control::Control;
+use self::counters::{Counters, Restarts};
 use self::decide::Ground;
 use self::epoll::Epolls;
 use self::factory::Factory;
@@ -65,6 +70,8 @@ use self::session::Session;
 use self::swap::Swap;
 use self::tracee::Tracees;
 use self::waits::Waits;
+
+pub use self::link::Flows;
 
 /// How often the watch looks for calls that are stuck or that nobody waits for, and for callers that have ended.
 const WATCH: Duration = Duration::from_millis(250);
@@ -81,6 +88,10 @@ pub struct Start {
     pub tap_ifindex: u32,
     /// `--publish-auto`, and at which address of the host.
     pub publish_auto: Option<Option<IpAddr>>,
+    /// Where the control socket goes, and what the monitor wrote.
+    pub state_dir: PathBuf,
+    /// How often each worker has died by now.
+    pub restarts: Restarts,
 }
 
 /// What the bypass takes out besides TCP of the workspace's own namespace.
@@ -120,9 +131,12 @@ pub fn run(
         .thread_keep_alive(KEEP_WORKERS)
         .build()
         .context("cannot start the event loop")?;
+    let counters = Arc::new(Counters::default());
+    let _in_event_loop = runtime.enter();
     let auto =
         start.publish_auto.map(|host| (host, inside.sock_diag().and_then(Listening::new), start.network.clone()));
-    let link = runtime.block_on(async { Link::start(link, Some(inside)) })?;
+    let link = Link::start(link, Some(inside), start.restarts.forwarder)?;
+    start_control(&start, &counters, &link);
     if let Some((host, listening, network)) = auto {
         let listening = listening.context("--publish-auto: cannot ask what listens in the workspace")?;
         runtime.spawn(Auto { host, network, listening: Arc::new(listening), link }.run());
@@ -130,12 +144,28 @@ pub fn run(
     let session = match handles.listener.take() {
         Some(listener) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;
-            Some(serve(start, handles, listener, factory, Waits::new(runtime.handle().clone()))?)
+            Some(serve(start, handles, listener, factory, Waits::new(runtime.handle().clone()), counters)?)
         }
         None => None,
     };
     ready()?;
     runtime.block_on(watch(session, stop))
+}
+
+/// Without a control socket (somebody has taken the directory away) a workspace still has its network.
+fn start_control(start: &Start, counters: &Arc<Counters>, link: &Arc<Link>) {
+    match control::bind(&start.state_dir) {
+        Ok(listener) => {
+            let control = Control {
+                state_dir: start.state_dir.clone(),
+                counters: Arc::clone(counters),
+                link: Arc::clone(link),
+                restarts: start.restarts.supervisor,
+            };
+            tokio::spawn(control::serve(listener, Arc::new(control)));
+        }
+        Err(error) => tracing::warn!("no control socket: {error:#}"),
+    }
 }
 
 /// Threads of the event loop's pool that may be at work, or lost, at the same time.
@@ -150,6 +180,7 @@ fn serve(
     listener: OwnedFd,
     factory: Arc<Factory>,
     waits: Waits,
+    counters: Arc<Counters>,
 ) -> anyhow::Result<Arc<Session>> {
     let make = |domain, kind, protocol| {
         factory.socket(handles.userns.as_fd(), handles.netns.as_fd(), (domain, kind, protocol))
@@ -197,6 +228,7 @@ fn serve(
         ground,
         swap,
         waits,
+        counters,
         strict: start.strict,
     });
     receivers::start(&session).context("cannot start receiving")?;
@@ -250,6 +282,7 @@ fn look(session: &Session, now: Instant) {
         );
     }
     for (id, _) in found.stuck {
+        session.counters.stuck.count();
         let _ = session.send(id, STUCK_REPLY);
     }
     for id in found.sleeping {

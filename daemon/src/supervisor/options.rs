@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys::socket::{self, SO_BINDTOIFINDEX};
 
+use super::decide::Reason;
 use super::facts::Kind;
 
 /// The largest option below: struct timeval, 16 bytes; a congestion control's name has as many.
@@ -251,23 +252,26 @@ impl Pristine {
         self
     }
 
-    /// What differs on `socket`, or None when it must stay in its namespace.
-    pub fn difference(&self, socket: BorrowedFd<'_>) -> Option<Difference> {
+    /// What differs on `socket`, or why it must stay in its namespace.
+    pub fn difference(&self, socket: BorrowedFd<'_>) -> Result<Difference, Reason> {
         let differs = |(option, pristine): &(SocketOption, Value)| {
             Value::read(socket, *option).filter(|value| value != pristine).map(|value| (*option, value))
         };
-        if self.keeps_in_place.iter().any(|entry| differs(entry).is_some()) || has_filter(socket) {
-            return None;
+        if self.keeps_in_place.iter().any(|entry| differs(entry).is_some()) {
+            return Err(Reason::SocketOption);
+        }
+        if has_filter(socket) {
+            return Err(Reason::SocketFilter);
         }
         if self.ipv6 && has_ipv6_headers(socket) {
-            return None;
+            return Err(Reason::ExtensionHeaders);
         }
         let mut values: Vec<_> = self.carried.iter().filter_map(differs).collect();
         if values.iter().any(|(option, value)| takes_privilege(*option, value)) {
-            return None;
+            return Err(Reason::Priority);
         }
         values.extend(locked_buffers(socket));
-        Some(Difference { values })
+        Ok(Difference { values })
     }
 }
 
@@ -413,7 +417,7 @@ mod tests {
             assert_eq!(socket::int_option(to.as_fd(), level, name).unwrap(), value, "level {level} option {name}");
         }
         set(&old, libc::IPPROTO_UDP, UDP_ENCAP, 2);
-        assert!(pristine.difference(old.as_fd()).is_none());
+        assert_eq!(pristine.difference(old.as_fd()).err(), Some(Reason::SocketOption));
     }
 
     #[test]
@@ -433,11 +437,12 @@ mod tests {
         {
             let socket = fresh(false);
             set(&socket, level, name, value);
-            assert!(pristine.difference(socket.as_fd()).is_none(), "level {level} option {name}");
+            let difference = pristine.difference(socket.as_fd());
+            assert_eq!(difference.err(), Some(Reason::SocketOption), "level {level} option {name}");
         }
         let socket = fresh(false);
         // IP_OPTIONS: two "no operation" and an end of list, padded.
         socket::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_OPTIONS, &[1, 1, 0, 0]).unwrap();
-        assert!(pristine.difference(socket.as_fd()).is_none());
+        assert_eq!(pristine.difference(socket.as_fd()).err(), Some(Reason::SocketOption));
     }
 }

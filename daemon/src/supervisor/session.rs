@@ -13,6 +13,7 @@ use crate::sys::listener::{Caller, Listener, Reply};
 use crate::sys::socket;
 
 use super::active::{Active, Busy, Entry};
+use super::counters::Counters;
 use super::decide::{Candidate, Ground, Verdict, Ways, candidate, with_routes};
 use super::decode::{Call, socket_number};
 use super::factory::Factory;
@@ -43,6 +44,7 @@ pub struct Session {
     pub ground: Ground,
     pub swap: Swap,
     pub waits: Waits,
+    pub counters: Arc<Counters>,
     /// Landlock denies the workspace TCP bind and connect, so a call that cannot be looked at may go on.
     pub strict: bool,
 }
@@ -87,10 +89,14 @@ impl Session {
     /// One received call, from notification to reply or to the event loop.
     pub fn answer(self: &Arc<Self>, slot: Slot) {
         let notification = slot.notification();
+        self.counters.call(notification.call);
         let entered = self.active.enter(notification.id, notification.tid, &slot, Instant::now());
         let outcome = match &entered {
-            Err(Busy) => Outcome::errno(libc::EAGAIN),
-            Ok(_) if slot.begin_attempt() >= MAX_ATTEMPTS => Outcome::errno(libc::EIO),
+            Err(Busy) => self.busy(),
+            Ok(_) if slot.begin_attempt() >= MAX_ATTEMPTS => {
+                self.counters.given_up.count();
+                Outcome::errno(libc::EIO)
+            }
             Ok(work) => self.handle(&slot, &notification, work).unwrap_or_else(|e| self.unseen(&notification, e)),
         };
         self.conclude(slot, outcome, entered.ok());
@@ -102,7 +108,7 @@ impl Session {
         slot.begin_attempt();
         let entered = self.active.enter(notification.id, notification.tid, &slot, Instant::now());
         let outcome = match entered {
-            Err(Busy) => Outcome::errno(libc::EAGAIN),
+            Err(Busy) => self.busy(),
             // The result can be taken once: it is not for a call that nobody waits in.
             Ok(_) if !self.listener.is_waiting(notification.id) => Outcome::CallerLeft,
             Ok(_) => self.swap.end_of_wait(wait, end),
@@ -186,25 +192,51 @@ impl Session {
         self.swap.complete(&stopped);
         let cookie = stopped.facts.cookie;
         if let Err(Busy) = work.settle(stopped.tid) {
-            return Outcome::errno(libc::EAGAIN);
+            return self.busy();
         }
         if let Some(reply) = self.swap.memory.take_answer(cookie, &stopped.slot.notification()) {
+            self.counters.repeated.count();
             return Outcome::Done { cookie, reply };
         }
         if let Some(failure) = self.untold_failure(&stopped, call) {
+            self.counters.repeated.count();
             return failure;
         }
+        let in_place = |stopped, reason| {
+            self.counters.in_place.count(reason);
+            self.in_place(stopped, call, work)
+        };
         match verdict {
             Verdict::Bypass(exit) => {
-                let bypassed = self.swap.bypass(&self.listener, stopped, exit);
+                let bypassed = self.swap.bypass(&self.listener, &stopped, exit);
                 drop(turn);
-                bypassed.unwrap_or_else(|stopped| self.in_place(stopped, call, work))
+                match bypassed {
+                    Ok(outcome) => {
+                        self.counters.bypassed(stopped.facts.kind);
+                        outcome
+                    }
+                    Err(reason) => in_place(stopped, reason),
+                }
             }
-            Verdict::InPlace(_) => self.in_place(stopped, call, work),
-            Verdict::OnHostSocket => self.swap.on_host_socket(stopped),
-            Verdict::Deny(errno, _) => Outcome::errno(errno),
-            Verdict::Continue(_) => Outcome::Reply(Reply::Continue),
+            Verdict::InPlace(reason) => in_place(stopped, reason),
+            Verdict::OnHostSocket => {
+                self.counters.on_host_socket.count();
+                self.swap.on_host_socket(stopped)
+            }
+            Verdict::Deny(errno, reason) => {
+                self.counters.denied.count(reason);
+                Outcome::errno(errno)
+            }
+            Verdict::Continue(reason) => {
+                self.counters.continued.count(reason);
+                Outcome::Reply(Reply::Continue)
+            }
         }
+    }
+
+    fn busy(&self) -> Outcome {
+        self.counters.busy.count();
+        Outcome::errno(libc::EAGAIN)
     }
 
     /// The act in the socket's namespace; a host socket first becomes one of the workspace's again. One that is to be
@@ -242,6 +274,12 @@ impl Session {
 
     /// The answer to a call that could not be looked at.
     fn unseen(&self, notification: &Notification, error: TraceeError) -> Outcome {
+        let counter = match error {
+            TraceeError::Errno(_) => &self.counters.invalid,
+            TraceeError::Gone => &self.counters.caller_left,
+            TraceeError::NotPermitted => &self.counters.not_permitted,
+        };
+        counter.count();
         match error {
             TraceeError::Errno(errno) => Outcome::errno(errno),
             TraceeError::Gone => Outcome::CallerLeft,

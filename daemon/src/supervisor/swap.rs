@@ -28,7 +28,7 @@ use dashmap::DashMap;
 use crate::sys::listener::{Caller, Listener, Reply};
 use crate::sys::socket;
 
-use super::decide::Exit;
+use super::decide::{Exit, Reason};
 use super::epoll::{self, Epolls};
 use super::factory::Factory;
 use super::facts::{Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
@@ -79,36 +79,34 @@ struct Parked {
 }
 
 impl Swap {
-    /// Connects a host socket and puts it in the process's descriptor. Err: the socket must stay where it is.
-    pub fn bypass<'a>(&self, listener: &Listener, stopped: Stopped<'a>, exit: Exit) -> Result<Outcome, Stopped<'a>> {
+    /// Connects a host socket and puts it in the process's descriptor. Err: why the socket must stay where it is.
+    pub fn bypass(&self, listener: &Listener, stopped: &Stopped<'_>, exit: Exit) -> Result<Outcome, Reason> {
         if let Some(host) = self.memory.unpark(stopped.facts.cookie, exit.to) {
-            return Ok(match self.place(listener, &stopped, host, exit.to) {
+            return Ok(match self.place(listener, stopped, host, exit.to) {
                 Outcome::Wait(wait) if wait.deadline.is_some() => Outcome::errno(libc::EINTR),
                 outcome => outcome,
             });
         }
         let pristine = if stopped.facts.netns == self.host_netns { &self.host } else { &self.workspace };
-        let Some(difference) = pristine.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) else {
-            return Err(stopped);
-        };
+        let pristine = pristine.of(&stopped.facts).ok_or(Reason::NoFamily)?;
+        let difference = pristine.difference(stopped.copy.as_fd())?;
         let host = match host_socket::like(&stopped.facts) {
-            Ok(Some(host)) => host,
-            Ok(None) => return Err(stopped),
+            Ok(host) => host.ok_or(Reason::NoFamily)?,
             Err(error) => return Ok(Outcome::of(Err(error))),
         };
         if !difference.apply(host.as_fd()) {
-            return Err(stopped);
+            return Err(Reason::NotTaken);
         }
         if let Some(device) = exit.device
             && let Err(error) = socket::bind_to_device(host.as_fd(), device)
         {
             tracing::debug!(%error, "a host socket cannot be bound to its interface");
-            return Err(stopped);
+            return Err(Reason::Interface);
         }
         stopped.begin_act();
         match host_socket::start_connect(host.as_fd(), exit.to, &stopped.facts) {
             Progress::Failed(errno) => Ok(Outcome::errno(errno)),
-            Progress::Connected | Progress::Underway => Ok(self.place(listener, &stopped, host, exit.to)),
+            Progress::Connected | Progress::Underway => Ok(self.place(listener, stopped, host, exit.to)),
         }
     }
 
@@ -199,7 +197,7 @@ impl Swap {
         let Some((socket_type, protocol)) = stopped.facts.kind.exchangeable() else { return Ok(stopped) };
         let kind = (host_socket::domain(&stopped.facts), socket_type, protocol);
         let fresh = factory.socket(self.userns.as_fd(), self.netns.as_fd(), kind).map_err(failed)?;
-        if let Some(difference) = self.host.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd())) {
+        if let Some(difference) = self.host.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd()).ok()) {
             let _ = difference.apply(fresh.as_fd());
         }
         match self.put(listener, &stopped, fresh.as_fd()).map_err(failed)? {

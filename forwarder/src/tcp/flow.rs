@@ -11,7 +11,7 @@ use super::ledger::Record;
 use super::receive::Receive;
 use super::send::Send;
 use super::{Seq, limits};
-use crate::flow::{FlowId, FlowKey};
+use crate::flow::{FlowId, FlowKey, list};
 use crate::sys;
 use crate::timer::{Time, TimerId};
 use crate::wire::ip::header_for_quote;
@@ -83,6 +83,7 @@ pub struct Flow {
     pub deadline: (Deadline, Time),
     /// Deadlines of this kind that have passed in a row.
     pub tries: u8,
+    pub since: Time,
     pub last_heard: Time,
     /// The how-manieth resolver was dialled, for TCP to the virtual one.
     pub resolver: Option<usize>,
@@ -149,6 +150,7 @@ impl Flow {
             record: None,
             deadline: (Deadline::Dial, now.after(limits::DIAL_MS)),
             tries: 0,
+            since: now,
             last_heard: now,
             resolver: None,
             inbound: None,
@@ -163,6 +165,15 @@ impl Flow {
             no_delay: false,
             has_sent: false,
             peek: PeekOffset::Unset,
+        }
+    }
+
+    /// Where it stands, as a person would ask.
+    pub fn listed_state(&self) -> list::State {
+        match self.state {
+            State::Dialing | State::SynReceived | State::Opening => list::State::Opening,
+            State::Established if self.receive.is_finished() || self.send.has_fin() => list::State::Closing,
+            State::Established => list::State::Open,
         }
     }
 

@@ -65,6 +65,7 @@ impl Tcp {
             Egress::Resolver => return to_tap::refuse(edge, key, segment),
             Egress::Denied(denial) => {
                 edge.counters.tcp.flows.denied += 1;
+                edge.counters.denied.count(denial);
                 return edge.unreachable_to_tap(ip.bytes, Reason::of_denial(denial));
             }
         };
@@ -85,7 +86,8 @@ impl Tcp {
         let socket = match dialled {
             Ok(socket) => socket,
             Err(errno) => {
-                edge.counters.tcp.flows.exhausted += u64::from(is_exhaustion(errno));
+                let flows = &mut edge.counters.tcp.flows;
+                *if is_exhaustion(errno) { &mut flows.exhausted } else { &mut flows.failed } += 1;
                 return match Reason::of(errno) {
                     Some(reason) => edge.unreachable_to_tap(ip.bytes, reason),
                     None => to_tap::refuse(edge, key, segment),
@@ -199,7 +201,7 @@ impl Tcp {
         flow.ack_due = true;
         let placement = flow.receive.place(segment.seq, segment.payload.len());
         match placement {
-            Placement::Unacceptable => {}
+            Placement::Unacceptable => edge.counters.drops.outside_window += u64::from(!segment.payload.is_empty()),
             Placement::InOrder { skip, take } => {
                 let data = segment.payload.get(skip..skip + take).unwrap_or_default();
                 let is_gathered = gather.flow == Some(index);

@@ -31,12 +31,14 @@ mod to_tap;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 
 pub use flow::reset_at_death;
 pub use seq::Seq;
 
 use crate::edge::Edge;
+use crate::flow::list::{Listed, Page, Protocol};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::timer::Time;
 use flow::{Flow, State};
@@ -116,6 +118,20 @@ impl Tcp {
     /// Some connection has not been given all that the workspace sends, its end of stream included.
     pub fn is_owed_to_host(&self) -> bool {
         self.flows.values().any(|flow| !flow.host_shut)
+    }
+
+    /// Puts connections on a page.
+    pub fn list(&self, page: &mut Page) {
+        page.list(&self.flows, |flow, now| Listed {
+            protocol: Protocol::Tcp,
+            guest: SocketAddr::new(flow.key.guest, flow.key.guest_port),
+            remote: Some(flow.key.remote_addr()),
+            state: flow.listed_state(),
+            from_tap: flow.receive.total(),
+            to_tap: flow.send.total(),
+            age_ms: now.since(flow.since),
+            idle_ms: now.since(flow.last_heard),
+        });
     }
 
     /// Connections wait for their turn to send.

@@ -48,6 +48,8 @@ pub struct Receive {
     /// Sorted, disjoint, not touching: (from, to) stretches after `next`.
     ahead: Vec<(Seq, Seq)>,
     since_growth: u32,
+    /// Bytes received in order since the beginning.
+    total: u64,
     /// Where the workspace's stream ends, once a FIN said so.
     fin: Option<Seq>,
 }
@@ -64,6 +66,7 @@ impl Receive {
             ring: Vec::new(),
             ahead: Vec::new(),
             since_growth: 0,
+            total: 0,
             fin: None,
         }
     }
@@ -150,6 +153,7 @@ impl Receive {
     /// Takes `count` bytes as received in order. They are pending until [`Self::took`] or [`Self::store_pending_at`].
     pub fn advance(&mut self, count: usize) {
         let count = u32::try_from(count).unwrap_or(0);
+        let before = self.next;
         self.next += count;
         self.since_growth = self.since_growth.saturating_add(count);
         while let Some(&(from, to)) = self.ahead.first() {
@@ -159,6 +163,12 @@ impl Receive {
             self.next = self.next.later_of(to);
             self.ahead.remove(0);
         }
+        self.total += u64::from(self.next - before);
+    }
+
+    /// Bytes received in order since the beginning.
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
     /// The host's socket took `count` of the pending bytes.

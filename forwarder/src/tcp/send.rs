@@ -45,6 +45,8 @@ pub struct Send {
     recover: Option<Seq>,
     /// Acknowledged bytes still in the host socket's queue.
     unread: u32,
+    /// Bytes acknowledged since the beginning.
+    total: u64,
 }
 
 impl Send {
@@ -62,6 +64,7 @@ impl Send {
             duplicates: 0,
             recover: None,
             unread: 0,
+            total: 0,
         }
     }
 
@@ -76,6 +79,11 @@ impl Send {
     /// The highest sequence number ever sent: where control segments go.
     pub fn max(&self) -> Seq {
         self.max
+    }
+
+    /// Bytes acknowledged since the beginning.
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
     pub fn mss(&self) -> u16 {
@@ -130,7 +138,9 @@ impl Send {
             return self.duplicate(bare && self.window == old_window);
         }
         let end = self.fin.map_or(ack, |fin| ack.earlier_of(fin));
-        self.unread = self.unread.saturating_add(end.past(self.una));
+        let acknowledged = end.past(self.una);
+        self.unread = self.unread.saturating_add(acknowledged);
+        self.total += u64::from(acknowledged);
         self.una = ack;
         self.nxt = self.nxt.later_of(ack);
         self.duplicates = 0;

@@ -1,0 +1,180 @@
+//! The control socket: HTTP/1.1 with JSON on a Unix socket in the state directory, for the caller of `sidestep run` and
+//! root, not for the workspace ([`peer`]).
+//!
+//! | request            | answer                                             |
+//! |--------------------|----------------------------------------------------|
+//! | `GET /v1/state`    | what state.json says                               |
+//! | `GET /v1/counters` | what supervisor and forwarder have counted         |
+//! | `GET /v1/flows`    | the largest flows of the forwarder                 |
+//! | `GET /metrics`     | the counters as Prometheus reads them              |
+//!
+//! A connection carries one request, and is closed after [`WITHIN`] whatever it has come to. Errors are
+//! `{"error": "one sentence"}`.
+
+pub mod client;
+mod metrics;
+pub mod peer;
+
+use std::convert::Infallible;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde_json::json;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use crate::monitor::state_dir::{CONTROL_SOCKET, STATE_FILE};
+
+use super::counters::{self, Counters};
+use super::link::{Link, Silent};
+
+/// Connections at a time; more wait in the socket's backlog.
+const CONNECTIONS_MAX: usize = 16;
+/// From accept to the answer's last byte.
+const WITHIN: Duration = Duration::from_secs(5);
+/// Request line and headers; hyper's least is 8 KB.
+const HEAD_MAX: usize = 8 * 1024;
+/// state.json is some 2 KB, with many rules more.
+const STATE_MAX: u64 = 1 << 20;
+/// Out of descriptors, say: a moment later there may be some.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// What is answered from.
+pub struct Control {
+    pub state_dir: PathBuf,
+    pub counters: Arc<Counters>,
+    pub link: Arc<Link>,
+    /// Deaths of supervisors before this one.
+    pub restarts: u64,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// Binds the socket; one that a predecessor left is replaced.
+pub fn bind(state_dir: &Path) -> anyhow::Result<UnixListener> {
+    let path = state_dir.join(CONTROL_SOCKET);
+    if let Err(error) = fs::remove_file(&path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+    }
+    // Nobody else gets into the directory before the mode is right.
+    let listener = UnixListener::bind(&path).with_context(|| format!("cannot bind {}", path.display()))?;
+    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until the event loop ends.
+pub async fn serve(listener: UnixListener, control: Arc<Control>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept on the control socket");
+                sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        if let Err(stranger) = peer::check_client(stream.as_fd()) {
+            tracing::debug!("refused on the control socket: {stranger}");
+            refuse(&stream);
+            continue;
+        }
+        let control = Arc::clone(&control);
+        tokio::spawn(async move {
+            let _place = place;
+            let answering = service_fn(|request| control.answer(request));
+            let served = hyper::server::conn::http1::Builder::new()
+                .keep_alive(false)
+                .max_buf_size(HEAD_MAX)
+                .serve_connection(TokioIo::new(stream), answering);
+            match timeout(WITHIN, served).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!("on the control socket: {error}"),
+                Err(_) => tracing::debug!("on the control socket: nothing for too long"),
+            }
+        });
+    }
+}
+
+/// Told, as far as there is room; nothing of a stranger's is read or waited for.
+fn refuse(stream: &UnixStream) {
+    const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let _ = stream.try_write(FORBIDDEN.as_bytes());
+}
+
+impl Control {
+    async fn answer(&self, request: Request<Incoming>) -> Result<Answer, Infallible> {
+        let path = request.uri().path();
+        if !matches!(path, "/v1/state" | "/v1/counters" | "/v1/flows" | "/metrics") {
+            return Ok(error(StatusCode::NOT_FOUND, &format!("no {path} here")));
+        }
+        if request.method() != Method::GET {
+            return Ok(error(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} is for GET")));
+        }
+        Ok(match path {
+            "/v1/state" => match read_state(&self.state_dir.join(STATE_FILE)) {
+                Ok(text) => answer(StatusCode::OK, "application/json", text),
+                Err(failed) => error(StatusCode::INTERNAL_SERVER_ERROR, &format!("{failed:#}")),
+            },
+            "/v1/counters" => json_answer(StatusCode::OK, &self.counted().await),
+            "/v1/flows" => match self.link.flows().await {
+                Ok(flows) => json_answer(StatusCode::OK, &flows),
+                Err(Silent) => error(StatusCode::SERVICE_UNAVAILABLE, &Silent.to_string()),
+            },
+            _ => answer(StatusCode::OK, "text/plain; version=0.0.4", metrics::text(&self.counted().await)),
+        })
+    }
+
+    /// Without the forwarder's part where it does not answer.
+    async fn counted(&self) -> counters::All {
+        counters::All {
+            supervisor: self.counters.snapshot(),
+            forwarder: self.link.counters().await.ok(),
+            restarts: counters::Restarts { supervisor: self.restarts, forwarder: self.link.forwarder_restarts() },
+        }
+    }
+}
+
+/// The workspace may have put something else there: a pipe is not to be waited for, nor a link followed.
+fn read_state(path: &Path) -> anyhow::Result<String> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+    let file = file.with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(file.metadata()?.is_file(), "{} is no file", path.display());
+    let mut text = String::new();
+    file.take(STATE_MAX).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text)
+}
+
+fn json_answer(status: StatusCode, body: &impl Serialize) -> Answer {
+    match serde_json::to_string(body) {
+        Ok(text) => answer(status, "application/json", text),
+        Err(failed) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", failed.to_string()),
+    }
+}
+
+fn error(status: StatusCode, sentence: &str) -> Answer {
+    json_answer(status, &json!({ "error": sentence }))
+}
+
+fn answer(status: StatusCode, kind: &'static str, body: String) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
