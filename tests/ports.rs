@@ -11,10 +11,11 @@ use crate::lab::command::{DEADLINE, Running};
 use crate::lab::netns::Netns;
 use crate::lab::processes::Tree;
 use crate::lab::workspace::{Caller, Workspace, contains};
+use crate::lab::world::SIDESTEP;
 use crate::lab::{HOST_V4, HOST_V6, REMOTE, poll};
 
 crate::cases! {
-    EVERY_WAY: remote_clients, loopback_clients, datagrams, refused;
+    EVERY_WAY: remote_clients, loopback_clients, datagrams, refused, at_run_time;
     BOTH_PATHS: published_by_itself, loopback_resets, loopback_inside, only_what_was_asked_for, nobody_there, many_clients, forwarder_killed, after_the_workspace;
 }
 
@@ -325,6 +326,52 @@ fn after_the_workspace(ws: Workspace) -> Result<()> {
         ensure!(known_as(&ws.lab.remote, (HOST[0], 8080))? == REMOTE[0].to_string());
         running.finish()?.succeeded()?;
     }
+    Ok(())
+}
+
+/// `sidestep ports`, from the caller's side.
+fn at_run_time(ws: Workspace) -> Result<()> {
+    let dir = format!("/tmp/ports-{}", ws.way);
+    let ws = ws.flag("-p=8080:80").flag(format!("--state-dir={dir}"));
+    let running = serve(&ws, &ANYWHERE)?;
+    let ports = |arguments: &[&str]| {
+        let words = [SIDESTEP, "ports", "--state-dir", &dir];
+        ws.beside(&running, words.into_iter().chain(arguments.iter().copied())).run(&ws.lab.host)
+    };
+    let known = |port: u16| Ok::<_, anyhow::Error>(known_as(&ws.lab.remote, (HOST[0], port))? == REMOTE[0].to_string());
+    ports(&["list"])?.printed("1  tcp  *:8080 -> :80  start")?;
+    ports(&["add", "192.0.2.1:8081-8082:80-81"])?
+        .printed("2  tcp  192.0.2.1:8081 -> :80  added\n3  tcp  192.0.2.1:8082 -> :81  added")?;
+    let served = |port: u16| poll("the port is served", DEADLINE, || Ok(known(port).unwrap_or(false).then_some(())));
+    served(8081)?;
+    for (arguments, says) in [
+        (&["add", "8081:80"][..], "port 8081 is "),
+        (&["add", "9000-9001:80"], "both ranges need the same length"),
+        (&["remove", "9"], "no published port has the number 9"),
+        (&["remove", "1"], "port 8080 was given to `sidestep run`"),
+    ] {
+        contains(&ports(arguments)?.exited(125)?.stderr, says)?;
+    }
+    for worker in ["supervisor", "forwarder"] {
+        let tree = Tree::of(running.pid())?;
+        let victim = tree.worker(worker)?;
+        victim.kill(Signal::SIGKILL)?;
+        poll("the worker is gone", DEADLINE, || Ok((!victim.is_alive()).then_some(())))?;
+        served(8081).with_context(|| format!("{worker} killed: {}", running.stderr()))?;
+    }
+    let listed = poll("the supervisor answers", DEADLINE, || {
+        let done = ports(&["list", "--json"])?;
+        Ok(done.status.success().then_some(done.stdout))
+    })?;
+    let listed: serde_json::Value = serde_json::from_str(&listed)?;
+    ensure!(listed.as_array().is_some_and(|all| all.len() == 3) && listed[1]["host_port"] == 8081, "{listed}");
+    ports(&["remove", "2", "3"])?.printed("")?;
+    let to = SocketAddr::new(HOST[0], 8081);
+    poll("the port is closed", DEADLINE, || {
+        Ok(ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE)).is_err().then_some(()))
+    })?;
+    ensure!(known(8080)?);
+    running.finish()?.succeeded()?;
     Ok(())
 }
 

@@ -79,7 +79,7 @@ fn parse<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
 }
 
 /// The state directory of the workspace meant, among those in `parent`.
-fn choose(parent: &Path, pid: Option<u32>) -> anyhow::Result<PathBuf> {
+pub(super) fn choose(parent: &Path, pid: Option<u32>) -> anyhow::Result<PathBuf> {
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     let mut running: Vec<_> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())

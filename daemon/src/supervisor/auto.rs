@@ -11,13 +11,11 @@ use std::time::Duration;
 
 use sidestep_forwarder::network::{Role, VirtualNetwork};
 use sidestep_forwarder::policy::Transport;
-use sidestep_forwarder::ports::{Entry, Origin, Publication, Published};
+use sidestep_forwarder::ports::{Entry, Origin, Publication};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::publish;
-
-use super::link::Link;
 use super::listening::Listening;
+use super::ports::{Ports, Refused};
 
 /// Between two looks: a program that has just begun to listen is used by people.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -31,7 +29,7 @@ pub struct Auto {
     pub host: Option<IpAddr>,
     pub network: VirtualNetwork,
     pub listening: Arc<Listening>,
-    pub link: Arc<Link>,
+    pub ports: Arc<Ports>,
 }
 
 /// What has been made of the ports found.
@@ -40,56 +38,45 @@ struct Found {
     published: BTreeMap<u16, u64>,
     /// Not to be had, or published otherwise.
     skipped: BTreeSet<u16>,
-    next: u64,
 }
 
 impl Auto {
     /// For as long as the event loop runs.
     pub async fn run(self) {
-        let mut found = self.recover().await;
+        let mut found = self.inherited().await;
         let mut tick = interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             let listening = Arc::clone(&self.listening);
             match tokio::task::spawn_blocking(move || listening.addresses()).await {
-                Ok(Ok(addresses)) => self.look(&mut found, &wanted(&addresses, &self.network)),
+                Ok(Ok(addresses)) => self.look(&mut found, &wanted(&addresses, &self.network)).await,
                 Ok(Err(error)) => tracing::debug!("what listens inside: {error}"),
                 Err(_) => return,
             }
         }
     }
 
-    /// What a supervisor before this one has published, and what the monitor has.
-    async fn recover(&self) -> Found {
+    /// What a supervisor before this one has published.
+    async fn inherited(&self) -> Found {
         let entries = loop {
-            // A forwarder that does not answer is about to be started again.
-            if let Ok(entries) = self.link.recover_ports().await {
+            if let Ok(entries) = self.ports.list().await {
                 break entries;
             }
         };
-        let mut found = Found { next: 1, ..Found::default() };
-        for Entry { number, origin, publication } in entries {
-            found.next = found.next.max(number + 1);
-            match origin {
-                Origin::Auto => drop(found.published.insert(publication.host_port, number)),
-                Origin::Start if publication.transport == Transport::Tcp => {
-                    found.skipped.insert(publication.host_port);
-                }
-                Origin::Start => {}
-            }
-        }
-        found
+        let autos = entries.into_iter().filter(|entry| entry.origin == Origin::Auto);
+        let published = autos.map(|entry| (entry.publication.host_port, entry.number)).collect();
+        Found { published, skipped: BTreeSet::new() }
     }
 
-    fn look(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
-        found.published.retain(|port, &mut number| {
-            let listens = wanted.contains_key(port);
-            if !listens {
-                self.link.unpublish(number);
+    async fn look(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
+        for (_, number) in found.published.extract_if(.., |port, _| !wanted.contains_key(port)) {
+            // Somebody may have removed it.
+            if let Err(error) = self.ports.remove(number).await {
+                tracing::debug!("--publish-auto: {error}");
             }
-            listens
-        });
+        }
+        found.skipped.retain(|port| wanted.contains_key(port));
         for (&port, &guest) in wanted {
             if found.published.contains_key(&port) || found.skipped.contains(&port) {
                 continue;
@@ -98,22 +85,31 @@ impl Auto {
                 tracing::debug!("port {port} is not published: {PORTS_MAX} are");
                 return;
             }
-            let publication =
-                Publication { transport: Transport::Tcp, host: self.host, host_port: port, guest, guest_port: port };
-            let entry = Entry { number: found.next, origin: Origin::Auto, publication };
-            match publish::listen(entry) {
-                Ok(Published { entry, socket }) => {
-                    found.next += 1;
-                    found.published.insert(port, entry.number);
-                    self.link.publish(entry, socket);
+            match self.publish(port, guest).await {
+                Ok(Some(number)) => {
+                    found.published.insert(port, number);
                     tracing::info!("port {port} of the workspace is published");
                 }
+                Ok(None) => drop(found.skipped.insert(port)),
                 Err(error) => {
-                    tracing::warn!("--publish-auto: {error:#}");
+                    tracing::warn!("--publish-auto: {error}");
                     found.skipped.insert(port);
                 }
             }
         }
+    }
+
+    /// None: it is published otherwise.
+    async fn publish(&self, port: u16, guest: Option<IpAddr>) -> Result<Option<u64>, Refused> {
+        let is_it =
+            |entry: &Entry| entry.publication.transport == Transport::Tcp && entry.publication.host_port == port;
+        if self.ports.list().await?.iter().any(is_it) {
+            return Ok(None);
+        }
+        let publication =
+            Publication { transport: Transport::Tcp, host: self.host, host_port: port, guest, guest_port: port };
+        let added = self.ports.add(Origin::Auto, vec![publication]).await?;
+        Ok(added.first().map(|entry| entry.number))
     }
 }
 

@@ -26,6 +26,7 @@ mod netfilter;
 mod netlink;
 mod notification;
 mod options;
+mod ports;
 mod privileged_port;
 mod receivers;
 mod route;
@@ -65,6 +66,7 @@ use self::inside::Inside;
 use self::ledger::Ledger;
 use self::link::Link;
 use self::listening::Listening;
+use self::ports::Ports;
 use self::route::Oracle;
 use self::session::Session;
 use self::swap::Swap;
@@ -136,10 +138,11 @@ pub fn run(
     let auto =
         start.publish_auto.map(|host| (host, inside.sock_diag().and_then(Listening::new), start.network.clone()));
     let link = Link::start(link, Some(inside), start.restarts.forwarder)?;
-    start_control(&start, &counters, &link);
+    let ports = Ports::start(Arc::clone(&link));
+    start_control(&start, &counters, &link, &ports);
     if let Some((host, listening, network)) = auto {
         let listening = listening.context("--publish-auto: cannot ask what listens in the workspace")?;
-        runtime.spawn(Auto { host, network, listening: Arc::new(listening), link }.run());
+        runtime.spawn(Auto { host, network, listening: Arc::new(listening), ports }.run());
     }
     let session = match handles.listener.take() {
         Some(listener) => {
@@ -153,13 +156,14 @@ pub fn run(
 }
 
 /// Without a control socket (somebody has taken the directory away) a workspace still has its network.
-fn start_control(start: &Start, counters: &Arc<Counters>, link: &Arc<Link>) {
+fn start_control(start: &Start, counters: &Arc<Counters>, link: &Arc<Link>, ports: &Arc<Ports>) {
     match control::bind(&start.state_dir) {
         Ok(listener) => {
             let control = Control {
                 state_dir: start.state_dir.clone(),
                 counters: Arc::clone(counters),
                 link: Arc::clone(link),
+                ports: Arc::clone(ports),
                 restarts: start.restarts.supervisor,
             };
             tokio::spawn(control::serve(listener, Arc::new(control)));

@@ -68,6 +68,8 @@ impl Publication {
 pub enum Origin {
     /// `--publish`: for as long as the workspace runs.
     Start,
+    /// `sidestep ports add`: until it is removed.
+    Added,
     /// `--publish-auto`: for as long as something listens inside.
     Auto,
 }
