@@ -17,7 +17,7 @@ use super::resolv_conf::{self, ResolvConf};
 use super::{Bypass, Choice, Mtu, Settings, host};
 use crate::logging::LogFormat;
 use crate::publish::{self, Spec};
-use crate::supervisor::Extent;
+use crate::supervisor::{Extent, PublishAuto};
 
 pub struct Plan {
     pub network: VirtualNetwork,
@@ -30,8 +30,8 @@ pub struct Plan {
     /// Published ports, taken already.
     pub ports: Vec<Published>,
     pub confinement: Confinement,
-    /// `--publish-auto`, and at which address of the host.
-    pub publish_auto: Option<Option<IpAddr>>,
+    /// `--publish-auto`.
+    pub publish_auto: Option<PublishAuto>,
     pub(super) pidns: Choice,
     pub(super) id_maps: IdMaps,
     /// Text of the workspace's resolv.conf.
@@ -66,7 +66,7 @@ impl Plan {
             network,
             ifname: settings.ifname.clone(),
             confinement: Confinement::choose(settings.bypass)?,
-            publish_auto: settings.publish_auto,
+            publish_auto: settings.publish_auto.map(|host| PublishAuto { host }),
             pidns: settings.pidns,
             id_maps: IdMaps::plan(settings.keep_id)?,
             command: command.collect::<Result<_, _>>().context("an argument has a zero byte in it")?,

@@ -88,12 +88,19 @@ pub struct Start {
     pub extent: Extent,
     /// Index of the TAP inside the workspace's network namespace.
     pub tap_ifindex: u32,
-    /// `--publish-auto`, and at which address of the host.
-    pub publish_auto: Option<Option<IpAddr>>,
+    /// `--publish-auto`.
+    pub publish_auto: Option<PublishAuto>,
     /// Where the control socket goes, and what the monitor wrote.
     pub state_dir: PathBuf,
     /// How often each worker has died by now.
     pub restarts: Restarts,
+}
+
+/// Where ports are published by themselves.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct PublishAuto {
+    /// None: at all addresses of the host.
+    pub host: Option<IpAddr>,
 }
 
 /// What the bypass takes out besides TCP of the workspace's own namespace.
@@ -135,8 +142,9 @@ pub fn run(
         .context("cannot start the event loop")?;
     let counters = Arc::new(Counters::default());
     let _in_event_loop = runtime.enter();
-    let auto =
-        start.publish_auto.map(|host| (host, inside.sock_diag().and_then(Listening::new), start.network.clone()));
+    let auto = start
+        .publish_auto
+        .map(|asked| (asked.host, inside.sock_diag().and_then(Listening::new), start.network.clone()));
     let link = Link::start(link, Some(inside), start.restarts.forwarder)?;
     let ports = Ports::start(Arc::clone(&link));
     start_control(&start, &counters, &link, &ports);
