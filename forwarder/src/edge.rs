@@ -161,6 +161,12 @@ impl Edge {
         Ok(())
     }
 
+    /// Ends that for a socket of which others hold copies, whose closing does not.
+    pub fn unwatch(&self, socket: impl AsFd) {
+        // It was never watched, else.
+        let _ = epoll::delete(&self.epoll, socket);
+    }
+
     /// Sends a TCP segment whose payload is in the frame buffer.
     pub fn tcp_to_tap(
         &mut self,

@@ -79,7 +79,9 @@ impl FromStr for Spec {
 }
 
 /// `[IP:]PORT[-PORT]`, and what follows its colon.
-fn side(text: &str) -> Result<(Option<IpAddr>, RangeInclusive<u16>, Option<&str>), SpecError> {
+type Side<'a> = (Option<IpAddr>, RangeInclusive<u16>, Option<&'a str>);
+
+fn side(text: &str) -> Result<Side<'_>, SpecError> {
     let (address, rest) = if let Some(bracketed) = text.strip_prefix('[') {
         let (address, rest) = bracketed.split_once("]:").ok_or(SpecError::Shape)?;
         let address: Ipv6Addr = address.parse().map_err(|_| SpecError::Address(address.to_owned()))?;

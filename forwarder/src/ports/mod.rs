@@ -1,8 +1,9 @@
 //! Published ports: sockets of the host that lead into the workspace.
 //!
 //! A client of a TCP port is accepted and the workspace dialled for it (`tcp/inbound.rs`), under the client's own
-//! address wherever the workspace can answer to that. The listening sockets come from outside and outlive a forwarder:
-//! clients that come while there is none wait in the kernel's queue.
+//! address wherever the workspace can answer to that; for UDP see [`datagrams`]. Clients of the host's loopback, which have
+//! no such address, do not pass the TAP at all ([`splice`]). The listening sockets come from outside and outlive a
+//! forwarder: clients that come while there is none wait in the kernel's queue.
 //!
 //! Limits: [`MAX_PORTS`] sockets; [`ACCEPTS_A_TURN`] clients before others have their turn; a client for whom there is
 //! no descriptor or no room is left in the queue and looked for again after [`PAUSE_MS`].
@@ -111,7 +112,7 @@ pub struct Ports {
 }
 
 impl Ports {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             published: Table::new(Kind::Port, MAX_PORTS),
             clients: Clients::new(),
@@ -142,10 +143,16 @@ impl Ports {
     /// Closes the port with this number; its clients stay connected.
     pub fn remove(&mut self, edge: &mut Edge, number: u64) {
         let found = self.published.values().find(|port| port.entry.number == number).map(|port| port.id);
-        if let Some(port) = found.and_then(|id| self.published.remove(id.index)) {
-            edge.timers.remove(port.timer);
-            self.clients.forget(edge, port.id);
+        if let Some(id) = found {
+            self.close_one(edge, id);
         }
+    }
+
+    fn close_one(&mut self, edge: &mut Edge, id: FlowId) {
+        let Some(port) = self.published.remove(id.index) else { return };
+        edge.unwatch(&port.socket);
+        edge.timers.remove(port.timer);
+        self.clients.forget(edge, port.id);
     }
 
     /// Up to `count` ports in the order of their numbers, from `from` on, with their sockets.
@@ -158,10 +165,7 @@ impl Ports {
     /// Accepts nobody any more.
     pub fn close(&mut self, edge: &mut Edge) {
         let ids: Vec<_> = self.published.values().map(|port| port.id).collect();
-        for port in ids.into_iter().filter_map(|id| self.published.remove(id.index)) {
-            edge.timers.remove(port.timer);
-            self.clients.forget(edge, port.id);
-        }
+        ids.into_iter().for_each(|id| self.close_one(edge, id));
     }
 
     /// Clients have come, or something for one that was spliced.
