@@ -92,7 +92,7 @@ u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.sendto(b'x', ('10.0.2.3'
 
     let counted = poll("the last datagram is counted", SOON, || {
         let counted = this.json(&ws, "/v1/counters")?;
-        Ok((number(&counted, "/forwarder/drops/no_service")? == 1).then_some(counted))
+        Ok((number(&counted, "/forwarder/denied/resolver")? == 1).then_some(counted))
     })?;
     let verdicts = |path: &str| number(&counted, &format!("/supervisor/verdicts/{path}"));
     let opened = if ws.bypasses() {
@@ -136,7 +136,7 @@ fn metrics_are(ws: &Workspace, this: &Controlled, counted: &Value) -> Result<()>
         ("sidestep_in_place_total{reason=\"socket_option\"}", "/supervisor/verdicts/in_place/socket_option"),
         ("sidestep_flows_opened_total{protocol=\"tcp\"}", "/forwarder/tcp/flows/opened"),
         ("sidestep_egress_denied_total{rule=\"rule\"}", "/forwarder/denied/rule"),
-        ("sidestep_drops_total{reason=\"no_service\"}", "/forwarder/drops/no_service"),
+        ("sidestep_egress_denied_total{rule=\"resolver\"}", "/forwarder/denied/resolver"),
         ("sidestep_restarts_total{worker=\"forwarder\"}", "/restarts/forwarder"),
     ] {
         let value = samples.get(sample).with_context(|| format!("no {sample} in {text}"))?;

@@ -1,29 +1,21 @@
-//! UDP and ping, which stay on the TAP in both modes but for `--bypass-udp`.
+//! UDP, which stays on the TAP in both modes but for `--bypass-udp`.
+
+use std::io::IoSlice;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 
 use anyhow::{Result, ensure};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 
+use crate::lab::command::DEADLINE;
 use crate::lab::workspace::{Workspace, contains};
-use crate::lab::{REMOTE, servers};
+use crate::lab::{HOST_V4, REMOTE, REMOTE_V4, servers};
 
 crate::cases! {
-    EVERYWHERE: ping, udp_echo, udp_connected;
-    EVERY_WAY: ping_virtual_addresses, one_socket_many_peers;
+    EVERYWHERE: udp_echo, udp_connected, bursts, refused;
+    EVERY_WAY: one_socket_many_peers;
+    TAP: kept_port, trains, nobody_is_meant;
     BYPASS: taken_out, stays_where_it_is, connected_again, bound_to_its_interface, iperf3, what_is_refused;
-}
-
-fn ping(ws: Workspace) -> Result<()> {
-    for addr in REMOTE {
-        ws.run(["ping", "-c3", "-i0.1", "-W5", &addr.to_string()])?.succeeded()?;
-        ws.run(["ping", "-c1", "-s1400", "-W5", &addr.to_string()])?.succeeded()?;
-    }
-    Ok(())
-}
-
-fn ping_virtual_addresses(ws: Workspace) -> Result<()> {
-    for addr in ["10.0.2.2", "10.0.2.3", "fd00::2", "fd00::3"] {
-        ws.run(["ping", "-c1", "-W5", addr])?.succeeded()?;
-    }
-    Ok(())
 }
 
 /// Datagrams of many sizes come back whole, those above the MTU in fragments.
@@ -75,8 +67,116 @@ print(sorted(heard) == sorted({ports:?}) and all(k == v for k, v in heard.items(
     .printed("True")
 }
 
+/// Datagrams sent at once, of equal and of all sizes, and such as the kernel cuts, come back as they were sent.
+fn bursts(ws: Workspace) -> Result<()> {
+    for addr in REMOTE {
+        let port = servers::udp_echo(&ws.lab.remote, addr)?.port();
+        ws.python(&format!(
+            "s = udp('{addr}'); s.connect(('{addr}', {port}))
+def compare(sent, what):
+    got = [s.recv(65536) for _ in sent]
+    if got != sent: print(what, [len(x) for x in sent], 'came back as', [len(x) for x in got])
+for sizes in [700] * 30, [700] * 9 + [20], [0, 1, 0, 0, 2, 2, 1, 1], [100, 1400, 99, 99, 1473, 3000, 3000, 8], range(30):
+    sent = [os.urandom(size) for size in sizes]
+    for x in sent: s.send(x)
+    compare(sent, 'one by one')
+for size, length in (100, 3000), (100, 2990), (1400, 14001):
+    sent = os.urandom(length)
+    s.sendmsg([sent], [(socket.IPPROTO_UDP, 103, struct.pack('H', size))])
+    compare([sent[i:i + size] for i in range(0, length, size)], 'together')"
+        ))?
+        .printed("")?;
+    }
+    Ok(())
+}
+
+/// A datagram to a port where nobody listens.
+fn refused(ws: Workspace) -> Result<()> {
+    for addr in REMOTE {
+        let port = servers::closed_port(&ws.lab.remote, addr)?.port();
+        ws.python(&format!(
+            "s = udp('{addr}', hears_errors('{addr}')); s.connect(('{addr}', {port})); s.send(b'x'); print(*reported(s))
+t = udp('{addr}'); t.connect(('{addr}', {port})); t.send(b'x'); print(outcome(lambda: t.recv(9)))"
+        ))?
+        .printed(&match addr.is_ipv4() {
+            true => format!("ECONNREFUSED 3 3 0 {addr}\nECONNREFUSED"),
+            false => format!("ECONNREFUSED 1 4 0 {addr}\nECONNREFUSED"),
+        })?;
+    }
+    Ok(())
+}
+
+fn remote_socket(ws: &Workspace) -> Result<UdpSocket> {
+    let socket = ws.lab.remote.within(|| UdpSocket::bind((REMOTE_V4, 0)))?;
+    socket.set_read_timeout(Some(DEADLINE))?;
+    Ok(socket)
+}
+
+/// The port is the workspace's where the host has it free, the same towards everyone, and whoever hears of it may
+/// answer (endpoint-independent mapping, RFC 4787).
+fn kept_port(ws: Workspace) -> Result<()> {
+    let (first, second) = (remote_socket(&ws)?, remote_socket(&ws)?);
+    let _taken = ws.lab.host.within(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 40_002)))?;
+    for (port, is_kept) in [(40_001, true), (40_002, false), (68, false)] {
+        let mut inside = ws.start_python(&format!(
+            "s = udp('.'); s.bind(('', {port})); s.sendto(b'a', ('{REMOTE_V4}', {}))
+say(s.recvfrom(9)[1][1]); s.sendto(b'b', ('{REMOTE_V4}', {}))",
+            first.local_addr()?.port(),
+            second.local_addr()?.port()
+        ))?;
+        let (_, mapping) = first.recv_from(&mut [0; 9])?;
+        ensure!(mapping.ip() == HOST_V4, "came from {mapping}");
+        ensure!((mapping.port() == port) == is_kept, "port {port} became {}", mapping.port());
+        // The second one was never asked.
+        second.send_to(b"x", mapping)?;
+        let line = inside.line()?;
+        ensure!(line == second.local_addr()?.port().to_string(), "heard from {line}");
+        ensure!(second.recv_from(&mut [0; 9])?.1 == mapping, "not the same mapping towards another");
+        inside.finish()?.succeeded()?;
+    }
+    Ok(())
+}
+
+/// What the host's kernel hands over together reaches a program that asks for it together.
+fn trains(ws: Workspace) -> Result<()> {
+    let remote = remote_socket(&ws)?;
+    let inside = ws.start_python(&format!(
+        "s = udp('.', (socket.IPPROTO_UDP, 104, 1)); s.sendto(b'a', ('{REMOTE_V4}', {}))
+data, [(_, _, size)], _, _ = s.recvmsg(65536, 99); print(len(data), struct.unpack('i', size)[0], data == bytes(500) * 20)",
+        remote.local_addr()?.port()
+    ))?;
+    let (_, mapping) = remote.recv_from(&mut [0; 9])?;
+    let (payload, control) = ([0; 10_000], [ControlMessage::UdpGsoSegments(&500)]);
+    let to = SockaddrStorage::from(mapping);
+    sendmsg(remote.as_raw_fd(), &[IoSlice::new(&payload)], &control, MsgFlags::empty(), Some(&to))?;
+    inside.finish()?.succeeded()?.printed("10000 500 True")
+}
+
+/// Broadcast and multicast go nowhere, and nothing else suffers.
+fn nobody_is_meant(ws: Workspace) -> Result<()> {
+    let echo = servers::udp_echo(&ws.lab.remote, REMOTE[0])?;
+    let neighbours: [SocketAddr; 2] = [(Ipv4Addr::UNSPECIFIED, 5353).into(), (Ipv4Addr::UNSPECIFIED, 1900).into()];
+    let heard = neighbours.map(|addr| ws.lab.host.within(|| UdpSocket::bind(addr)));
+    ws.python(&format!(
+        "s = udp('.', (socket.SOL_SOCKET, socket.SO_BROADCAST, 1)); six = udp(':')
+for i in range(50):
+    for to in ('255.255.255.255', 67), ('10.0.2.255', 1900), ('192.0.2.255', 5353), ('224.0.0.251', 5353), ('239.255.255.250', 1900):
+        s.sendto(b'anybody?', to)
+    six.sendto(b'anybody?', ('ff02::fb%tap0', 5353))
+s.sendto(b'you', ('{}', {})); print(s.recv(9))",
+        echo.ip(),
+        echo.port()
+    ))?
+    .printed("b'you'")?;
+    for socket in heard {
+        let socket = socket?;
+        socket.set_nonblocking(true)?;
+        ensure!(socket.recv(&mut [0; 9]).is_err(), "the host heard {socket:?}");
+    }
+    Ok(())
+}
+
 const NEW_UDP: &str = "
-def udp(addr): s = socket.socket(family(addr), socket.SOCK_DGRAM); s.settimeout(10); return s
 def ask(s, *to):
     s.sendto(b'x', *to) if to else s.send(b'x')
     return s.recv(9).decode()

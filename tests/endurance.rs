@@ -365,7 +365,7 @@ fn thousands_of_processes(ws: Workspace) -> Result<()> {
 }
 
 /// Some threads and descriptors come and go; what the allocator keeps for them does not depend on how much was done.
-fn is_near(now: Footprint, before: Footprint) -> bool {
+pub fn is_near(now: Footprint, before: Footprint) -> bool {
     now.threads <= before.threads + 8
         && now.descriptors <= before.descriptors + 64
         && now.memory <= before.memory + (12 << 20)

@@ -10,7 +10,7 @@ use crate::lab::{HOST_V4, HOST_V6, REMOTE};
 
 crate::cases! {
     EVERY_WAY: own_loopback, host_loopback, host_loopback_by_used_socket, host_addresses, udp_to_the_gateway;
-    BOTH_PATHS: host_loopback_on_request, virtual_addresses;
+    BOTH_PATHS: other_ports_of_the_resolver, host_loopback_on_request, virtual_addresses;
 }
 
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -104,7 +104,40 @@ fn udp_to_the_gateway(ws: Workspace) -> Result<()> {
     except OSError: pass",
         echo.port()
     ))?
-    .printed("")
+    .printed("")?;
+    // A connected socket is told at once; the gateway itself is there.
+    ws.python(&format!(
+        "for name in '10.0.2.2', 'fd00::2':
+    s = socket.socket(family(name), socket.SOCK_DGRAM); s.settimeout(10); s.connect((name, {}))
+    s.send(b'x'); print(outcome(lambda: s.recv(9)))",
+        echo.port()
+    ))?
+    .printed("ENETUNREACH\nEACCES")?;
+    for name in ["10.0.2.2", "fd00::2", "10.0.2.3", "fd00::3"] {
+        ws.run(["ping", "-c1", "-W10", name])?.succeeded()?;
+    }
+    Ok(())
+}
+
+/// At the resolver's address there is DNS and nothing else, whatever the host's loopback serves and whether it is open.
+fn other_ports_of_the_resolver(ws: Workspace) -> Result<()> {
+    let tcp = TcpServer::echo(&ws.lab.host, LOOPBACK[0])?;
+    let udp = servers::udp_echo(&ws.lab.host, LOOPBACK[0])?;
+    let mut ws = ws;
+    // The last of them counts.
+    for flag in ["--disable-host-loopback", "--host-loopback"] {
+        ws = ws.flag(flag);
+        ws.python(&format!(
+            "for name in '10.0.2.3', 'fd00::3':
+    s = socket.socket(family(name), socket.SOCK_DGRAM); s.settimeout(10); s.connect((name, {}))
+    s.send(b'x'); print(attempt(name, {}), outcome(lambda: s.recv(9)))",
+            udp.port(),
+            tcp.addr.port()
+        ))?
+        .printed(&["ECONNREFUSED ECONNREFUSED"; 2].join("\n"))?;
+    }
+    ensure!(tcp.accepted() == 0, "the host's loopback was reached");
+    Ok(())
 }
 
 fn host_loopback_on_request(ws: Workspace) -> Result<()> {
@@ -114,6 +147,14 @@ fn host_loopback_on_request(ws: Workspace) -> Result<()> {
         let port = server.addr.port();
         ws.python(&format!("print(attempt('{gateway}', {port}), attempt('127.0.0.1', {port}))"))?
             .printed("connected ECONNREFUSED")?;
+        let echo = servers::udp_echo(&ws.lab.host, loopback)?;
+        ws.python(&format!(
+            "s = socket.socket(family('{gateway}'), socket.SOCK_DGRAM); s.settimeout(10); s.connect(('{gateway}', {}))
+s.send(b'x'); print(s.recv(9))",
+            echo.port()
+        ))?
+        .printed("b'x'")?;
+        ws.run(["ping", "-c1", "-W10", gateway])?.succeeded()?;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@
 mod attacks;
 mod capture;
 mod cases;
+mod configuration;
 mod connect;
 mod control;
 mod crash;
@@ -25,17 +26,21 @@ mod differential;
 mod endurance;
 mod epoll;
 mod harness;
+mod icmp;
 mod isolation;
 mod lab;
 mod listening;
 mod names;
+mod nested;
 mod netfilter;
 mod policy;
 mod ports;
 mod programs;
 mod routes;
 mod run;
+mod sandbox;
 mod signals;
+mod streams;
 mod tcp;
 
 use std::path::PathBuf;
@@ -46,6 +51,9 @@ use libtest_mimic::Arguments;
 use lab::world;
 
 fn main() -> anyhow::Result<ExitCode> {
+    if let Some(code) = sandbox::attempt()? {
+        return Ok(code);
+    }
     let sidestep = std::env::var_os("SIDESTEP_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_sidestep").into());
     if let Some(code) = world::enter(&PathBuf::from(sidestep))? {
         return Ok(code);
@@ -55,10 +63,13 @@ fn main() -> anyhow::Result<ExitCode> {
         harness::CASES,
         run::CASES,
         tcp::CASES,
+        streams::CASES,
         connect::CASES,
         listening::CASES,
         names::CASES,
+        configuration::CASES,
         datagrams::CASES,
+        icmp::CASES,
         differential::CASES,
         epoll::CASES,
         programs::CASES,
@@ -67,7 +78,9 @@ fn main() -> anyhow::Result<ExitCode> {
         ports::CASES,
         routes::CASES,
         netfilter::CASES,
+        nested::CASES,
         signals::CASES,
+        sandbox::CASES,
         crash::CASES,
         control::CASES,
         capture::CASES,

@@ -1,17 +1,23 @@
 //! DNS: the virtual resolver at .3 relays to the host's resolvers, over UDP and TCP.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
+use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
 
-use crate::lab::command::Finished;
+use crate::lab::processes::Tree;
 use crate::lab::workspace::Workspace;
-use crate::lab::{BLACK_HOLE, REMOTE, dns};
+use crate::lab::{BLACK_HOLE, REMOTE, dns, poll};
 
 crate::cases! {
     EVERYWHERE: resolves, unknown_name, long_answer;
     EVERY_WAY: resolver_by_address;
-    BOTH_PATHS_AS_ROOT: stub_on_host_loopback, dead_first_resolver;
+    BOTH_PATHS: without_resolver;
+    BOTH_PATHS_AS_ROOT: stub_on_host_loopback, dead_first_resolver, resolvers_over_ipv6,
+        changed_resolvers;
 }
 
 fn resolves(ws: Workspace) -> Result<()> {
@@ -46,9 +52,10 @@ fn stub_on_host_loopback(ws: Workspace) -> Result<()> {
     dns::serve(&ws.lab.host, IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)))?;
     for transport in ["+notcp", "+tcp"] {
         let script = format!("dig +short {transport} remote.lab");
-        with_resolvers(&ws, "nameserver 127.0.0.53", &script)?.printed(&REMOTE[0].to_string())?;
+        ws.sh_with_resolv_conf("nameserver 127.0.0.53", &script)?.printed(&REMOTE[0].to_string())?;
     }
-    let direct = with_resolvers(&ws, "nameserver 127.0.0.53", "dig +short +time=1 +tries=1 @127.0.0.53 remote.lab")?;
+    let direct =
+        ws.sh_with_resolv_conf("nameserver 127.0.0.53", "dig +short +time=1 +tries=1 @127.0.0.53 remote.lab")?;
     ensure!(direct.code() != 0, "the host's loopback was reached: {direct}");
     Ok(())
 }
@@ -56,13 +63,83 @@ fn stub_on_host_loopback(ws: Workspace) -> Result<()> {
 fn dead_first_resolver(ws: Workspace) -> Result<()> {
     dns::serve(&ws.lab.remote, REMOTE[0])?;
     let resolvers = format!("nameserver {}\\nnameserver {}", BLACK_HOLE[0], REMOTE[0]);
-    with_resolvers(&ws, &resolvers, "dig +short +time=10 +tries=2 remote.lab")?.printed(&REMOTE[0].to_string())
+    ws.sh_with_resolv_conf(&resolvers, "dig +short +time=10 +tries=2 remote.lab")?.printed(&REMOTE[0].to_string())
 }
 
-/// Runs `script` in a workspace of a host that has this resolv.conf.
-fn with_resolvers(ws: &Workspace, resolv_conf: &str, script: &str) -> Result<Finished> {
-    let bind = format!(
-        "f=$(mktemp) && printf '{resolv_conf}\\n' > $f && mount --bind $f $(readlink -f /etc/resolv.conf) && exec \"$@\""
+/// One with a global address, and one that is known on its link only.
+fn resolvers_over_ipv6(ws: Workspace) -> Result<()> {
+    let link_local: Ipv6Addr = "fe80::53".parse()?;
+    ws.lab.remote.run("ip addr add fe80::53/64 dev veth0 nodad")?;
+    dns::serve(&ws.lab.remote, REMOTE[1])?;
+    let index = ws.lab.remote.within(|| nix::net::if_::if_nametoindex("veth0"))?;
+    dns::serve_at(&ws.lab.remote, SocketAddrV6::new(link_local, 53, 0, index).into())?;
+    for resolver in [REMOTE[1].to_string(), format!("{link_local}%veth0")] {
+        for transport in ["+notcp", "+tcp"] {
+            let script = format!("dig +short {transport} remote.lab");
+            ws.sh_with_resolv_conf(&format!("nameserver {resolver}"), &script)?.printed(&REMOTE[0].to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// Nothing answers at the resolver's address, and nothing says so; the host's resolver is asked instead.
+fn without_resolver(ws: Workspace) -> Result<()> {
+    dns::serve(&ws.lab.remote, REMOTE[0])?;
+    let ws = ws.flag("--disable-dns");
+    ws.sh("grep nameserver /etc/resolv.conf; dig +short remote.lab")?
+        .printed(&format!("nameserver {0}\n{0}", REMOTE[0]))?;
+    ws.python(
+        "print(attempt('10.0.2.3', 53, 2))
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2); s.connect(('10.0.2.3', 53)); s.send(b'x' * 20)
+print(outcome(lambda: s.recv(9)))",
+    )?
+    .printed("timed out\ntimed out")
+}
+
+/// The host's resolv.conf changes while the workspace runs, in the ways in which programs change it: the name is a link,
+/// as systemd-resolved has it.
+fn changed_resolvers(ws: Workspace) -> Result<()> {
+    dns::serve(&ws.lab.remote, REMOTE[0])?;
+    let dir = tempfile::tempdir()?;
+    let at = |name: &str| dir.path().join(name);
+    let (refuses, answers) = (format!("nameserver {}\n", REMOTE[1]), format!("nameserver {}\n", REMOTE[0]));
+    for name in ["etc", "one", "two"] {
+        fs::create_dir(at(name))?;
+    }
+    fs::write(at("one/stub.conf"), &refuses)?;
+    symlink(at("one/stub.conf"), at("etc/resolv.conf"))?;
+    // A host of its own: nothing in /etc but what is needed.
+    let host = format!(
+        "cp -aL /etc/passwd /etc/group /etc/subuid /etc/subgid /etc/hosts /etc/nsswitch.conf /etc/ld.so.* {0} && \
+         mount --bind {0} /etc && exec \"$@\"",
+        at("etc").display()
     );
-    ws.program(["sh", "-c", script]).behind(["unshare", "--mount", "sh", "-c", &bind, "sh"]).run(&ws.lab.host)
+    let look = "while read line; do getent ahostsv4 remote.lab | head -n1 | cut -d' ' -f1 | grep . || echo none; done";
+    let program = ws.program(["sh", "-c", look]).behind(["unshare", "--mount", "sh", "-c", &host, "sh"]);
+    let mut inside = program.deadline(Duration::from_secs(120)).start(&ws.lab.host)?;
+    let monitor = inside.pid();
+    let mut becomes = |resolves: bool, what: &str| {
+        let want = if resolves { REMOTE[0].to_string() } else { "none".to_owned() };
+        poll(what, Duration::from_secs(60), || {
+            inside.write("\n")?;
+            Ok((inside.line()? == want).then_some(()))
+        })
+    };
+    becomes(false, "as it was")?;
+    fs::write(at("one/new"), &answers)?;
+    fs::rename(at("one/new"), at("one/stub.conf"))?;
+    becomes(true, "replaced")?;
+    fs::write(at("one/stub.conf"), &refuses)?;
+    becomes(false, "written over")?;
+    fs::write(at("two/resolv.conf"), &answers)?;
+    symlink(at("two/resolv.conf"), at("etc/new"))?;
+    fs::rename(at("etc/new"), at("etc/resolv.conf"))?;
+    becomes(true, "led elsewhere")?;
+    // A forwarder that begins again is told of it, and a supervisor goes on looking.
+    for (worker, text, resolves) in [("forwarder", &answers, true), ("supervisor", &refuses, false)] {
+        Tree::of(monitor)?.worker(worker)?.kill(Signal::SIGKILL)?;
+        fs::write(at("two/resolv.conf"), text)?;
+        becomes(resolves, worker)?;
+    }
+    Ok(())
 }

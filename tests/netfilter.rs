@@ -15,7 +15,7 @@ crate::cases! {
 }
 
 /// `nft(lines)`, and `where(addr, port)`: whose socket a connection there ends on, or how it failed.
-const TOOLS: &str = r#"
+pub const TOOLS: &str = r#"
 import subprocess
 def sh(line): assert os.system(line) == 0, line
 def nft(lines): subprocess.run(['nft', '-f', '-'], input=lines.replace(' }', '\n}'), text=True, check=True)
@@ -27,7 +27,7 @@ def where(addr, port, timeout=5):
 
 /// Two servers at each address of the remote: the code has `addr`, `port` and `other`, a port no rule is about, and
 /// `ip`, the family's name in nft.
-fn with_servers(ws: &Workspace, code: &str, want: &str) -> Result<()> {
+pub fn with_servers(ws: &Workspace, code: &str, want: &str) -> Result<()> {
     for addr in REMOTE {
         let (server, other) = (TcpServer::echo(&ws.lab.remote, addr)?, TcpServer::echo(&ws.lab.remote, addr)?);
         let (port, other, ip) = (server.addr.port(), other.addr.port(), if addr.is_ipv4() { "ip" } else { "ip6" });

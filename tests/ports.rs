@@ -16,7 +16,7 @@ use crate::lab::{HOST_V4, HOST_V6, REMOTE, poll};
 
 crate::cases! {
     EVERY_WAY: remote_clients, loopback_clients, datagrams, refused, at_run_time;
-    BOTH_PATHS: published_by_itself, loopback_resets, loopback_inside, only_what_was_asked_for, nobody_there, many_clients, forwarder_killed, after_the_workspace;
+    BOTH_PATHS: published_by_itself, loopback_resets, loopback_inside, only_what_was_asked_for, nobody_there, many_clients, listed, forwarder_killed, after_the_workspace;
 }
 
 const HOST: [IpAddr; 2] = [IpAddr::V4(HOST_V4), IpAddr::V6(HOST_V6)];
@@ -298,6 +298,47 @@ fn many_clients(ws: Workspace) -> Result<()> {
         stream.read_exact(&mut got)?;
         ensure!(got == n.to_be_bytes(), "client {n} got {got:?}");
     }
+    Ok(())
+}
+
+/// Clients are among the flows of the control socket, whichever way they come in.
+fn listed(ws: Workspace) -> Result<()> {
+    let dir = format!("/tmp/listed-{}", ws.way);
+    let ws = ws.flag("-p=8080:80").flag("-p=5300:53/udp").flag(format!("--state-dir={dir}"));
+    let running = serve(&ws, &ANYWHERE)?;
+    let mut over_the_tap = connect(&ws.lab.remote, (HOST[0], 8080))?;
+    line(&mut over_the_tap)?;
+    let mut past_it = spliced(&ws, LOOPBACK[0], 8080)?;
+    for stream in [&mut over_the_tap, &mut past_it] {
+        stream.write_all(b"1234567")?;
+        stream.read_exact(&mut [0; 7])?;
+    }
+    let datagrams = udp_client(&ws.lab.remote, HOST[0], 5300)?;
+    datagrams.send(b"12345")?;
+    // What the server has said: the client's name, and seven bytes.
+    let wanted = [
+        ("tcp", 80, over_the_tap.local_addr()?, "open", REMOTE[0].to_string().len() + 8, 7),
+        ("tcp", 80, past_it.local_addr()?, "open", "10.0.2.100".len() + 8, 7),
+        ("udp", 53, datagrams.local_addr()?, "opening", 0, 5),
+    ];
+    let socket = format!("{dir}/control.sock");
+    let curl = ["curl", "-sS", "--max-time", "20", "--unix-socket", &socket, "http://sidestep/v1/flows"];
+    poll("all are listed", DEADLINE, || {
+        let listed: serde_json::Value = serde_json::from_str(&ws.beside(&running, curl).run(&ws.lab.host)?.output()?)?;
+        let flows = listed["flows"].as_array().context("no flows")?;
+        let is_listed = |&(protocol, port, client, state, said, heard): &(&str, u16, SocketAddr, &str, usize, u64)| {
+            flows.iter().any(|flow| {
+                flow["protocol"] == protocol
+                    && flow["guest"] == format!("10.0.2.100:{port}")
+                    && flow["remote"] == client.to_string()
+                    && flow["state"] == state
+                    && flow["from_tap"] == said
+                    && flow["to_tap"] == heard
+            })
+        };
+        Ok(wanted.iter().all(is_listed).then_some(()))
+    })?;
+    running.finish()?.succeeded()?;
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::Arguments;
-use crate::figure::{Comparison, Figure};
+use crate::figure::{Baseline, Comparison, Figure, Target};
 use crate::lab::REMOTE;
 use crate::peers;
 use crate::report::Report;
@@ -17,52 +17,75 @@ use crate::station::{Contender, IPERF3_PORT, Station};
 /// The two directions and iperf3's flag for each.
 pub const DIRECTIONS: [(&str, Option<&str>); 2] = [("send", None), ("receive", Some("--reverse"))];
 
-pub fn measure(arguments: &Arguments, streams: u32, report: &mut Report) -> Result<()> {
-    let mut contenders = vec![
-        Contender::Host,
-        Contender::HostAgain,
-        Contender::Tap { mtu: 1500 },
-        Contender::Tap { mtu: 65520 },
-        Contender::Bypass,
-    ];
-    if arguments.peers {
-        contenders.extend(peers::installed(&[1500, 65520]));
-    }
-    let stations = Station::all(&contenders)?;
-    let without_peers = stations.iter().position(|station| matches!(station.contender, Contender::Peer(_)));
-    for addr in REMOTE {
-        let ipv4 = addr.is_ipv4();
-        let stations = if ipv4 { &stations[..] } else { &stations[..without_peers.unwrap_or(stations.len())] };
+const TAP_65520: Contender = Contender::Tap { mtu: 65520 };
+
+/// One stream, by both families and beside the peers.
+pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    let ours = [Contender::Host, Contender::HostAgain, Contender::TAP, TAP_65520, Contender::Bypass];
+    let stations = Station::all(&[&ours[..], &peers::installed(report)].concat())?;
+    for (family, addr) in ["IPv4", "IPv6"].into_iter().zip(REMOTE) {
         for (direction, flag) in DIRECTIONS {
-            let streams_said = if streams == 1 { String::new() } else { format!(", {streams} streams") };
-            let figure = Figure {
-                name: format!("{direction}, {}{streams_said}", if ipv4 { "IPv4" } else { "IPv6" }),
-                unit: "Gbit/s",
-                comparison: Comparison::Ratio,
-                target: if streams == 1 { target } else { |_| None },
-            };
-            report.add(figure.measure(stations, arguments.rounds, |station| {
-                gbits(station, addr, flag, arguments.seconds, streams)
-            })?);
+            let to_host = if flag.is_none() { 0.5 } else { 0.45 };
+            let figure = figure(
+                format!("{direction}, {family}"),
+                vec![
+                    Target::of(Contender::Bypass, Baseline::Host, 0.95),
+                    Target::of(Contender::TAP, Baseline::Host, to_host),
+                    Target::of(Contender::TAP, Baseline::BetterPeer, 1.0),
+                    Target::of(Contender::TAP, Baseline::Path(TAP_65520), 0.8),
+                    Target::of(TAP_65520, Baseline::Host, to_host),
+                    Target::of(TAP_65520, Baseline::BetterPeer, 1.0),
+                ],
+            );
+            let one = |station: &Station| gbits(station, addr, flag, arguments.seconds, 1);
+            report.add(figure.measure(&stations, arguments.rounds, one)?);
         }
     }
     Ok(())
 }
 
-/// Promised at MTU 1500, the default; 65520 is there to see.
-fn target(contender: Contender) -> Option<f64> {
-    match contender {
-        Contender::Bypass => Some(0.95),
-        Contender::Tap { mtu: 1500 } => Some(0.4),
-        _ => None,
+/// Several streams, compared with as many of the host's.
+pub fn parallel(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    let stations = Station::all(&[Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass])?;
+    for streams in [4, 16] {
+        for (direction, flag) in DIRECTIONS {
+            let targets = vec![Target::of(Contender::TAP, Baseline::Host, 0.4)];
+            let figure = figure(format!("{direction}, {streams} streams"), targets);
+            let all = |station: &Station| gbits(station, REMOTE[0], flag, arguments.seconds, streams);
+            report.add(figure.measure(&stations, arguments.rounds, all)?);
+        }
     }
+    Ok(())
+}
+
+/// From a container of the workspace's own.
+pub fn nested(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    let stations = Station::all(&[Contender::Host, Contender::HostAgain, Contender::Nested])?;
+    for (direction, flag) in DIRECTIONS {
+        let targets = vec![Target::of(Contender::Nested, Baseline::Host, 0.3)];
+        let figure = figure(format!("{direction}, from a container inside"), targets);
+        let one = |station: &Station| gbits(station, REMOTE[0], flag, arguments.seconds, 1);
+        report.add(figure.measure(&stations, arguments.rounds, one)?);
+    }
+    Ok(())
+}
+
+fn figure(name: String, targets: Vec<Target>) -> Figure {
+    Figure { name, unit: "Gbit/s", comparison: Comparison::Rate, targets }
 }
 
 /// One iperf3 run.
 pub fn gbits(station: &Station, addr: IpAddr, direction: Option<&str>, seconds: u32, streams: u32) -> Result<f64> {
-    let line = format!("iperf3 --json --client {addr} --port {IPERF3_PORT} --time {seconds} --parallel {streams}");
+    received(station, addr, &format!("--parallel {streams}"), direction, seconds)
+}
+
+/// What the receiver of an iperf3 run got.
+pub fn received(station: &Station, addr: IpAddr, flags: &str, direction: Option<&str>, seconds: u32) -> Result<f64> {
+    let line = format!("iperf3 --json --client {addr} --port {IPERF3_PORT} --time {seconds} {flags}");
     let argv: Vec<String> = line.split(' ').chain(direction).map(str::to_owned).collect();
-    let text = station.run(&argv, Duration::from_secs(u64::from(seconds) + 30))?;
+    // A peer that stalls, and pasta does, must not cost half a minute each round.
+    let grace = if station.contender.is_another_system() { 5 } else { 30 };
+    let text = station.run(&argv, Duration::from_secs(u64::from(seconds) + grace))?;
     let report: serde_json::Value = serde_json::from_str(&text).context("iperf3 --json")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
     Ok(bits.with_context(|| format!("no rate in {text}"))? / 1e9)

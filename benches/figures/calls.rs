@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::Arguments;
-use crate::figure::{Comparison, Figure};
+use crate::figure::{Baseline, Comparison, Figure, Target};
 use crate::report::Report;
 use crate::station::{Contender, Station};
 use crate::statistics::median;
@@ -36,7 +36,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
             name: format!("{word}()"),
             unit: "ns",
             comparison: Comparison::Difference,
-            target: |contender| (contender == Contender::Bypass).then_some(100.0),
+            targets: vec![Target::of(Contender::Bypass, Baseline::Host, 100.0)],
         };
         debug_assert!(call.to_possible_value().is_some_and(|value| value.matches(word, false)));
         report.add(figure.measure(&stations, arguments.rounds, |station| station.figure(&["calls", word]))?);

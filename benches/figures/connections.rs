@@ -11,7 +11,8 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::Arguments;
-use crate::figure::{Comparison, Figure};
+use crate::bypass4netns;
+use crate::figure::{Baseline, Comparison, Figure, Target};
 use crate::lab::REMOTE;
 use crate::lab::netns::Netns;
 use crate::peers;
@@ -22,30 +23,46 @@ pub const PORT: u16 = 7000;
 /// A tenth of a second of the host's, half a second of the TAP's.
 const COUNT: u32 = 4000;
 
+/// To the remote, beside everyone who does the same.
 pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
-    let mut contenders = vec![Contender::Host, Contender::HostAgain, Contender::Tap { mtu: 1500 }, Contender::Bypass];
-    if arguments.peers {
-        contenders.extend(peers::installed(&[1500]));
-    }
+    let mut contenders = vec![Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass];
+    contenders.extend(peers::installed(report));
+    contenders.extend(bypass4netns::installed(report));
     let stations = Station::all(&contenders)?;
-    for threads in [1, 8] {
-        let figure = Figure {
-            name: format!("connections, {threads} thread{}", if threads == 1 { "" } else { "s" }),
-            unit: "/s",
-            comparison: Comparison::Ratio,
-            target: if threads == 1 { target } else { |_| None },
-        };
+    for (threads, tap_to_host) in [(1, 0.25), (8, 0.4)] {
+        let mut targets = vec![
+            Target::of(Contender::TAP, Baseline::Host, tap_to_host),
+            Target::of(Contender::TAP, Baseline::BetterPeer, 1.1),
+            Target::of(Contender::Bypass, Baseline::Host, 0.33),
+        ];
+        if threads == 1 {
+            targets.push(Target::of(Contender::Bypass, Baseline::Path(Contender::Bypass4netns), 4.0));
+        }
+        let figure = figure(format!("connections, {}", said(threads)), targets);
         report.add(figure.measure(&stations, arguments.rounds, |station| per_second(station, COUNT, threads))?);
     }
     Ok(())
 }
 
-fn target(contender: Contender) -> Option<f64> {
-    match contender {
-        Contender::Bypass => Some(0.25),
-        Contender::Tap { .. } => Some(0.2),
-        _ => None,
+/// To 127.0.0.1 within the workspace, where the supervisor connects the process's own socket.
+pub fn in_place(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    let stations = Station::all(&[Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass])?;
+    for threads in [1, 8] {
+        let targets = vec![Target::of(Contender::Bypass, Baseline::Host, 0.4)];
+        let figure = figure(format!("connections to 127.0.0.1, {}", said(threads)), targets);
+        let (count, words) = (COUNT.to_string(), threads.to_string());
+        let one = |station: &Station| station.figure(&["connect-in-place", &count, &words]);
+        report.add(figure.measure(&stations, arguments.rounds, one)?);
     }
+    Ok(())
+}
+
+fn figure(name: String, targets: Vec<Target>) -> Figure {
+    Figure { name, unit: "/s", comparison: Comparison::Rate, targets }
+}
+
+fn said(threads: u32) -> String {
+    if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") }
 }
 
 /// Connections a second on this station's path, over IPv4.
@@ -66,19 +83,30 @@ pub fn connect(addr: SocketAddr, count: u32, threads: u32) -> Result<f64> {
     Ok(f64::from(each * threads) / begun.elapsed().as_secs_f64())
 }
 
-fn cycle(addr: SocketAddr) -> std::io::Result<()> {
+pub fn cycle(addr: SocketAddr) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(addr)?;
     stream.read(&mut [0]).map(drop)
 }
 
+/// The same with client and server in one network namespace, over the loopback device.
+pub fn connect_in_place(count: u32, threads: u32) -> Result<f64> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let addr = listener.local_addr()?;
+    close_all(listener);
+    connect(addr, count, threads)
+}
+
 /// Accepts and closes until the process ends.
 pub fn serve(netns: &Netns, addr: IpAddr) -> Result<()> {
-    let listener = netns.within(|| TcpListener::bind((addr, PORT))).with_context(|| format!("listen at {addr}"))?;
+    close_all(netns.within(|| TcpListener::bind((addr, PORT))).with_context(|| format!("listen at {addr}"))?);
+    Ok(())
+}
+
+fn close_all(listener: TcpListener) {
     thread::spawn(move || {
         loop {
             // A client that is gone before it was accepted is none of the server's business.
             drop(listener.accept());
         }
     });
-    Ok(())
 }

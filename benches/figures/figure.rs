@@ -1,4 +1,4 @@
-//! One figure: measured in paired rounds on every station, compared with the host, held against its target.
+//! One figure: measured in paired rounds on every station, compared with others of the same round, held against targets.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -7,22 +7,40 @@ use crate::report::progress;
 use crate::station::{Contender, Station};
 use crate::statistics::{Estimate, Summary, estimate, summary};
 
-/// What is compared with the host of the same round, and which way the target lies.
+/// How a value is compared, and which way the target lies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Comparison {
-    /// More is better: value ÷ host, at least the target.
-    Ratio,
+    /// More is better: value ÷ baseline, at least the target.
+    Rate,
+    /// Less is better: value ÷ baseline, at most the target.
+    Latency,
     /// Less is better: value − host, at most the target.
     Difference,
     /// Less is better: the value itself, at most the target.
     Value,
 }
 
+/// Whose value of the same round is the measure. Of no use to [`Comparison::Value`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Baseline {
+    Host,
+    /// Of slirp4netns and pasta the one that did better in that round.
+    BetterPeer,
+    Path(Contender),
+}
+
+#[derive(Clone, Copy)]
+pub struct Target {
+    path: Contender,
+    baseline: Baseline,
+    limit: f64,
+}
+
 pub struct Figure {
     pub name: String,
     pub unit: &'static str,
     pub comparison: Comparison,
-    pub target: fn(Contender) -> Option<f64>,
+    pub targets: Vec<Target>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -32,41 +50,57 @@ pub enum Verdict {
     LikelyMet,
     LikelyNotMet,
     NotMet,
+    /// The baseline is missing: not installed, or it never finished.
+    NotCompared,
 }
 
-/// A line of the table.
+/// What one path measured.
 #[derive(Serialize)]
 pub struct Row {
     pub figure: String,
     pub path: String,
     pub unit: &'static str,
     pub summary: Summary,
-    /// Ratio to the host, difference from it, or nothing, by [`Row::compared_by`].
-    pub compared: Option<Estimate>,
-    pub compared_by: Option<&'static str>,
+    /// With the host, then with every other baseline that has a target.
+    pub compared: Vec<Compared>,
+    /// One a round, in the order of the rounds; 0 for one that a peer did not finish.
+    pub values: Vec<f64>,
+}
+
+#[derive(Serialize)]
+pub struct Compared {
+    /// The other path, or nothing for the value itself.
+    pub with: Option<String>,
+    pub by: &'static str,
+    pub found: Option<Estimate>,
     /// As the table shows it: `≥ 0.95`.
     pub target: Option<String>,
     pub verdict: Option<Verdict>,
-    /// One a round, in the order of the rounds.
-    pub values: Vec<f64>,
 }
+
+/// The values of one path, one a round.
+type Values<T> = Vec<T>;
 
 /// Measures every station once a round, beginning with another one each time; the first round is not kept.
 ///
 /// Returns the values of each station. A peer that fails gets 0: it is there for comparison, not under test.
-pub fn paired(stations: &[Station], rounds: u32, measure: impl Fn(&Station) -> Result<f64>) -> Result<Vec<Vec<f64>>> {
-    let measure = |station: &Station| match (measure(station), station.contender) {
-        (Err(error), Contender::Peer(_)) => {
+pub fn paired<T: Default>(
+    stations: &[Station],
+    rounds: u32,
+    measure: impl Fn(&Station) -> Result<T>,
+) -> Result<Vec<Values<T>>> {
+    let measure = |station: &Station| match measure(station) {
+        Err(error) if station.contender.is_another_system() => {
             progress("");
             eprintln!("{}", format!("{error:#}").lines().next().unwrap_or_default());
-            Ok(0.0)
+            Ok(T::default())
         }
-        (result, _) => result,
+        result => result,
     };
     for station in stations {
         measure(station)?;
     }
-    let mut values = vec![Vec::new(); stations.len()];
+    let mut values: Vec<Values<T>> = stations.iter().map(|_| Vec::new()).collect();
     for round in 0..rounds as usize {
         for turn in 0..stations.len() {
             let this = (round + turn) % stations.len();
@@ -74,6 +108,12 @@ pub fn paired(stations: &[Station], rounds: u32, measure: impl Fn(&Station) -> R
         }
     }
     Ok(values)
+}
+
+impl Target {
+    pub const fn of(path: Contender, baseline: Baseline, limit: f64) -> Self {
+        Self { path, baseline, limit }
+    }
 }
 
 impl Figure {
@@ -84,63 +124,139 @@ impl Figure {
         measure: impl Fn(&Station) -> Result<f64>,
     ) -> Result<Vec<Row>> {
         progress(&self.name);
-        let values = paired(stations, rounds, measure)?;
-        let host =
-            stations.iter().position(|station| station.contender == Contender::Host).map(|at| values[at].clone());
-        let rows = stations.iter().zip(values);
-        Ok(rows.map(|(station, values)| self.row(station.contender, values, host.as_deref())).collect())
+        Ok(self.rows(stations, paired(stations, rounds, measure)?))
     }
 
-    fn row(&self, contender: Contender, values: Vec<f64>, host: Option<&[f64]>) -> Row {
-        let pairs = |form: fn(f64, f64) -> f64| {
-            let host = host.filter(|_| contender != Contender::Host)?;
-            let formed: Vec<f64> = values.iter().zip(host).map(|(&value, &host)| form(value, host)).collect();
-            Some(estimate(&formed))
-        };
-        let (compared, compared_by) = match self.comparison {
-            Comparison::Ratio => (pairs(|value, host| value / host), Some("ratio")),
-            Comparison::Difference => (pairs(|value, host| value - host), Some("difference")),
-            Comparison::Value => (None, None),
-        };
-        let judged = if self.comparison == Comparison::Value { Some(estimate(&values)) } else { compared };
-        let target = (self.target)(contender);
-        Row {
+    /// Of what [`paired`] returned, or a part of it.
+    pub fn rows(&self, stations: &[Station], values: Vec<Values<f64>>) -> Vec<Row> {
+        let contenders = stations.iter().map(|station| station.contender);
+        let measured: Vec<_> = contenders.zip(values).collect();
+        let row = |(contender, values): &(Contender, Values<f64>)| Row {
             figure: self.name.clone(),
             path: contender.to_string(),
             unit: self.unit,
-            summary: summary(&values),
-            compared,
-            compared_by: compared.and(compared_by),
-            target: target.map(|target| self.comparison.target(target, self.unit)),
-            verdict: target.zip(judged).map(|(target, judged)| self.comparison.judge(judged, target)),
-            values,
+            summary: summary(values),
+            compared: self.compare(*contender, values, &measured),
+            values: values.clone(),
+        };
+        measured.iter().map(row).collect()
+    }
+
+    fn compare(&self, path: Contender, values: &[f64], measured: &[(Contender, Values<f64>)]) -> Vec<Compared> {
+        let targets: Vec<&Target> = self.targets.iter().filter(|target| target.path == path).collect();
+        if self.comparison == Comparison::Value {
+            let limits = targets.iter().map(|target| target.limit);
+            return limits.map(|limit| self.judged(None, Some(estimate(values)), Some(limit))).collect();
         }
+        let to_host = targets.iter().find(|target| target.baseline == Baseline::Host).map(|target| target.limit);
+        let with = |baseline: Baseline, limit| {
+            let found = self.baseline(baseline, measured).and_then(|other| self.pairs(values, &other));
+            self.judged(Some(baseline.to_string()), found, limit)
+        };
+        let mut compared = Vec::new();
+        if path != Contender::Host {
+            compared.push(with(Baseline::Host, to_host));
+        }
+        let others = targets.iter().filter(|target| target.baseline != Baseline::Host);
+        compared.extend(others.map(|target| with(target.baseline, Some(target.limit))));
+        compared
+    }
+
+    fn judged(&self, with: Option<String>, found: Option<Estimate>, limit: Option<f64>) -> Compared {
+        let verdict = |limit| found.map_or(Verdict::NotCompared, |found| self.comparison.judge(found, limit));
+        let other = with.as_deref().filter(|&name| name != Baseline::Host.to_string());
+        Compared {
+            by: self.comparison.by(),
+            found,
+            target: limit.map(|limit| self.comparison.target(limit, self.unit, other)),
+            verdict: limit.map(verdict),
+            with,
+        }
+    }
+
+    /// One value a round; 0 where nobody finished, None where nobody was there.
+    fn baseline(&self, baseline: Baseline, measured: &[(Contender, Values<f64>)]) -> Option<Values<f64>> {
+        let of =
+            |wanted: Contender| measured.iter().find(|(path, _)| *path == wanted).map(|(_, values)| values.clone());
+        match baseline {
+            Baseline::Host => of(Contender::Host),
+            Baseline::Path(path) => of(path),
+            Baseline::BetterPeer => {
+                let peers = measured.iter().filter(|(path, _)| matches!(path, Contender::Peer(_)));
+                peers.map(|(_, values)| values.clone()).reduce(|one, other| {
+                    one.iter().zip(&other).map(|(&one, &other)| self.comparison.better(one, other)).collect()
+                })
+            }
+        }
+    }
+
+    /// Rounds in which the other one has no value do not count.
+    fn pairs(&self, values: &[f64], others: &[f64]) -> Option<Estimate> {
+        let pairs = values.iter().zip(others).filter(|&(_, &other)| other > 0.0);
+        let formed: Vec<f64> = pairs
+            .map(
+                |(&value, &other)| {
+                    if self.comparison == Comparison::Difference { value - other } else { value / other }
+                },
+            )
+            .collect();
+        (!formed.is_empty()).then(|| estimate(&formed))
     }
 }
 
 impl Comparison {
-    fn target(self, target: f64, unit: &str) -> String {
+    fn by(self) -> &'static str {
         match self {
-            Self::Ratio => format!("≥ {target}"),
-            Self::Difference => format!("≤ +{target} {unit}"),
-            Self::Value => format!("≤ {target} {unit}"),
+            Self::Rate | Self::Latency => "ratio",
+            Self::Difference => "difference",
+            Self::Value => "value",
         }
     }
 
-    fn judge(self, found: Estimate, target: f64) -> Verdict {
+    /// Of two values, the second one perhaps 0 for failure.
+    fn better(self, one: f64, other: f64) -> f64 {
+        match self {
+            Self::Rate => one.max(other),
+            _ if one == 0.0 => other,
+            _ if other == 0.0 => one,
+            _ => one.min(other),
+        }
+    }
+
+    fn target(self, limit: f64, unit: &str, other: Option<&str>) -> String {
+        let other = other.map(|name| format!(" × {name}")).unwrap_or_default();
+        match self {
+            Self::Rate => format!("≥ {limit}{other}"),
+            Self::Latency => format!("≤ {limit}{other}"),
+            Self::Difference => format!("≤ +{limit} {unit}"),
+            Self::Value => format!("≤ {limit} {unit}"),
+        }
+    }
+
+    fn judge(self, found: Estimate, limit: f64) -> Verdict {
         // Everything as "at least": what is to be at most is turned round.
-        let (low, median, high, target) = match self {
-            Self::Ratio => (found.low, found.median, found.high, target),
-            Self::Difference | Self::Value => (-found.high, -found.median, -found.low, -target),
+        let (low, median, high, limit) = match self {
+            Self::Rate => (found.low, found.median, found.high, limit),
+            Self::Latency | Self::Difference | Self::Value => (-found.high, -found.median, -found.low, -limit),
         };
-        if low >= target {
+        if low >= limit {
             Verdict::Met
-        } else if high < target {
+        } else if high < limit {
             Verdict::NotMet
-        } else if median >= target {
+        } else if median >= limit {
             Verdict::LikelyMet
         } else {
             Verdict::LikelyNotMet
+        }
+    }
+}
+
+impl std::fmt::Display for Baseline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Host => f.pad("host"),
+            Self::BetterPeer => f.pad("better peer"),
+            Self::Path(path) => path.fmt(f),
         }
     }
 }

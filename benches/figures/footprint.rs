@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::Arguments;
-use crate::figure::{Comparison, Figure};
-use crate::lab::processes::Tree;
+use crate::figure::{Baseline, Comparison, Figure, Target};
+use crate::lab::processes::{Process, Tree};
+use crate::lab::world::SELF;
 use crate::report::Report;
-use crate::station::{Contender, FIGURES, Station};
+use crate::station::{Contender, Station};
 
 /// Memory hardly scatters.
 const MEMORY_ROUNDS: u32 = 3;
@@ -28,7 +29,7 @@ pub fn memory(report: &mut Report) -> Result<()> {
         name: "memory, idle (PSS)".to_owned(),
         unit: "MB",
         comparison: Comparison::Value,
-        target: |_| Some(30.0),
+        targets: [Contender::TAP, Contender::Bypass].map(|path| Target::of(path, Baseline::Host, 30.0)).to_vec(),
     };
     report.add(figure.measure(&stations, MEMORY_ROUNDS, idle_megabytes)?);
     Ok(())
@@ -41,25 +42,36 @@ pub fn start(arguments: &Arguments, report: &mut Report) -> Result<()> {
         name: "start of the command".to_owned(),
         unit: "ms",
         comparison: Comparison::Value,
-        target: |contender| (!contender.is_host()).then_some(100.0),
+        targets: [Contender::TAP, Contender::Bypass].map(|path| Target::of(path, Baseline::Host, 100.0)).to_vec(),
     };
     report.add(figure.measure(&stations, START_ROUNDS.max(arguments.rounds), start_milliseconds)?);
     Ok(())
 }
 
-#[allow(clippy::cast_precision_loss, reason = "kilobytes of memory")]
 fn idle_megabytes(station: &Station) -> Result<f64> {
     let argv = ["sh", "-c", "echo ready; exec sleep 60"].map(str::to_owned);
     let mut running = station.program(&argv).start(&station.workspace.lab.host)?;
     running.line_with("ready")?;
     thread::sleep(SETTLED);
     let tree = Tree::of(running.pid())?;
-    let ours = tree.processes.iter().filter(|process| !process.command.starts_with("sleep "));
-    let kilobytes = ours.map(|process| pss_kilobytes(process.pid)).collect::<Result<Vec<u64>>>()?;
-    ensure!(kilobytes.len() > 1, "only one process of `sidestep run`: {tree:#?}");
+    let megabytes = megabytes(&ours(&tree, "sleep ")?)?;
     drop(running);
     tree.is_gone(Duration::from_secs(5))?;
-    Ok(kilobytes.iter().sum::<u64>() as f64 * 1024.0 / 1e6)
+    Ok(megabytes)
+}
+
+/// All processes of `sidestep run` but the command, which is known by how its command line starts.
+pub fn ours<'a>(tree: &'a Tree, command: &str) -> Result<Vec<&'a Process>> {
+    let ours: Vec<&Process> = tree.processes.iter().filter(|process| !process.command.starts_with(command)).collect();
+    ensure!(ours.len() > 1, "only one process of `sidestep run`: {tree:#?}");
+    Ok(ours)
+}
+
+/// The PSS of these. Some of them are not dumpable, and then root alone may read it: the lab's root is enough.
+#[allow(clippy::cast_precision_loss, reason = "kilobytes of memory")]
+pub fn megabytes(processes: &[&Process]) -> Result<f64> {
+    let kilobytes = processes.iter().map(|process| pss_kilobytes(process.pid)).sum::<Result<u64>>()?;
+    Ok(kilobytes as f64 * 1024.0 / 1e6)
 }
 
 fn pss_kilobytes(pid: i32) -> Result<u64> {
@@ -71,7 +83,7 @@ fn pss_kilobytes(pid: i32) -> Result<u64> {
 
 #[allow(clippy::cast_precision_loss, reason = "nanoseconds of a moment")]
 fn start_milliseconds(station: &Station) -> Result<f64> {
-    let mut command = station.program(&[FIGURES.to_owned(), "clock".to_owned()]).command();
+    let mut command = station.program(&[SELF.to_owned(), "clock".to_owned()]).command();
     command.stdin(Stdio::null());
     let (begun, output) = station.workspace.lab.host.within(|| (monotonic_nanoseconds(), command.output()));
     let output = output?;

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::available_parallelism;
 
 use serde::Serialize;
 
+use crate::lab::command::PATH;
 use crate::lab::world;
 
 #[derive(Serialize)]
@@ -17,9 +18,8 @@ pub struct Machine {
     cpu: String,
     /// What is not "Not affected", shortened.
     mitigations: String,
-    iperf3: String,
-    slirp4netns: String,
-    pasta: String,
+    /// Of what is measured with and compared with.
+    programs: Vec<String>,
     sidestep: String,
     caller: &'static str,
     congestion_control: &'static str,
@@ -33,9 +33,7 @@ impl Machine {
             cores: available_parallelism().map_or(0, usize::from),
             cpu: cpu(),
             mitigations: mitigations(),
-            iperf3: version("iperf3"),
-            slirp4netns: version("slirp4netns"),
-            pasta: version("pasta"),
+            programs: PROGRAMS.into_iter().map(version).collect(),
             sidestep: format!("{} ({profile})", sidestep.display()),
             caller: if world::is_single_id() { "ordinary user, one id" } else { "ordinary user with subordinate ids" },
             congestion_control: "cubic on every path",
@@ -47,7 +45,7 @@ impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "Linux {}, {} cores of {}, {}", self.kernel, self.cores, self.cpu, self.congestion_control)?;
         writeln!(f, "mitigations: {}", self.mitigations)?;
-        writeln!(f, "{}; {}; {}", self.iperf3, self.slirp4netns, self.pasta)?;
+        writeln!(f, "{}", self.programs.join("; "))?;
         writeln!(f, "{}, called by an {}\n", self.sidestep, self.caller)
     }
 }
@@ -71,9 +69,40 @@ fn mitigations() -> String {
     if known.is_empty() { "none needed".to_owned() } else { known.join(", ") }
 }
 
-fn version(program: &str) -> String {
-    let output = Command::new(program).arg("--version").output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let first = text.lines().next().map(|line| line.split(" (").next().unwrap_or(line).to_owned());
-    first.unwrap_or_else(|| format!("no {program}"))
+/// With what makes each tell its version, and Debian's package, whose version counts where it does not.
+const PROGRAMS: [(&str, &str, &str); 8] = [
+    ("iperf3", "--version", "iperf3"),
+    ("slirp4netns", "--version", "slirp4netns"),
+    ("pasta", "--version", "passt"),
+    ("bypass4netns", "--version", "bypass4netns"),
+    ("redis-server", "--version", "redis-server"),
+    ("pgbench", "--version", "postgresql-15"),
+    ("nginx", "-v", "nginx-light"),
+    ("wrk", "-v", "wrk"),
+];
+
+fn version((name, flag, package): (&str, &str, &str)) -> String {
+    let Some(program) = find(name) else { return format!("no {name}") };
+    // bypass4netns wants a directory for its socket even so.
+    let told = first_line(Command::new(program).arg(flag).env("XDG_RUNTIME_DIR", world::SCRATCH));
+    // `slirp4netns version 1.2.0`, `nginx version: nginx/1.22.1`, `Redis server v=7.0.15 sha=00000000:0`
+    let numbers = told.split_whitespace().skip(1).map(|word| word.rsplit(['/', '=']).next().unwrap_or(word));
+    let number = numbers.into_iter().find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
+    let query = || first_line(Command::new("dpkg-query").args(["--show", "--showformat", "${Version}", package]));
+    format!("{name} {}", number.map_or_else(query, str::to_owned))
+}
+
+fn first_line(command: &mut Command) -> String {
+    let Ok(output) = command.output() else { return String::new() };
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned()
+}
+
+/// Where a program is: on the lab's PATH, or where Debian keeps the newest PostgreSQL's.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let postgresql = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = postgresql.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).max();
+    let newest = newest.map(|version| format!("/usr/lib/postgresql/{version}/bin"));
+    let dirs = newest.as_deref().into_iter().chain(PATH.split(':'));
+    dirs.map(|dir| Path::new(dir).join(program)).find(|path| path.is_file())
 }

@@ -6,91 +6,100 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::lab::CUBIC;
-use crate::lab::command::PATH;
 use crate::lab::workspace::Workspace;
+use crate::lab::world;
+use crate::machine::find;
+use crate::report::Report;
 use crate::station::Contender;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum System {
+pub enum Peer {
     Slirp4netns,
     Pasta,
 }
 
-/// One of them at an MTU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    system: System,
-    mtu: u32,
+/// At which both are fastest, by far.
+const BEST_MTU: &str = "65520";
+
+/// Those on this machine; the report names the others.
+pub fn installed(report: &mut Report) -> Vec<Contender> {
+    let why_not = |peer: &Peer| match peer {
+        // It enters the namespace of another process, and callers here have a user namespace each.
+        Peer::Slirp4netns if world::is_single_id() => Some("not with one id"),
+        peer => find(peer.program()).is_none().then_some("not installed"),
+    };
+    let (here, missing): (Vec<Peer>, Vec<Peer>) =
+        [Peer::Slirp4netns, Peer::Pasta].into_iter().partition(|peer| why_not(peer).is_none());
+    for peer in missing {
+        report.left_out(peer.program(), why_not(&peer).unwrap_or_default());
+    }
+    here.into_iter().map(Contender::Peer).collect()
 }
 
-/// Those on this machine, at each of these MTUs.
-pub fn installed(mtus: &[u32]) -> Vec<Contender> {
-    let found = [System::Slirp4netns, System::Pasta]
-        .into_iter()
-        .filter(|system| PATH.split(':').any(|dir| std::path::Path::new(dir).join(system.program()).is_file()));
-    found.flat_map(|system| mtus.iter().map(move |&mtu| Contender::Peer(Peer { system, mtu }))).collect()
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, MTU {BEST_MTU}", self.program())
+    }
 }
 
-impl System {
+impl Peer {
     fn program(self) -> &'static str {
         match self {
             Self::Slirp4netns => "slirp4netns",
             Self::Pasta => "pasta",
         }
     }
-}
 
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, MTU {}", self.system.program(), self.mtu)
-    }
-}
-
-impl Peer {
     /// Standard output of a command run behind this peer, started by the caller in the lab's host.
     pub fn run(self, workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
-        match self.system {
-            System::Slirp4netns => self.run_slirp4netns(workspace, argv, deadline),
-            System::Pasta => self.run_pasta(workspace, argv, deadline),
+        match self {
+            Self::Slirp4netns => run_slirp4netns(workspace, argv, deadline),
+            Self::Pasta => run_pasta(workspace, argv, deadline),
         }
     }
+}
 
-    fn run_pasta(self, workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
-        let mtu = self.mtu;
-        let line = format!("pasta --quiet --config-net --ipv4-only --mtu {mtu} {PASTA_ADDRESSES} -- sh -c");
-        let words: Vec<&str> = line.split(' ').collect();
-        let script = WAIT_AND_RUN.replace("CUBIC", CUBIC);
-        let program = workspace.program(words).arg(script).arg("sh");
-        let program = argv.iter().fold(program, |program, word| program.arg(word));
-        after_ready(&program.deadline(deadline).run(&workspace.lab.host)?.output()?)
-    }
+fn run_pasta(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
+    let line = format!("pasta --quiet --config-net --mtu {BEST_MTU} {PASTA_ADDRESSES} -- sh -c");
+    let words: Vec<&str> = line.split(' ').collect();
+    let program = workspace.program(words).arg(script()).arg("sh");
+    let program = argv.iter().fold(program, |program, word| program.arg(word));
+    after_ready(&program.deadline(deadline).run(&workspace.lab.host)?.output()?)
+}
 
-    /// slirp4netns is given a process that waits in the namespace until it has a default route.
-    fn run_slirp4netns(self, workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
-        let script = WAIT_AND_RUN.replace("CUBIC", CUBIC);
-        let program =
-            workspace.program(["unshare", "--user", "--map-root-user", "--net", "sh", "-c"]).arg(script).arg("sh");
-        let program = argv.iter().fold(program, |program, word| program.arg(word)).deadline(deadline);
-        let mut inside = program.start(&workspace.lab.host)?;
-        inside.line_with(READY)?;
-        let (mtu, pid) = (self.mtu.to_string(), inside.pid().to_string());
-        let _network = workspace
-            .program(["slirp4netns", "--configure", "--mtu", &mtu, &pid, "tap0"])
-            .deadline(deadline)
-            .start(&workspace.lab.host)?;
-        after_ready(&inside.finish()?.output()?)
-    }
+/// slirp4netns is given a process that waits in the namespace until it has a default route.
+fn run_slirp4netns(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
+    let program =
+        workspace.program(["unshare", "--user", "--map-root-user", "--net", "sh", "-c"]).arg(script()).arg("sh");
+    let program = argv.iter().fold(program, |program, word| program.arg(word)).deadline(deadline);
+    let mut inside = program.start(&workspace.lab.host)?;
+    inside.line_with(READY)?;
+    let pid = inside.pid().to_string();
+    let _network = workspace
+        .program(["slirp4netns", "--configure", "--enable-ipv6", "--mtu", BEST_MTU, &pid, "tap0"])
+        .deadline(deadline)
+        .start(&workspace.lab.host)?;
+    after_ready(&inside.finish()?.output()?)
 }
 
 /// Without its own it takes the host's address, and old versions then get no answer across the lab's cable.
-const PASTA_ADDRESSES: &str = "--address 10.0.2.100 --netmask 24 --gateway 10.0.2.2 --ns-ifname tap0";
+const PASTA_ADDRESSES: &str = "--address 10.0.2.100 --netmask 24 --gateway 10.0.2.2 --address fd00::100 --gateway \
+                               fd00::2 --ns-ifname tap0";
 const READY: &str = "in the namespace";
-/// Runs its arguments once there is a default route, with the congestion control that all paths have.
+/// Runs its arguments once there is a default route, with the congestion control that all paths have, and without
+/// waiting for duplicate addresses.
 const WAIT_AND_RUN: &str = "echo in the namespace
 until route=$(ip -4 route show default) && test -n \"$route\"; do sleep 0.02; done
 ip link set lo up
 ip route change $route CUBIC
+ip -6 addr flush dev tap0 scope global
+ip -6 addr add fd00::100/64 dev tap0 nodad
+ip -6 route replace default via fd00::2 dev tap0 CUBIC
 exec \"$@\"";
+
+fn script() -> String {
+    WAIT_AND_RUN.replace("CUBIC", CUBIC)
+}
 
 fn after_ready(text: &str) -> Result<String> {
     let rest = text.split_once(READY).map(|(_, rest)| rest.trim().to_owned());

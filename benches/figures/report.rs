@@ -11,31 +11,55 @@ use anyhow::{Context as _, Error, Result};
 use rustix::io::FdFlags;
 use serde::Serialize;
 
-use crate::figure::{Row, Verdict};
+use crate::figure::{Compared, Row, Verdict};
 use crate::machine::Machine;
 
 #[derive(Serialize)]
 pub struct Report {
     machine: Machine,
     figures: Vec<Row>,
+    left_out: Vec<LeftOut>,
+    #[serde(skip)]
+    has_head: bool,
+}
+
+/// What this machine could not measure.
+#[derive(Serialize)]
+struct LeftOut {
+    what: String,
+    why: String,
 }
 
 impl Report {
     pub fn new(machine: Machine) -> Self {
-        Self { machine, figures: Vec::new() }
+        Self { machine, figures: Vec::new(), left_out: Vec::new(), has_head: false }
     }
 
     /// Adds the rows and prints them, so that a run that is broken off has told what it knew.
     pub fn add(&mut self, rows: Vec<Row>) {
+        self.head();
+        for row in &rows {
+            print!("{}", lines(row));
+        }
+        self.figures.extend(rows);
+    }
+
+    /// Says what is missing from the table, a figure or a path, and why; once, however often it would have come.
+    pub fn left_out(&mut self, what: &str, why: &str) {
+        if self.left_out.iter().any(|known| known.what == what) {
+            return;
+        }
+        self.head();
+        println!("| {what} | – | – | – | – |  | left out: {why} |");
+        self.left_out.push(LeftOut { what: what.to_owned(), why: why.to_owned() });
+    }
+
+    fn head(&mut self) {
         progress("");
-        if self.figures.is_empty() {
+        if !std::mem::replace(&mut self.has_head, true) {
             println!("| figure | path | median | min–max | to the host, same round [95 %] | target | |");
             println!("|---|---|---:|---:|---:|---|---|");
         }
-        for row in &rows {
-            println!("{}", line(row));
-        }
-        self.figures.extend(rows);
     }
 
     /// Writes the JSON file, where one was opened.
@@ -47,31 +71,40 @@ impl Report {
     }
 }
 
-fn line(row: &Row) -> String {
-    let compared = match (row.compared, row.compared_by) {
-        (Some(found), Some("difference")) => {
-            format!("{:+.0} {} [{:+.0}, {:+.0}]", found.median, row.unit, found.low, found.high)
-        }
-        (Some(found), _) => format!("{:.2} [{:.2}, {:.2}]", found.median, found.low, found.high),
-        (None, _) => "–".to_owned(),
-    };
-    let verdict = match row.verdict {
-        Some(Verdict::Met) => "met",
-        Some(Verdict::LikelyMet) => "likely met",
-        Some(Verdict::LikelyNotMet) => "likely not met",
-        Some(Verdict::NotMet) => "**not met**",
-        None => "",
-    };
-    format!(
-        "| {} | {} | {} {} | {}–{} | {compared} | {} | {verdict} |",
+/// The measured values with the first comparison; the others below, each with its baseline's name.
+fn lines(row: &Row) -> String {
+    let mut text = format!(
+        "| {} | {} | {} {} | {}–{} | {} |\n",
         row.figure,
         row.path,
         number(row.summary.median),
         row.unit,
         number(row.summary.min),
         number(row.summary.max),
-        row.target.as_deref().unwrap_or(""),
-    )
+        row.compared.first().map_or("– |  | ".to_owned(), |compared| cells(compared, row.unit)),
+    );
+    for compared in row.compared.iter().skip(1) {
+        let with = compared.with.as_deref().unwrap_or_default();
+        text += &format!("| {} | {} ÷ {with} |  |  | {} |\n", row.figure, row.path, cells(compared, row.unit));
+    }
+    text
+}
+
+fn cells(compared: &Compared, unit: &str) -> String {
+    let found = match (compared.found, compared.by) {
+        (Some(found), "difference") => format!("{:+.0} {unit} [{:+.0}, {:+.0}]", found.median, found.low, found.high),
+        (Some(found), "ratio") => format!("{:.2} [{:.2}, {:.2}]", found.median, found.low, found.high),
+        _ => "–".to_owned(),
+    };
+    let verdict = match compared.verdict {
+        Some(Verdict::Met) => "met",
+        Some(Verdict::LikelyMet) => "likely met",
+        Some(Verdict::LikelyNotMet) => "likely not met",
+        Some(Verdict::NotMet) => "**not met**",
+        Some(Verdict::NotCompared) => "not compared",
+        None => "",
+    };
+    format!("{found} | {} | {verdict}", compared.target.as_deref().unwrap_or(""))
 }
 
 /// Tells a person at a terminal what is being measured, in a line that makes room for the next one and for the table.

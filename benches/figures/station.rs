@@ -4,20 +4,19 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path as File;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::bypass4netns;
 use crate::connections;
 use crate::lab::command::{Program, Running};
 use crate::lab::servers;
 use crate::lab::workspace::{Caller, Path, Way, Workspace};
+use crate::lab::world::SELF;
+use crate::nested;
 use crate::peers::Peer;
 
-/// This program at a path that every uid of the lab can reach.
-pub const FIGURES: &str = "/run/lab/figures";
 pub const IPERF3_PORT: u16 = 5201;
 
 /// What carries the packets.
@@ -29,8 +28,11 @@ pub enum Contender {
     Tap {
         mtu: u32,
     },
+    /// The TAP, from a namespace within the workspace.
+    Nested,
     Bypass,
     Peer(Peer),
+    Bypass4netns,
 }
 
 pub struct Station {
@@ -39,25 +41,21 @@ pub struct Station {
     _iperf3: Running,
 }
 
-/// Copies the running program, whose own path the lab may hide, to [`FIGURES`], with the lab's furniture in place.
-pub fn install_this_program() -> Result<()> {
-    std::fs::copy("/proc/self/exe", FIGURES).context("copy this program into the lab")?;
-    std::fs::set_permissions(File::new(FIGURES), std::fs::Permissions::from_mode(0o755))?;
-    Ok(())
-}
-
 impl Contender {
     /// The contenders that every figure has.
-    pub const OURS: [Self; 3] = [Self::Host, Self::Tap { mtu: 1500 }, Self::Bypass];
+    pub const OURS: [Self; 3] = [Self::Host, Self::TAP, Self::Bypass];
+    /// As it is by default.
+    pub const TAP: Self = Self::Tap { mtu: 1500 };
 
-    pub fn is_host(self) -> bool {
-        matches!(self, Self::Host | Self::HostAgain)
+    /// Not ours and not the kernel: it may fail.
+    pub fn is_another_system(self) -> bool {
+        matches!(self, Self::Peer(_) | Self::Bypass4netns)
     }
 
     fn path(self) -> Path {
         match self {
-            Self::Host | Self::HostAgain | Self::Peer(_) => Path::Host,
-            Self::Tap { .. } => Path::Tap,
+            Self::Host | Self::HostAgain | Self::Peer(_) | Self::Bypass4netns => Path::Host,
+            Self::Tap { .. } | Self::Nested => Path::Tap,
             Self::Bypass => Path::Bypass,
         }
     }
@@ -69,8 +67,10 @@ impl fmt::Display for Contender {
             Self::Host => f.pad("host"),
             Self::HostAgain => f.pad("host again"),
             Self::Tap { mtu } => write!(f, "TAP, MTU {mtu}"),
+            Self::Nested => f.pad("TAP, bridge and masquerade inside"),
             Self::Bypass => f.pad("bypass"),
             Self::Peer(peer) => peer.fmt(f),
+            Self::Bypass4netns => f.pad("bypass4netns"),
         }
     }
 }
@@ -102,14 +102,26 @@ impl Station {
     pub fn run(&self, argv: &[String], deadline: Duration) -> Result<String> {
         let measured = match self.contender {
             Contender::Peer(peer) => peer.run(&self.workspace, argv, deadline),
-            _ => self.program(argv).deadline(deadline).run(&self.workspace.lab.host)?.output(),
+            Contender::Bypass4netns => bypass4netns::run(&self.workspace, argv, deadline),
+            Contender::Nested => self.on_host(&nested::argv(argv), deadline),
+            _ => self.on_host(argv, deadline),
         };
         measured.with_context(|| format!("measuring {}", self.contender))
     }
 
+    fn on_host(&self, argv: &[String], deadline: Duration) -> Result<String> {
+        self.program(argv).deadline(deadline).run(&self.workspace.lab.host)?.output()
+    }
+
+    /// Standard output of a command line, split at blanks.
+    pub fn line(&self, line: &str) -> Result<String> {
+        let argv: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        self.run(&argv, Duration::from_secs(60))
+    }
+
     /// The one number that a mode of this program prints on this station's path.
     pub fn figure(&self, words: &[&str]) -> Result<f64> {
-        let argv: Vec<String> = [FIGURES].iter().chain(words).map(|&word| word.to_owned()).collect();
+        let argv: Vec<String> = [SELF].iter().chain(words).map(|&word| word.to_owned()).collect();
         let text = self.run(&argv, Duration::from_secs(60))?;
         text.trim().parse().with_context(|| format!("{words:?} printed {text:?}"))
     }

@@ -7,7 +7,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
+use sendfd::SendWithFd;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -47,29 +48,26 @@ impl Channel {
 
     /// Sends one message, and waits while the other end has no room for it.
     pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> anyhow::Result<()> {
-        self.send_with(message, fds, SendFlags::empty()).context("cannot send on a private channel")
+        let bytes = encoded(message, fds)?;
+        let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        self.0.send_with_fd(&bytes, &fds).context("cannot send on a private channel")?;
+        Ok(())
     }
 
     /// Sends one message, or gives false where that would have to wait.
     pub fn try_send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> anyhow::Result<bool> {
-        match self.send_with(message, fds, SendFlags::DONTWAIT) {
-            Err(error) if error.downcast_ref() == Some(&Errno::AGAIN) => Ok(false),
-            sent => sent.context("cannot send on a private channel").map(|()| true),
-        }
-    }
-
-    fn send_with<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>], flags: SendFlags) -> anyhow::Result<()> {
-        let bytes = serde_json::to_vec(message)?;
-        anyhow::ensure!(bytes.len() <= MESSAGE_MAX, "a message of {} bytes", bytes.len());
+        let bytes = encoded(message, fds)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        anyhow::ensure!(fds.len() <= DESCRIPTORS_MAX, "a message with {} descriptors", fds.len());
         if !fds.is_empty() {
             ancillary.push(SendAncillaryMessage::ScmRights(fds));
         }
-        let flags = flags | SendFlags::NOSIGNAL;
-        retry_on_intr(|| sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, flags))?;
-        Ok(())
+        // sendfd knows no flags.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match retry_on_intr(|| sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, flags)) {
+            Err(Errno::AGAIN) => Ok(false),
+            sent => sent.context("cannot send on a private channel").map(|_| true),
+        }
     }
 
     /// Waits for one message; without a timeout as long as it takes, with one of zero not at all.
@@ -126,6 +124,14 @@ impl Channel {
             }
         }
     }
+}
+
+/// A message that a receiver has room for.
+fn encoded<T: Serialize>(message: &T, fds: &[BorrowedFd<'_>]) -> anyhow::Result<Vec<u8>> {
+    let bytes = serde_json::to_vec(message)?;
+    anyhow::ensure!(bytes.len() <= MESSAGE_MAX, "a message of {} bytes", bytes.len());
+    anyhow::ensure!(fds.len() <= DESCRIPTORS_MAX, "a message with {} descriptors", fds.len());
+    Ok(bytes)
 }
 
 impl From<OwnedFd> for Channel {

@@ -48,8 +48,6 @@ pub struct Drops {
     pub multicast: u64,
     /// Fragments that contradict each other, and those whose others never came or were too many.
     pub reassembly: u64,
-    /// To the virtual resolver, where nothing but DNS answers.
-    pub no_service: u64,
     /// TCP payload that had been received before or was beyond the window.
     pub outside_window: u64,
     /// From addresses of the host's side that mean nothing inside.
@@ -72,6 +70,8 @@ pub struct Denied {
     pub unassigned: u64,
     pub multicast: u64,
     pub link_local: u64,
+    /// At the virtual resolver, where nothing but DNS answers.
+    pub resolver: u64,
     /// A `--deny`.
     pub rule: u64,
 }
@@ -112,6 +112,8 @@ pub struct Dns {
     /// Sent to another resolver after silence or an error.
     pub failovers: u64,
     pub unanswered: u64,
+    /// Queries and connections ignored for `--disable-dns`.
+    pub disabled: u64,
 }
 
 /// Clients of published ports.

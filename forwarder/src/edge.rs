@@ -1,5 +1,6 @@
 //! What every protocol engine works with: the TAP on one side, the host's sockets with their events and deadlines on
 //! the other, and the configuration between them.
+#![forbid(unsafe_code)]
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,9 +17,11 @@ use crate::policy::{self, Egress, Request, Transport};
 use crate::ports::Stock;
 use crate::tap::{Tap, Written};
 use crate::timer::{Time, Wheel};
-use crate::wire::build::Macs;
+use crate::wire::build::{Datagrams, Macs};
 use crate::wire::transport::{IcmpHeader, TcpHeader};
-use crate::wire::{FRAGMENT_LEN, Fragment, FrameBuffer, IPV4_LEN, IPV6_LEN, UDP_LEN};
+use crate::wire::{
+    FRAGMENT_LEN, Fragment, FrameBuffer, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_UDP, UDP_LEN,
+};
 use crate::worker::Config;
 
 /// The forwarder between its two sides.
@@ -38,8 +41,8 @@ pub struct Edge {
     pub now: Time,
     /// The TAP was full: nothing is sent before it can be written again.
     tap_full: bool,
-    /// Identifies the last datagram sent in fragments.
-    fragment_id: u32,
+    /// The next datagram's identification.
+    next_id: u32,
     /// Which of the host's resolvers answered last, by its place among them: it is asked first.
     preferred_resolver: usize,
 }
@@ -59,7 +62,7 @@ impl Edge {
             stock: Stock::default(),
             now,
             tap_full: false,
-            fragment_id: 0,
+            next_id: 0,
             preferred_resolver: 0,
         };
         edge.set_resolvers(resolvers);
@@ -105,7 +108,7 @@ impl Edge {
     }
 
     /// The host's resolver to ask after `step` others, beginning with the one that answered last; None after all.
-    pub fn resolver(&self, step: usize) -> Option<IpAddr> {
+    pub fn resolver(&self, step: usize) -> Option<SocketAddr> {
         let count = self.config.resolvers.len();
         if step >= count {
             return None;
@@ -114,20 +117,20 @@ impl Edge {
     }
 
     /// The resolver that follows `last` in the configuration; None where there is no other.
-    pub fn resolver_after(&self, last: IpAddr) -> Option<IpAddr> {
+    pub fn resolver_after(&self, last: SocketAddr) -> Option<SocketAddr> {
         let resolvers = &self.config.resolvers;
         let next = resolvers.iter().position(|&resolver| resolver == last).map_or(0, |at| (at + 1) % resolvers.len());
         resolvers.get(next).copied().filter(|&resolver| resolver != last)
     }
 
     /// `resolver` has answered.
-    pub fn prefer_resolver(&mut self, resolver: IpAddr) {
+    pub fn prefer_resolver(&mut self, resolver: SocketAddr) {
         let place = self.config.resolvers.iter().position(|&configured| configured == resolver);
         self.preferred_resolver = place.unwrap_or(self.preferred_resolver);
     }
 
     /// The host's resolvers from now on, each once; the preferred one stays so where it is still among them.
-    pub fn set_resolvers(&mut self, resolvers: Vec<IpAddr>) {
+    pub fn set_resolvers(&mut self, resolvers: Vec<SocketAddr>) {
         let preferred = self.resolver(0);
         self.config.resolvers.clear();
         for resolver in resolvers {
@@ -149,9 +152,10 @@ impl Edge {
         self.tap_full = false;
     }
 
-    /// Has epoll report on a flow's socket, edge-triggered, everything it can report.
+    /// Has epoll report on a flow's socket, edge-triggered, everything it can report, urgent data included.
     pub fn watch(&self, socket: impl AsFd, id: FlowId) -> io::Result<()> {
         let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        let events = events | epoll::EventFlags::PRI;
         let data = epoll::EventData::new_u64(id.to_bits());
         match epoll::add(&self.epoll, &socket, data, events) {
             // Another flow had it before.
@@ -182,29 +186,48 @@ impl Edge {
         self.count_written(written, len)
     }
 
-    /// Sends a UDP datagram whose payload is in the frame buffer, in fragments if it is longer than the MTU.
+    /// Sends a UDP datagram whose payload is in the frame buffer.
     pub fn udp_to_tap(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> Written {
-        let ip_len = if dst.0.is_ipv4() { IPV4_LEN } else { IPV6_LEN };
-        if ip_len + UDP_LEN + payload_len > usize::from(self.config.network.mtu) {
-            return self.udp_fragments_to_tap(src, dst, payload_len);
-        }
-        let frame = self.frame.udp(self.macs, src, dst, payload_len);
-        let len = frame.len();
-        let written = self.tap.write(frame);
-        self.count_written(written, len)
+        self.datagrams_to_tap(&Datagrams { src, dst, tos: 0, size: payload_len, len: payload_len })
     }
 
-    fn udp_fragments_to_tap(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> Written {
-        let len = self.frame.udp_whole(src, dst, payload_len);
-        let overhead = if dst.0.is_ipv4() { IPV4_LEN } else { IPV6_LEN + FRAGMENT_LEN };
+    /// Sends UDP datagrams whose payload is in the frame buffer: several as one frame where the kernel cuts it, and such
+    /// that are longer than the MTU in fragments.
+    pub fn datagrams_to_tap(&mut self, datagrams: &Datagrams) -> Written {
+        let Datagrams { src, dst, tos, size, len } = *datagrams;
+        let ip_len = if dst.0.is_ipv4() { IPV4_LEN } else { IPV6_LEN };
+        let is_one = len <= size;
+        if ip_len + UDP_LEN + size <= usize::from(self.config.network.mtu) && (is_one || self.tap.cuts_datagrams()) {
+            let [_, _, i1, i0] = self.take_ids(if is_one { 1 } else { len.div_ceil(size) }).to_be_bytes();
+            let frame = self.frame.udp(self.macs, datagrams, u16::from_be_bytes([i1, i0]));
+            let frame_len = frame.len();
+            let written = self.tap.write(frame);
+            return self.count_written(written, frame_len);
+        }
+        if is_one {
+            let whole = self.frame.udp_whole(src, dst, len);
+            return self.fragments_to_tap((src.0, dst.0), (PROTOCOL_UDP, tos), whole);
+        }
+        let mut written = Written::Sent;
+        for from in (0..len).step_by(size) {
+            let len = size.min(len - from);
+            self.frame.move_payload(from, len);
+            written = self.datagrams_to_tap(&Datagrams { size: len, len, ..*datagrams });
+        }
+        written
+    }
+
+    /// Sends what has been prepared in the frame buffer, `len` bytes with the transport's header, in pieces.
+    fn fragments_to_tap(&mut self, ends: (IpAddr, IpAddr), protocol_tos: (u8, u8), len: usize) -> Written {
+        let overhead = if ends.1.is_ipv4() { IPV4_LEN } else { IPV6_LEN + FRAGMENT_LEN };
         let piece = usize::from(self.config.network.mtu).saturating_sub(overhead).max(8) & !7;
-        self.fragment_id = self.fragment_id.wrapping_add(1);
+        let id = self.take_ids(1);
         let mut written = Written::Sent;
         for offset in (0..len).step_by(piece) {
             let piece_len = piece.min(len - offset);
             let more = offset + piece_len < len;
-            let fragment = Fragment { id: self.fragment_id, offset: u16::try_from(offset).unwrap_or(0), more };
-            let frame = self.frame.udp_fragment(self.macs, (src.0, dst.0), fragment, piece_len);
+            let fragment = Fragment { id, offset: u16::try_from(offset).unwrap_or(0), more };
+            let frame = self.frame.fragment(self.macs, ends, protocol_tos, fragment, piece_len);
             let frame_len = frame.len();
             let result = self.tap.write(frame);
             written = self.count_written(result, frame_len);
@@ -215,6 +238,13 @@ impl Edge {
         written
     }
 
+    /// Identifications for the next `count` datagrams, which follow each other.
+    fn take_ids(&mut self, count: usize) -> u32 {
+        let first = self.next_id;
+        self.next_id = first.wrapping_add(u32::try_from(count).unwrap_or(1));
+        first
+    }
+
     /// Sends an ICMP or ICMPv6 message whose body after the first eight bytes is in the frame buffer.
     pub fn icmp_to_tap(
         &mut self,
@@ -223,7 +253,12 @@ impl Edge {
         payload_len: usize,
         hop_limit: u8,
     ) -> Written {
-        let frame = self.frame.icmp(self.macs, ends, header, payload_len, hop_limit);
+        let whole = self.frame.icmp_whole(ends, header, payload_len);
+        let (protocol, ip_len) = if ends.1.is_ipv4() { (PROTOCOL_ICMP, IPV4_LEN) } else { (PROTOCOL_ICMPV6, IPV6_LEN) };
+        if ip_len + whole > usize::from(self.config.network.mtu) {
+            return self.fragments_to_tap(ends, (protocol, 0), whole);
+        }
+        let frame = self.frame.icmp(self.macs.towards(ends.1), ends, whole, hop_limit);
         let len = frame.len();
         let written = self.tap.write(frame);
         self.count_written(written, len)
@@ -239,7 +274,13 @@ impl Edge {
 
     /// Tells the workspace that the packet starting with `quoted` did not arrive.
     pub fn unreachable_to_tap(&mut self, quoted: &[u8], reason: Reason) {
-        let Some(message) = unreachable::build(&mut self.frame, &self.config.network, quoted, reason) else { return };
+        self.reported_to_tap(quoted, reason, None);
+    }
+
+    /// The same as said by someone out there, if not by the gateway.
+    pub fn reported_to_tap(&mut self, quoted: &[u8], reason: Reason, reporter: Option<IpAddr>) {
+        let network = &self.config.network;
+        let Some(message) = unreachable::build(&mut self.frame, network, quoted, reason, reporter) else { return };
         self.icmp_to_tap(message.ends, message.header, message.payload_len, 64);
     }
 

@@ -1,4 +1,5 @@
 //! The engine: one frame, one host event or one deadline in, to the protocol it belongs to.
+#![forbid(unsafe_code)]
 
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
@@ -8,17 +9,24 @@ use rustix::event::epoll::EventFlags;
 use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Place};
 use crate::flow::{FlowId, Kind};
+use crate::gateway::dhcp::Dhcp;
 use crate::gateway::{arp, ndp, unreachable};
 use crate::icmp::Icmp;
 use crate::ports::{Ports, Published};
 use crate::reassembly::Reassembly;
-use crate::tcp::{Gather, Tcp};
+use crate::tcp::{self, Tcp};
 use crate::timer::Time;
-use crate::udp::Udp;
+use crate::udp::{self, Udp};
 use crate::wire::{
     EthernetHeader, Frame, IcmpEcho, IpPacket, Malformed, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
     TcpSegment, UdpDatagram, VnetHeader,
 };
+
+/// What the frames of one batch bring together before it leaves.
+struct Gather<'b> {
+    tcp: tcp::Gather<'b>,
+    udp: udp::Gather<'b>,
+}
 
 /// Every protocol's flows.
 #[derive(Debug)]
@@ -27,7 +35,10 @@ pub struct Engine {
     udp: Udp,
     icmp: Icmp,
     ports: Ports,
+    dhcp: Dhcp,
     reassembly: Reassembly,
+    /// When the gateway next says unasked what holds on its link.
+    advertisement: Time,
 }
 
 impl Engine {
@@ -35,16 +46,18 @@ impl Engine {
     pub fn new(memory: &'static [AtomicU64]) -> Self {
         Self {
             tcp: Tcp::new(memory),
-            udp: Udp::new(),
+            udp: Udp::new(udp::MAX_FLOWS),
             icmp: Icmp::new(),
             ports: Ports::new(),
+            dhcp: Dhcp::default(),
             reassembly: Reassembly::default(),
+            advertisement: Time(0),
         }
     }
 
     /// Takes in the frames of one wake.
     pub fn batch_from_tap<'b>(&mut self, edge: &mut Edge, frames: impl Iterator<Item = &'b [u8]>) {
-        let mut gather = Gather::new();
+        let mut gather = Gather { tcp: tcp::Gather::new(), udp: udp::Gather::new() };
         for bytes in frames {
             edge.counters.from_tap.count(bytes.len());
             match self.frame_from_tap(edge, &mut gather, bytes) {
@@ -53,7 +66,8 @@ impl Engine {
                 Err(_) => edge.counters.drops.malformed += 1,
             }
         }
-        self.tcp.flush(edge, &mut gather);
+        self.udp.flush(edge, &mut gather.udp);
+        self.tcp.flush(edge, &mut gather.tcp);
         self.tcp.settle_batch(edge);
     }
 
@@ -88,56 +102,88 @@ impl Engine {
             return Ok(());
         }
         if let Some(fragment) = ip.fragment {
-            edge.counters.drops.fragments += u64::from(ip.protocol != PROTOCOL_UDP && fragment.offset == 0);
+            if ip.protocol == PROTOCOL_UDP {
+                // What came before it goes before it.
+                self.udp.flush(edge, &mut gather.udp);
+            }
+            if !matches!(ip.protocol, PROTOCOL_UDP | PROTOCOL_ICMP | PROTOCOL_ICMPV6) {
+                edge.counters.drops.fragments += u64::from(fragment.offset == 0);
+                return Ok(());
+            }
             let whole = self.reassembly.fragment_from_tap(edge.now, ip, fragment);
             edge.counters.drops.reassembly += std::mem::take(&mut self.reassembly.given_up);
-            let Some(whole) = whole else { return Ok(()) };
-            let ip = whole.packet();
-            if ip.protocol == PROTOCOL_UDP {
-                self.datagram_from_tap(edge, &ip, &UdpDatagram::parse(&ip, false)?, None);
-            }
-            return Ok(());
+            return match whole {
+                Some(whole) => self.whole_from_tap(edge, &whole.packet()),
+                None => Ok(()),
+            };
         }
         let partial = frame.vnet.is_partial();
         match ip.protocol {
             PROTOCOL_TCP => {
                 let segment = TcpSegment::parse(ip, partial)?;
-                self.tcp.segment_from_tap(edge, gather, ip, &segment);
+                self.tcp.segment_from_tap(edge, &mut gather.tcp, ip, &segment);
                 Ok(())
             }
             PROTOCOL_UDP => {
                 let datagram = UdpDatagram::parse(ip, partial)?;
+                if self.dhcp.datagram_from_tap(edge, ip, &datagram)? {
+                    return Ok(());
+                }
                 let is_uso = frame.vnet.gso_kind() == VnetHeader::GSO_UDP_L4;
                 let segment = is_uso.then(|| frame.vnet.gso_size.get()).filter(|&size| size > 0);
-                self.datagram_from_tap(edge, ip, &datagram, segment);
+                self.datagram_from_tap(edge, &mut gather.udp, ip, &datagram, segment);
                 Ok(())
             }
             PROTOCOL_ICMPV6 if ip.src.is_ipv6() && ndp::packet_from_tap(edge, ip)? => Ok(()),
-            PROTOCOL_ICMP | PROTOCOL_ICMPV6 if (ip.protocol == PROTOCOL_ICMP) == ip.src.is_ipv4() => {
-                match IcmpEcho::parse_request(ip)? {
-                    Some(echo) => self.icmp.echo_from_tap(edge, ip, &echo),
-                    None => match unreachable::parse(ip) {
-                        Some(quoted) if quoted.protocol == PROTOCOL_TCP => self.tcp.unreachable_from_tap(edge, &quoted),
-                        _ => edge.counters.drops.unsupported += 1,
-                    },
-                }
-                Ok(())
-            }
+            PROTOCOL_ICMP | PROTOCOL_ICMPV6 => self.icmp_from_tap(edge, ip),
             _ => Err(Malformed::Protocol),
         }
     }
 
     /// A datagram, or several of `segment` bytes each: to a client of a published port, or to anybody else.
-    fn datagram_from_tap(
+    fn datagram_from_tap<'b>(
         &mut self,
         edge: &mut Edge,
-        ip: &IpPacket<'_>,
-        datagram: &UdpDatagram<'_>,
+        gather: &mut udp::Gather<'b>,
+        ip: &IpPacket<'b>,
+        datagram: &UdpDatagram<'b>,
         segment: Option<u16>,
     ) {
-        if !self.ports.datagram_from_tap(edge, ip, datagram, segment) {
-            self.udp.datagram_from_tap(edge, ip, datagram, segment);
+        match self.ports.answered(edge, ip, datagram) {
+            Some(answer) => {
+                // What came before it goes before it.
+                self.udp.flush(edge, gather);
+                self.ports.answer(edge, answer, datagram.payload, segment);
+            }
+            None => self.udp.datagram_from_tap(edge, gather, ip, datagram, segment),
         }
+    }
+
+    /// A packet that came in fragments.
+    fn whole_from_tap(&mut self, edge: &mut Edge, ip: &IpPacket<'_>) -> Result<(), Malformed> {
+        if ip.protocol != PROTOCOL_UDP {
+            return self.icmp_from_tap(edge, ip);
+        }
+        let datagram = UdpDatagram::parse(ip, false)?;
+        match self.ports.answered(edge, ip, &datagram) {
+            Some(answer) => self.ports.answer(edge, answer, datagram.payload, None),
+            None => self.udp.whole_from_tap(edge, ip, &datagram),
+        }
+        Ok(())
+    }
+
+    fn icmp_from_tap(&mut self, edge: &mut Edge, ip: &IpPacket<'_>) -> Result<(), Malformed> {
+        if (ip.protocol == PROTOCOL_ICMP) != ip.src.is_ipv4() {
+            return Err(Malformed::Protocol);
+        }
+        match IcmpEcho::parse_request(ip)? {
+            Some(echo) => self.icmp.echo_from_tap(edge, ip, &echo),
+            None => match unreachable::parse(ip) {
+                Some(quoted) if quoted.protocol == PROTOCOL_TCP => self.tcp.unreachable_from_tap(edge, &quoted),
+                _ => edge.counters.drops.unsupported += 1,
+            },
+        }
+        Ok(())
     }
 
     /// Takes in what epoll reported for one flow.
@@ -145,7 +191,7 @@ impl Engine {
         match id.kind {
             Kind::Tcp => self.tcp.host_event(edge, id, events),
             Kind::Udp | Kind::Dns => self.udp.host_event(edge, id, events),
-            Kind::Ping => self.icmp.host_event(edge, id),
+            Kind::Ping => self.icmp.host_event(edge, id, events),
             Kind::Port | Kind::PortClient | Kind::SplicedClient | Kind::SplicedInside => {
                 self.ports.host_event(edge, &mut self.tcp, id, events);
             }
@@ -197,6 +243,19 @@ impl Engine {
         self.tcp.probe_orphans(edge);
     }
 
+    /// When [`Self::advertise`] has something to do.
+    pub fn advertisement_deadline(&self, edge: &Edge) -> Option<Time> {
+        edge.config.network.v6.map(|_| self.advertisement)
+    }
+
+    /// Sends the router advertisement that is due.
+    pub fn advertise(&mut self, edge: &mut Edge) {
+        if edge.now >= self.advertisement {
+            self.advertisement = edge.now.after(ndp::INTERVAL_MS);
+            ndp::advertise(edge);
+        }
+    }
+
     /// Something the workspace sent, or may still send, has not been given to the host.
     pub fn is_owed_to_host(&self) -> bool {
         self.tcp.is_owed_to_host() || self.ports.is_owed_to_host()
@@ -208,6 +267,7 @@ impl Engine {
         self.tcp.list(&mut page);
         self.udp.list(&mut page);
         self.icmp.list(&mut page);
+        self.ports.list_clients(&mut page);
         page.finish()
     }
 

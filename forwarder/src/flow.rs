@@ -1,6 +1,7 @@
 //! Flows: their keys, and the table that holds them. A slab gives each flow a small stable number for epoll and the
 //! timer wheel, a hash map finds it by key. A generation in the number makes an event for a flow that has gone since
 //! miss, instead of reaching the flow that took its place.
+#![forbid(unsafe_code)]
 
 pub mod list;
 

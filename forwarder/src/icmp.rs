@@ -2,11 +2,15 @@
 //! privilege where net.ipv4.ping_group_range admits the user. The gateway and the resolver answer by themselves.
 //!
 //! One socket for each (workspace address, destination, identifier). The kernel puts an identifier of its own on the
-//! wire; the workspace's comes back with the reply. Other ICMP messages of the workspace are dropped.
+//! wire; the workspace's comes back with the reply, and with what routers say about a request (ping -t, tracepath, mtr).
+//! Where the host allows no ping sockets the workspace is told that pings are prohibited. Other ICMP messages of the
+//! workspace are dropped.
+#![forbid(unsafe_code)]
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
 use zerocopy::{FromBytes, IntoBytes};
@@ -14,12 +18,15 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
-use crate::gateway::unreachable::Reason;
+use crate::gateway::unreachable::{self, Reason};
+use crate::marks::{Marked, Marks};
 use crate::network::Role;
 use crate::policy::{Egress, Transport};
+use crate::sys::socket::{self, ErrorReport};
 use crate::timer::{Time, TimerId};
+use crate::wire::ip::header_for_quote;
 use crate::wire::transport::{ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, ICMPV6_ECHO_REPLY, ICMPV6_ECHO_REQUEST, IcmpHeader};
-use crate::wire::{IcmpEcho, IpPacket};
+use crate::wire::{ICMP_LEN, IcmpEcho, IpPacket, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 
 /// Pings at once; each holds a descriptor.
 const MAX_FLOWS: usize = 256;
@@ -33,6 +40,7 @@ const HOP_LIMIT: u8 = 64;
 #[derive(Debug)]
 struct Ping {
     socket: OwnedFd,
+    marked: Marked,
     key: FlowKey,
     timer: TimerId,
     since: Time,
@@ -65,7 +73,8 @@ impl Icmp {
         let destination = match edge.egress(SocketAddr::new(ip.dst, 0), Transport::Icmp) {
             Egress::Host(address) => address,
             Egress::Resolver => {
-                edge.counters.drops.no_service += 1;
+                edge.counters.ping.denied += 1;
+                edge.counters.denied.resolver += 1;
                 return;
             }
             Egress::Denied(denial) => {
@@ -77,13 +86,16 @@ impl Icmp {
                 return;
             }
         };
+        if ip.hop_limit <= 1 && !destination.ip().is_loopback() {
+            return edge.unreachable_to_tap(ip.bytes, Reason::HopLimit);
+        }
         let key = FlowKey { guest: ip.src, guest_port: echo.id, remote: ip.dst, remote_port: 0 };
         let index = match self.flows.find(&key) {
             Some(index) => index,
-            None => match self.open(edge, key, destination) {
+            None => match self.open(edge, key, destination, Marks::of(ip)) {
                 Ok(index) => index,
                 Err(errno) => {
-                    if let Some(reason) = Reason::of(errno) {
+                    if let Some(reason) = Reason::of_datagram(errno) {
                         edge.unreachable_to_tap(ip.bytes, reason);
                     }
                     return;
@@ -93,6 +105,7 @@ impl Icmp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.last_used = edge.now;
         flow.from_tap += echo.payload.len() as u64;
+        flow.marked.set(&flow.socket, Marks::of(ip));
         let kind = if ip.dst.is_ipv4() { ICMP_ECHO_REQUEST } else { ICMPV6_ECHO_REQUEST };
         let header = IcmpHeader { kind, code: 0, checksum: 0.into(), id: 0.into(), sequence: echo.sequence.into() };
         self.message.clear();
@@ -102,13 +115,16 @@ impl Icmp {
         // The first failure may be an earlier request's.
         if let Err(errno) = send().or_else(|_| send()) {
             edge.counters.ping.failed += 1;
-            if let Some(reason) = Reason::of(errno) {
+            if errno == Errno::MSGSIZE {
+                let mtu = errors_to_tap(edge, flow);
+                edge.unreachable_to_tap(ip.bytes, Reason::TooBig(mtu));
+            } else if let Some(reason) = Reason::of_datagram(errno) {
                 edge.unreachable_to_tap(ip.bytes, reason);
             }
         }
     }
 
-    fn open(&mut self, edge: &mut Edge, key: FlowKey, destination: SocketAddr) -> Result<u32, Errno> {
+    fn open(&mut self, edge: &mut Edge, key: FlowKey, destination: SocketAddr, marks: Marks) -> Result<u32, Errno> {
         if self.flows.is_full() {
             edge.counters.ping.exhausted += 1;
             return Err(Errno::AGAIN);
@@ -121,12 +137,15 @@ impl Icmp {
         let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, Some(protocol)).inspect_err(|_| {
             edge.counters.ping.exhausted += 1;
         })?;
+        edge.config.outbound.bind(&socket, destination.ip())?;
         rustix::net::connect(&socket, &destination).inspect_err(|_| edge.counters.ping.failed += 1)?;
+        socket::receive_errors(&socket, destination.is_ipv4())?;
+        let marked = Marked::new(&socket, destination.is_ipv4(), marks);
         let inserted = self.flows.insert(key, |id| {
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
             edge.timers.set(timer, edge.now.after(IDLE_MS));
-            Some(Ping { socket, key, timer, since: edge.now, last_used: edge.now, from_tap: 0, to_tap: 0 })
+            Some(Ping { socket, marked, key, timer, since: edge.now, last_used: edge.now, from_tap: 0, to_tap: 0 })
         });
         match inserted {
             Some(_) => edge.counters.ping.opened += 1,
@@ -149,16 +168,21 @@ impl Icmp {
         });
     }
 
-    /// Replies have come.
-    pub fn host_event(&mut self, edge: &mut Edge, id: FlowId) {
+    /// Replies have come, or errors.
+    pub fn host_event(&mut self, edge: &mut Edge, id: FlowId, events: EventFlags) {
         let Some(flow) = self.flows.current(id).and_then(|index| self.flows.get_mut(index)) else { return };
+        if events.contains(EventFlags::ERR) {
+            errors_to_tap(edge, flow);
+        }
         let (ends, id) = ((flow.key.remote, flow.key.guest), flow.key.guest_port);
         let reply = if flow.key.remote.is_ipv4() { ICMP_ECHO_REPLY } else { ICMPV6_ECHO_REPLY };
         self.message.resize(usize::from(u16::MAX), 0);
         for _ in 0..REPLIES_A_TURN {
-            // An error is the destination's silence, as far as ping can tell.
-            let Ok((count, _)) = rustix::net::recv(&flow.socket, &mut self.message[..], RecvFlags::DONTWAIT) else {
-                return;
+            let count = match rustix::net::recv(&flow.socket, &mut self.message[..], RecvFlags::DONTWAIT) {
+                Ok((count, _)) => count,
+                Err(Errno::AGAIN) => return,
+                // What the error queue told, once more; the replies behind it are read after it.
+                Err(_) => continue,
             };
             let message = self.message.get(..count).unwrap_or_default();
             let Ok((header, payload)) = IcmpHeader::ref_from_prefix(message) else { continue };
@@ -182,6 +206,25 @@ impl Icmp {
         edge.counters.ping.closed += 1;
         self.flows.remove(index);
     }
+}
+
+/// What routers and the destination said about requests, told to the workspace. Returns the MTU of the one that the host
+/// itself found too big.
+fn errors_to_tap(edge: &mut Edge, flow: &Ping) -> u16 {
+    let relayed = unreachable::relay(edge, &flow.socket, |_, report| quoted(&flow.key, report));
+    edge.counters.ping.failed += relayed.count;
+    relayed.mtu
+}
+
+/// The request a report is about, as the workspace sent it.
+fn quoted(key: &FlowKey, report: &ErrorReport) -> Option<Vec<u8>> {
+    let (header, payload) = IcmpHeader::ref_from_prefix(report.payload()).ok()?;
+    let protocol = if key.remote.is_ipv4() { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 };
+    let header = IcmpHeader { id: key.guest_port.into(), ..*header };
+    let mut quoted = header_for_quote(key.guest, key.remote, protocol, ICMP_LEN + payload.len());
+    quoted.extend_from_slice(header.as_bytes());
+    quoted.extend_from_slice(payload);
+    Some(quoted)
 }
 
 fn reply_to_tap(edge: &mut Edge, ends: (IpAddr, IpAddr), id: u16, sequence: u16, len: usize) {

@@ -1,6 +1,8 @@
 //! The TAP forwarder: Ethernet frames of one workspace to host sockets and back, and the egress policy that both it
 //! and the bypass obey.
 
+#![deny(unsafe_code)]
+
 pub mod capture;
 pub mod channel;
 pub mod counters;
@@ -10,10 +12,14 @@ mod flow;
 mod gateway;
 mod icmp;
 pub mod link;
+mod marks;
 pub mod network;
+pub mod outbound;
 pub mod policy;
 pub mod ports;
 mod reassembly;
+mod recency;
+pub mod sandbox;
 mod sys;
 pub mod tap;
 mod tcp;

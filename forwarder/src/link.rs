@@ -8,7 +8,7 @@
 //! The forwarder never waits for the link. An answer for which there is no room is dropped: that a supervisor asks only
 //! a few things at a time means that it is gone, or stands still, and its successor asks for itself.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -19,18 +19,21 @@ use crate::counters::Counters;
 use crate::edge::Edge;
 use crate::engine::Engine;
 use crate::flow::list::{Listed, Place};
+use crate::gateway::ndp;
 use crate::ports::{Entry, Published};
 
 /// Messages taken in one wake of the forwarder; the rest makes the next wake.
 const MESSAGES_A_WAKE: usize = 4;
-/// Resolvers in a message at most; resolv.conf's own limit is 3 (MAXNS).
+/// Resolvers and search domains in a message at most, which has room for them; the C library's own limits are 3 and
+/// (until 2.26) 6.
 pub const RESOLVERS_MAX: usize = 64;
+pub const SEARCH_MAX: usize = 32;
 
 /// supervisor → forwarder
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToForwarder {
-    /// The host's resolvers, in order, from now on.
-    Resolvers(Vec<IpAddr>),
+    /// The host's resolvers, in order, and its search list, from now on.
+    Resolvers { resolvers: Vec<SocketAddr>, search: Vec<String> },
     /// Sockets of the workspace's network namespace, as many as come beside it; none where none can be made.
     Sockets { ipv6: bool },
     /// One more published port, its socket beside it; one that is served already is no news.
@@ -94,9 +97,14 @@ impl Link {
 
     fn message(&self, edge: Option<&mut Edge>, engine: Option<&mut Engine>, message: ToForwarder, fds: Vec<OwnedFd>) {
         match message {
-            ToForwarder::Resolvers(resolvers) => {
+            ToForwarder::Resolvers { resolvers, search } => {
                 if let Some(edge) = edge {
                     edge.set_resolvers(resolvers);
+                    if edge.config.search != search {
+                        edge.config.search = search;
+                        // RFC 8106 5.1: nodes are told of a change at once.
+                        ndp::advertise(edge);
+                    }
                 }
             }
             ToForwarder::Sockets { ipv6 } => {
@@ -197,7 +205,7 @@ mod tests {
     fn the_preferred_resolver_stays_where_it_is_still_one() {
         let (supervisor, ours) = Channel::pair().unwrap();
         let (link, mut lab) = (Link::new(ours, 2), Lab::new());
-        let [a, b, c] = [1, 2, 3].map(|last| IpAddr::from([192, 0, 2, last]));
+        let [a, b, c] = [1, 2, 3].map(|last| SocketAddr::from(([192, 0, 2, last], 53)));
         let cases = [
             (vec![a, b], Some(b), vec![b, a]),
             (vec![c, b, c, a], None, vec![b, a, c]),
@@ -206,7 +214,8 @@ mod tests {
             (vec![a], Some(c), vec![a]),
         ];
         for (resolvers, answered, want) in cases {
-            supervisor.send(&ToForwarder::Resolvers(resolvers), &[]).unwrap();
+            let search = lab.edge.config.search.clone();
+            supervisor.send(&ToForwarder::Resolvers { resolvers, search }, &[]).unwrap();
             link.messages(Some(&mut lab.edge), None);
             if let Some(answered) = answered {
                 lab.edge.prefer_resolver(answered);

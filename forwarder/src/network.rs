@@ -2,15 +2,18 @@
 //!
 //! Everything that needs to agree on them takes them from here: the launcher configures the guest side, the forwarder
 //! answers for the gateway and the resolver, the supervisor leaves every address of these subnets in place.
-//! The offsets are slirp4netns's: gateway .2, resolver .3, guest .100.
+//! The offsets are slirp4netns's: gateway .2, resolver .3, guest .100, leases of DHCP from .15.
+#![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
 const GATEWAY: u8 = 2;
 const RESOLVER: u8 = 3;
 const GUEST: u8 = 100;
+const LEASES: RangeInclusive<u8> = 15..=30;
 
 /// Largest MTU a TAP can carry here: an IPv4 packet's 65,535 bytes less the 14 of Ethernet, rounded down to 16.
 pub const MAX_MTU: u16 = 65520;
@@ -25,6 +28,8 @@ pub struct VirtualNetwork {
     pub v4: Ipv4Subnet,
     /// None: the workspace has no IPv6.
     pub v6: Option<Ipv6Subnet>,
+    /// False (`--disable-dns`): the resolver's address is silent, and nobody is told of it.
+    pub dns: bool,
     pub mtu: u16,
     pub guest_mac: MacAddr,
     pub gateway_mac: MacAddr,
@@ -88,8 +93,17 @@ impl Ipv4Subnet {
         self.host(GUEST)
     }
 
+    /// The addresses that DHCP gives out.
+    pub fn leases(self) -> impl Iterator<Item = Ipv4Addr> {
+        LEASES.map(move |number| self.host(number))
+    }
+
     pub fn broadcast(self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.network.to_bits() | !self.mask())
+    }
+
+    pub fn netmask(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.mask())
     }
 
     pub fn contains(self, addr: Ipv4Addr) -> bool {
@@ -164,7 +178,7 @@ impl Ipv6Subnet {
 impl VirtualNetwork {
     /// The hardware addresses follow from the IPv4 ones: the same network, the same addresses.
     pub fn new(v4: Ipv4Subnet, v6: Option<Ipv6Subnet>, mtu: u16) -> Self {
-        Self { v4, v6, mtu, guest_mac: mac(v4.guest()), gateway_mac: mac(v4.gateway()) }
+        Self { v4, v6, dns: true, mtu, guest_mac: mac(v4.guest()), gateway_mac: mac(v4.gateway()) }
     }
 
     /// Whose address this is, or None when it lies outside the virtual network.

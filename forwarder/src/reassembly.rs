@@ -1,5 +1,5 @@
 //! Datagrams the workspace sent in IP fragments (RFC 791 3.2, RFC 8200 4.5), put together again. TCP never comes this
-//! way, so this is for UDP larger than the MTU, and rare.
+//! way, so this is for UDP and pings larger than the MTU, and rare.
 //!
 //! Overlapping fragments make a datagram invalid (RFC 5722) and it is forgotten. At most [`MAX_PARTIAL`] datagrams are
 //! incomplete at once; the oldest gives way.
@@ -31,6 +31,8 @@ struct Key {
 #[derive(Debug)]
 struct Partial {
     key: Key,
+    /// Hop limit and TOS of the first fragment.
+    marks: (u8, u8),
     since: Time,
     bytes: Vec<u8>,
     /// Sorted pieces received, from and to.
@@ -47,6 +49,7 @@ pub struct Whole {
     src: IpAddr,
     dst: IpAddr,
     protocol: u8,
+    marks: (u8, u8),
 }
 
 /// The incomplete datagrams.
@@ -63,7 +66,9 @@ impl Whole {
             src: self.src,
             dst: self.dst,
             protocol: self.protocol,
-            hop_limit: 64,
+            hop_limit: self.marks.0,
+            tos: self.marks.1,
+            dont_fragment: false,
             fragment: None,
             payload: self.bytes.get(self.header_len..).unwrap_or_default(),
             bytes: &self.bytes,
@@ -85,11 +90,16 @@ impl Reassembly {
                     self.partial.remove(0);
                     self.given_up += 1;
                 }
-                self.partial.push(Partial { key, since: now, bytes: Vec::new(), pieces: Vec::new(), total: None });
+                let marks = (ip.hop_limit, ip.tos);
+                let (bytes, pieces) = (Vec::new(), Vec::new());
+                self.partial.push(Partial { key, marks, since: now, bytes, pieces, total: None });
                 self.partial.len() - 1
             }
         };
         let partial = self.partial.get_mut(at)?;
+        if fragment.offset == 0 {
+            partial.marks = (ip.hop_limit, ip.tos);
+        }
         let is_valid = partial.add(fragment, ip.payload);
         if !is_valid {
             self.partial.remove(at);
@@ -143,7 +153,7 @@ impl Partial {
         let mut bytes = header_for_quote(src, dst, protocol, self.bytes.len());
         let header_len = bytes.len();
         bytes.extend_from_slice(&self.bytes);
-        Whole { bytes, header_len, src, dst, protocol }
+        Whole { bytes, header_len, src, dst, protocol, marks: self.marks }
     }
 }
 
@@ -158,6 +168,8 @@ mod tests {
             dst: [192, 0, 2, 1].into(),
             protocol: PROTOCOL_UDP,
             hop_limit: 64,
+            tos: 0,
+            dont_fragment: false,
             fragment: None,
             payload,
             bytes: payload,

@@ -33,6 +33,7 @@ const OFFLOADS: [u32; 4] = [
 pub struct Tap {
     fd: OwnedFd,
     capture: Option<Box<Capture>>,
+    cuts_datagrams: bool,
 }
 
 /// What became of a frame given to [`Tap::write`].
@@ -72,17 +73,24 @@ impl Tap {
         }
         let status = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, status | OFlags::NONBLOCK)?;
-        Ok(Self::ready(fd))
+        let cuts_datagrams = accepted.is_some_and(|offloads| offloads & tun::TUN_F_USO4 != 0);
+        Ok(Self { fd, capture: None, cuts_datagrams })
     }
 
     /// A descriptor that is set up already, whose reads and writes are frames.
+    #[cfg(test)]
     pub(crate) fn ready(fd: OwnedFd) -> Self {
-        Self { fd, capture: None }
+        Self { fd, capture: None, cuts_datagrams: true }
     }
 
     /// From now on every frame is captured, too.
     pub fn capture(&mut self, capture: Capture) {
         self.capture = Some(Box::new(capture));
+    }
+
+    /// Frames may hold several UDP datagrams (USO): a kernel that can send them here can also take them.
+    pub fn cuts_datagrams(&self) -> bool {
+        self.cuts_datagrams
     }
 
     /// Reads one frame with its virtio-net header; None when there is none.

@@ -3,6 +3,7 @@
 //!
 //! Time is passed in. A deadline further away than the wheel's span stays in its slot and is passed over until its
 //! round comes.
+#![forbid(unsafe_code)]
 
 use crate::flow::FlowId;
 

@@ -5,7 +5,7 @@
 //! writable; the data waits in the host's sockets.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -21,8 +21,10 @@ use crate::engine::Engine;
 use crate::flow::FlowId;
 use crate::link::Link;
 use crate::network::VirtualNetwork;
+use crate::outbound::Outbound;
 use crate::policy::Policy;
 use crate::ports::Published;
+use crate::sandbox;
 use crate::tap::Tap;
 use crate::timer::Time;
 use crate::wire::MAX_FRAME;
@@ -50,8 +52,11 @@ pub const MEMORY_WORDS: usize = crate::tcp::ledger::WORDS;
 pub struct Config {
     pub network: VirtualNetwork,
     pub policy: Policy,
+    pub outbound: Outbound,
     /// The host's resolvers, in order; DNS to the virtual resolver goes to them.
-    pub resolvers: Vec<IpAddr>,
+    pub resolvers: Vec<SocketAddr>,
+    /// The host's search list, which DHCP and router advertisements pass on.
+    pub search: Vec<String>,
 }
 
 /// Descriptors, which the forwarder's successor gets as well.
@@ -76,7 +81,8 @@ struct Batch {
 
 /// Runs until the channel to the monitor is closed at the other end, and then until what the workspace sent is
 /// with the host's sockets: the TAP's descriptor keeps its namespace alive. What is not by then is reset, as half an
-/// upload must not look like a whole one. `ready` is called once frames are read.
+/// upload must not look like a whole one. Enters the sandbox before the first frame, for good; `ready` is called once
+/// frames are read.
 /// `memory` ([`MEMORY_WORDS`]) outlives this process: in it the next one finds which connections have died with this one.
 pub fn run(
     config: Config,
@@ -88,6 +94,7 @@ pub fn run(
     let Handles { tap, stop, link, capture, ports } = handles;
     let mut tap = match Tap::adopt(tap) {
         Err(error) if is_deleted(&error) => {
+            sandbox::enter()?;
             if let Some(link) = &link {
                 link.start();
             }
@@ -119,6 +126,7 @@ pub fn run(
         draining: None,
         start,
     };
+    sandbox::enter()?;
     worker.engine.recall(&mut worker.edge);
     for published in ports {
         let publication = published.entry.publication;
@@ -194,6 +202,7 @@ impl Worker {
                 self.engine.timer(&mut self.edge, id);
             }
             self.engine.probe_orphans(&mut self.edge);
+            self.engine.advertise(&mut self.edge);
             self.engine.run_ready(&mut self.edge);
             if let Some(link) = self.link.as_ref().filter(|_| self.draining.is_none()) {
                 link.ask(&mut self.edge);
@@ -249,7 +258,8 @@ impl Worker {
             0
         } else {
             let drained = self.draining.map(|(_, last)| last.after(DRAIN_QUIET_MS));
-            let deadlines = [self.edge.timers.next_deadline(), self.engine.orphans_deadline(), drained];
+            let advertisement = self.engine.advertisement_deadline(&self.edge);
+            let deadlines = [self.edge.timers.next_deadline(), self.engine.orphans_deadline(), advertisement, drained];
             deadlines.into_iter().flatten().min()?.since(self.edge.now)
         };
         let seconds = i64::try_from(millis / 1000).unwrap_or(i64::MAX);

@@ -9,7 +9,7 @@ use std::io::{Read, Seek};
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::syscalls::{REFUSED, Refused, Stopped};
+use crate::syscalls::{Argument, REFUSED, Stopped};
 
 /// A compiled filter. Build it before fork: libseccomp allocates.
 #[derive(Clone)]
@@ -35,22 +35,25 @@ pub fn build() -> Result<Program, Error> {
         context.add_rule(ScmpAction::Notify, syscall(call.number()))?;
     }
     for refused in REFUSED {
-        refuse(&mut context, refused)?;
+        add(&mut context, ScmpAction::Errno(refused.errno), refused.number, refused.when)?;
     }
     // Compared first: of the calls whose arguments are looked at, the one that programs make most.
     context.set_syscall_priority(syscall(libc::SYS_setsockopt), u8::MAX)?;
     export(&context)
 }
 
-fn refuse(context: &mut ScmpFilterContext, refused: Refused) -> Result<(), Error> {
-    let action = ScmpAction::Errno(refused.errno);
-    let number = syscall(refused.number);
-    let conditions: Vec<_> = refused
-        .when
+/// One rule: what happens to a call whose arguments are all as said.
+pub(crate) fn add(
+    context: &mut ScmpFilterContext,
+    action: ScmpAction,
+    number: libc::c_long,
+    when: &[Argument],
+) -> Result<(), Error> {
+    let conditions: Vec<_> = when
         .iter()
         .map(|argument| ScmpArgCompare::new(argument.index, ScmpCompareOp::MaskedEqual(argument.mask), argument.value))
         .collect();
-    context.add_rule_conditional(action, number, &conditions)?;
+    context.add_rule_conditional(action, syscall(number), &conditions)?;
     Ok(())
 }
 
@@ -59,7 +62,7 @@ fn syscall(number: libc::c_long) -> ScmpSyscall {
     ScmpSyscall::from(i32::try_from(number).unwrap_or(-1))
 }
 
-fn export(context: &ScmpFilterContext) -> Result<Program, Error> {
+pub(crate) fn export(context: &ScmpFilterContext) -> Result<Program, Error> {
     let mut file = std::fs::File::from(memfd_create(c"filter", MFdFlags::MFD_CLOEXEC).map_err(std::io::Error::from)?);
     context.export_bpf(&file)?;
     file.rewind()?;

@@ -1,8 +1,10 @@
-//! Which system calls of a workspace stop at the supervisor, which are refused outright, and the loading of that filter.
+//! Which system calls of a workspace stop at the supervisor, which are refused outright, which the forwarder may make,
+//! and the loading of such filters.
 //!
-//! The data's way: [`syscalls`] says what stops and what is refused, [`filter`] turns that into BPF with libseccomp,
-//! [`load`] installs it on the calling thread and returns the listener.
+//! The data's way: [`syscalls`] says what of a workspace stops and what is refused, [`forwarder`] what the forwarder may;
+//! [`filter`] turns it into BPF with libseccomp, [`load`] installs that on the calling thread.
 
 pub mod filter;
+pub mod forwarder;
 pub mod load;
 pub mod syscalls;

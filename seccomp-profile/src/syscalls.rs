@@ -63,12 +63,16 @@ pub struct Argument {
 }
 
 impl Argument {
-    const fn has_bits(index: u32, bits: i32) -> Self {
+    pub const fn has_bits(index: u32, bits: i32) -> Self {
         Self { index, mask: bits as u64, value: bits as u64 }
     }
 
+    pub const fn has_none_of(index: u32, bits: i32) -> Self {
+        Self { index, mask: bits as u64, value: 0 }
+    }
+
     /// The kernel takes the argument as an int: whatever is in its high half must not hide it from the filter.
-    const fn is_int(index: u32, value: i32) -> Self {
+    pub const fn is_int(index: u32, value: i32) -> Self {
         Self { index, mask: u32::MAX as u64, value: value as u64 }
     }
 }

@@ -8,7 +8,7 @@
 //! | anything else | NXDOMAIN                                                                |
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::thread;
 
 use anyhow::{Context as _, Result};
@@ -26,8 +26,12 @@ const UDP_LIMIT: usize = 512;
 
 /// Serves port 53 of `addr` until the process ends.
 pub fn serve(netns: &Netns, addr: IpAddr) -> Result<()> {
-    let sockets =
-        netns.within(|| Ok::<_, std::io::Error>((UdpSocket::bind((addr, 53))?, TcpListener::bind((addr, 53))?)));
+    serve_at(netns, SocketAddr::new(addr, 53))
+}
+
+/// The same where an address needs a scope.
+pub fn serve_at(netns: &Netns, addr: SocketAddr) -> Result<()> {
+    let sockets = netns.within(|| Ok::<_, std::io::Error>((UdpSocket::bind(addr)?, TcpListener::bind(addr)?)));
     let (udp, tcp) = sockets.with_context(|| format!("serve DNS at {addr}"))?;
     thread::spawn(move || {
         let mut query = [0; 4096];

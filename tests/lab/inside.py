@@ -52,5 +52,40 @@ def attempt(addr, port, timeout=20):
     return outcome(lambda: dial(addr, port, timeout).close())
 
 
+def udp(addr, *options):
+    s = socket.socket(family(addr), socket.SOCK_DGRAM)
+    s.settimeout(10)
+    for option in options:
+        s.setsockopt(*option)
+    return s
+
+
+def hears_errors(addr):
+    """The option with which a socket keeps the ICMP errors it gets (IP_RECVERR, IPV6_RECVERR)."""
+    return (socket.IPPROTO_IPV6, 25, 1) if ':' in addr else (socket.IPPROTO_IP, 11, 1)
+
+
+def never_cut(addr):
+    """The option with which a socket finds its path's MTU: IP_PMTUDISC_DO."""
+    return (socket.IPPROTO_IPV6, 23, 2) if ':' in addr else (socket.IPPROTO_IP, 10, 2)
+
+
+def mtu(s):
+    return s.getsockopt(socket.IPPROTO_IPV6, 24) if s.family == socket.AF_INET6 else s.getsockopt(socket.IPPROTO_IP, 14)
+
+
+def reported(s):
+    """What the socket's error queue says next: errno, ICMP type and code, MTU, and who says so."""
+    waiter = select.poll()
+    waiter.register(s, 0)
+    waiter.poll(10_000)
+    _, [(level, _, report)], _, _ = s.recvmsg(512, 512, socket.MSG_ERRQUEUE)
+    error, _, kind, code, _, info, _ = struct.unpack('IBBBBII', report[:16])
+    address = report[20:24] if level == socket.IPPROTO_IP else report[24:40]
+    who = socket.inet_ntop(socket.AF_INET if level == socket.IPPROTO_IP else socket.AF_INET6, address)
+    # Only about the MTU it says more.
+    return errno.errorcode[error], kind, code, info if error == errno.EMSGSIZE else 0, who
+
+
 def say(*words):
     print(*words, flush=True)

@@ -40,6 +40,9 @@ pub const BLACK_HOLE: [IpAddr; 2] =
 /// The remote in both families.
 pub const REMOTE: [IpAddr; 2] = [IpAddr::V4(REMOTE_V4), IpAddr::V6(REMOTE_V6)];
 
+/// The remote at the other end of [`Lab::slow_cable`].
+pub const SLOW_REMOTE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 3, 2);
+
 pub struct Lab {
     pub host: Netns,
     pub remote: Netns,
@@ -63,6 +66,14 @@ impl Lab {
         lab.remote.sysctl("ipv4/icmp_ratelimit", "0")?;
         lab.remote.sysctl("ipv6/icmp/ratelimit", "0")?;
         Ok(lab)
+    }
+
+    /// A second cable, on which everything takes so many seconds each way; it lasts as long as what is returned.
+    pub fn slow_cable(&self, seconds: f64) -> Result<command::Running> {
+        let argv = ["/usr/bin/python3", world::SHIM, &self.host.path(), &self.remote.path(), &seconds.to_string()];
+        let mut shim = command::Program::new(argv).deadline(Duration::from_secs(600)).start(&self.host)?;
+        shim.line_with("ready")?;
+        Ok(shim)
     }
 
     fn cable(&self) -> Result<()> {

@@ -40,6 +40,8 @@ struct Stat {
     parent: i32,
     state: char,
     started: u64,
+    /// User and system time, in clock ticks, of which Linux shows everybody a hundred a second.
+    ticks: u64,
 }
 
 impl Tree {
@@ -113,6 +115,12 @@ impl Process {
         Ok(Footprint { memory, descriptors: count("fd")?, threads: count("task")? })
     }
 
+    /// The processor time it has taken, to a hundredth of a second.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = stat(self.pid).context("no such process")?;
+        Ok(Duration::from_millis(stat.ticks * 10))
+    }
+
     /// Stopped by a signal, as ^Z leaves it.
     pub fn is_stopped(&self) -> bool {
         stat(self.pid).is_some_and(|now| now.started == self.started && now.state == 'T')
@@ -141,7 +149,7 @@ fn process(pid: i32) -> Option<Process> {
     Some(Process { pid, parent: stat.parent, started: stat.started, command })
 }
 
-/// proc_pid_stat(5), fields 3, 4 and 22; the second is in parentheses and may hold anything.
+/// proc_pid_stat(5), fields 3, 4, 14, 15 and 22; the second is in parentheses and may hold anything.
 fn stat(pid: i32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = text[text.rfind(')')? + 2..].split(' ').collect();
@@ -149,6 +157,7 @@ fn stat(pid: i32) -> Option<Stat> {
         state: fields.first()?.chars().next()?,
         parent: fields.get(1)?.parse().ok()?,
         started: fields.get(19)?.parse().ok()?,
+        ticks: fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?,
     })
 }
 

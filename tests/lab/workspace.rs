@@ -135,6 +135,14 @@ impl Workspace {
         self.run(["sh", "-c", script])
     }
 
+    /// The same in a workspace of a host that has this resolv.conf. Takes a caller that may mount.
+    pub fn sh_with_resolv_conf(&self, resolv_conf: &str, script: &str) -> Result<Finished> {
+        let bind = format!(
+            "f=$(mktemp) && printf '%b\\n' '{resolv_conf}' > $f && mount --bind $f $(readlink -f /etc/resolv.conf) && exec \"$@\""
+        );
+        self.program(["sh", "-c", script]).behind(["unshare", "--mount", "sh", "-c", &bind, "sh"]).run(&self.lab.host)
+    }
+
     /// A Python program inside, with the names of tests/lab/inside.py.
     pub fn python_program(&self, code: &str) -> Program {
         self.program(["/usr/bin/python3", "-c", &format!("{IMPORT}\n{code}")])
@@ -146,6 +154,11 @@ impl Workspace {
 
     pub fn start_python(&self, code: &str) -> Result<Running> {
         self.python_program(code).start(&self.lab.host)
+    }
+
+    /// The same on the host, whatever the way.
+    pub fn python_outside(&self, code: &str) -> Result<Finished> {
+        self.outside(["/usr/bin/python3", "-c"]).arg(format!("{IMPORT}\n{code}")).run(&self.lab.host)
     }
 
     /// Runs a shell script inside that moves at least `bytes` over TCP; fails unless they took this workspace's path.

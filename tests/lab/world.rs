@@ -26,6 +26,10 @@ use nix::unistd::{getegid, geteuid};
 
 /// The binary under test, at a path that every uid of the world can reach.
 pub const SIDESTEP: &str = "/run/lab/sidestep";
+/// This program, at such a path.
+pub const SELF: &str = "/run/lab/self";
+/// The link with faults.
+pub const SHIM: &str = "/run/lab/shim.py";
 /// Directory for what tests write; every uid may.
 pub const SCRATCH: &str = "/tmp";
 /// The unprivileged uid and gid that sidestep runs as in half of the tests.
@@ -115,9 +119,13 @@ fn mount_files(sidestep: &Path) -> Result<()> {
     for dir in ["/run/lab", "/run/user", "/run/user/0", "/run/user/1000"] {
         fs::create_dir(dir)?;
     }
-    fs::write(SIDESTEP, "")?;
-    bind(sidestep, Path::new(SIDESTEP))?;
+    // This program's own path leads to it still, only its mount is the outer namespace's.
+    for (program, path) in [(sidestep, SIDESTEP), (&std::env::current_exe()?, SELF)] {
+        fs::write(path, "")?;
+        bind(program, Path::new(path))?;
+    }
     fs::write("/run/lab/inside.py", include_str!("inside.py"))?;
+    fs::write(SHIM, include_str!("shim.py"))?;
     tmpfs("/tmp", "mode=1777")?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context(
         "cannot mount /proc; where it is masked (inside Docker), run the container with --security-opt \

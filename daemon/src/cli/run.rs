@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
-use sidestep_forwarder::network::{Ipv4Subnet, MAX_MTU, MIN_MTU};
+use sidestep_forwarder::network::{Ipv4Subnet, MAX_MTU, MIN_MTU, MacAddr};
 
 use super::egress::EgressRules;
 use crate::launcher::{Bypass, Choice, Mtu, Settings};
@@ -52,11 +52,20 @@ pub struct Run {
     #[arg(long)]
     bypass_udp: bool,
 
+    /// With --bypass: take connections out of containers as well, network namespaces nested in the workspace
+    ///
+    /// Those whose route leads by a gateway into the workspace (a veth, with a bridge or without) and from there on
+    /// through the TAP, where no netfilter rule of either could touch them: what `docker run` has by default. Networks
+    /// without a way out (--internal), other containers and the workspace itself are reached as before. A container
+    /// then sees the host's address in getsockname; its namespace lives on for a second after its last connect.
+    #[arg(long)]
+    bypass_nested: bool,
+
     /// MTU of the TAP, 1280 to 65520; auto: that of the device of the host's default route
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = parse_mtu)]
     mtu: Mtu,
 
-    /// IPv4 network inside: gateway .2, resolver .3, workspace .100
+    /// IPv4 network inside: gateway .2, resolver .3, workspace .100; DHCP leases from .15
     #[arg(long, value_name = "CIDR", default_value = "10.0.2.0/24")]
     cidr: Ipv4Subnet,
 
@@ -68,9 +77,34 @@ pub struct Run {
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", require_equals = true)]
     ipv6: Choice,
 
-    /// Let the workspace reach the host's 127.0.0.1 and ::1 by the gateway's address (default: refused)
+    /// Hardware address of the TAP inside, as 02:00:00:00:00:01 [default: made from the IPv4 network]
+    #[arg(long, value_name = "MAC", value_parser = parse_mac)]
+    macaddress: Option<MacAddr>,
+
+    /// Source address of what leaves the host over IPv4: one of its addresses, or an interface for its first
+    ///
+    /// With and without the bypass. The host's own loopback (its resolver, --host-loopback) is reached from itself.
+    #[arg(long, value_name = "ADDR|IFNAME")]
+    outbound_addr: Option<String>,
+
+    /// The same for IPv6
+    #[arg(long, value_name = "ADDR|IFNAME")]
+    outbound_addr6: Option<String>,
+
+    /// No virtual resolver at .3: what is sent to its port 53 is not answered
+    ///
+    /// The workspace's resolv.conf then names the host's resolvers, without those on the host's loopback, which it
+    /// cannot reach; a host that has only such a resolver leaves it without.
     #[arg(long)]
+    disable_dns: bool,
+
+    /// Let the workspace reach the host's 127.0.0.1 and ::1 by the gateway's address (default: refused)
+    #[arg(long, overrides_with = "disable_host_loopback")]
     host_loopback: bool,
+
+    /// Refuse that, which is the default; the last of both counts
+    #[arg(long, overrides_with = "host_loopback")]
+    disable_host_loopback: bool,
 
     #[command(flatten)]
     egress: EgressRules,
@@ -139,11 +173,16 @@ impl Run {
                 None => bypass_from(&env::var("SIDESTEP_BYPASS").unwrap_or_default())?,
             },
             bypass_udp: self.bypass_udp,
+            bypass_nested: self.bypass_nested,
             mtu: self.mtu,
             cidr: self.cidr,
             ifname: self.ifname,
             ipv6: self.ipv6,
-            host_loopback: self.host_loopback,
+            macaddress: self.macaddress,
+            outbound_addr: self.outbound_addr,
+            outbound_addr6: self.outbound_addr6,
+            disable_dns: self.disable_dns,
+            host_loopback: self.host_loopback && !self.disable_host_loopback,
             egress_rules: self.egress.0,
             publish: self.publish,
             publish_auto: self.publish_auto,
@@ -176,6 +215,20 @@ fn parse_mtu(text: &str) -> Result<Mtu, String> {
     match text.parse() {
         Ok(mtu) if (MIN_MTU..=MAX_MTU).contains(&mtu) => Ok(Mtu::Fixed(mtu)),
         _ => Err(format!("auto or a number from {MIN_MTU} to {MAX_MTU}")),
+    }
+}
+
+/// Six bytes in hexadecimal: of one device (the lowest bit of the first is for groups), and not all zero.
+fn parse_mac(text: &str) -> Result<MacAddr, String> {
+    let bytes: Option<Vec<_>> = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2 && !byte.starts_with('+')))
+        .collect();
+    let mac = bytes.and_then(|bytes| MacAddr::try_from(bytes).ok()).ok_or("six bytes, as 02:00:00:00:00:01")?;
+    match mac {
+        [first, ..] if first & 1 == 1 => Err("a group's address (the first byte is odd), not a device's".into()),
+        [0, 0, 0, 0, 0, 0] => Err("no device's address".into()),
+        _ => Ok(mac),
     }
 }
 
@@ -231,6 +284,38 @@ mod tests {
     fn the_command_keeps_its_own_flags() {
         let run = parse(&["--keep-id", "sh", "-c", "exit 3", "--mtu"]).unwrap();
         assert_eq!(run.command, ["sh", "-c", "exit 3", "--mtu"]);
+    }
+
+    #[test]
+    fn hardware_addresses_of_devices() {
+        let cases = [
+            ("02:00:00:00:00:0a", Some([2, 0, 0, 0, 0, 10])),
+            ("52:55:0A:00:02:64", Some([0x52, 0x55, 10, 0, 2, 100])),
+            ("03:00:00:00:00:01", None),
+            ("00:00:00:00:00:00", None),
+            ("ff:ff:ff:ff:ff:ff", None),
+            ("02:00:00:00:00", None),
+            ("02:00:00:00:00:00:00", None),
+            ("2:0:0:0:0:1", None),
+            ("02:00:00:00:00:+1", None),
+            ("02-00-00-00-00-01", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(parse_mac(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_last_word_about_the_hosts_loopback_counts() {
+        for (flags, want) in [
+            (&["--host-loopback"][..], true),
+            (&["--disable-host-loopback"], false),
+            (&["--host-loopback", "--disable-host-loopback"], false),
+            (&["--disable-host-loopback", "--host-loopback"], true),
+        ] {
+            let run = parse(&[flags, &["sh"]].concat()).unwrap();
+            assert_eq!(run.host_loopback && !run.disable_host_loopback, want, "{flags:?}");
+        }
     }
 
     #[test]

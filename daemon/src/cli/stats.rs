@@ -30,9 +30,10 @@ Examples:
   sidestep stats --json | jq .supervisor.verdicts.in_place
   curl --unix-socket \"$XDG_RUNTIME_DIR/sidestep/4711/control.sock\" http://sidestep/v1/flows
 
-`in place` counts the calls that the bypass left to the workspace's own network, by the reason: route (it leads
-elsewhere inside), netfilter (a rule could touch it), socket_option (set to what a host socket cannot have), ...
-Counters begin anew when a worker is restarted. The workspace itself is refused: run this outside.")]
+`in place` counts the calls that the bypass left to the workspace's own network, by reason:
+route (it leads elsewhere inside), netfilter (a rule could touch it), socket_option (set to
+what a host socket cannot have), ... Counters begin anew when a worker is restarted. The
+workspace itself is refused: run this outside.")]
 pub struct Stats {
     /// Process number of the workspace's `sidestep run`, where several are running
     #[arg(value_name = "PID", conflicts_with = "state_dir")]

@@ -15,8 +15,9 @@ mod host;
 mod id_map;
 mod namespaces;
 mod needs;
+mod outbound;
 mod plan;
-mod resolv_conf;
+pub mod resolv_conf;
 mod tap;
 mod workspace;
 
@@ -26,7 +27,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use sidestep_forwarder::network::Ipv4Subnet;
+use sidestep_forwarder::network::{Ipv4Subnet, MacAddr};
 use sidestep_forwarder::policy::Rule;
 
 pub use plan::Plan;
@@ -40,10 +41,16 @@ use crate::publish::Spec;
 pub struct Settings {
     pub bypass: Bypass,
     pub bypass_udp: bool,
+    pub bypass_nested: bool,
     pub mtu: Mtu,
     pub cidr: Ipv4Subnet,
     pub ifname: String,
     pub ipv6: Choice,
+    pub macaddress: Option<MacAddr>,
+    /// An address or an interface.
+    pub outbound_addr: Option<String>,
+    pub outbound_addr6: Option<String>,
+    pub disable_dns: bool,
     pub host_loopback: bool,
     pub egress_rules: Vec<Rule>,
     pub publish: Vec<Spec>,

@@ -2,19 +2,20 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
 use sidestep_forwarder::network::{Ipv6Subnet, VirtualNetwork};
+use sidestep_forwarder::outbound::Outbound;
 use sidestep_forwarder::policy::{Policy, Transport};
 use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin, Published};
 
 use super::confine::Confinement;
 use super::id_map::IdMaps;
 use super::resolv_conf::{self, ResolvConf};
-use super::{Bypass, Choice, Mtu, Settings, host};
+use super::{Bypass, Choice, Mtu, Settings, host, outbound};
 use crate::logging::LogFormat;
 use crate::publish::{self, Spec};
 use crate::supervisor::{Extent, PublishAuto};
@@ -24,8 +25,10 @@ pub struct Plan {
     pub policy: Policy,
     /// What the bypass takes out besides TCP of the workspace's own namespace.
     pub extent: Extent,
+    pub outbound: Outbound,
     /// The host's, for the forwarder.
-    pub resolvers: Vec<IpAddr>,
+    pub resolvers: Vec<SocketAddr>,
+    pub search: Vec<String>,
     pub ifname: String,
     /// Published ports, taken already.
     pub ports: Vec<Published>,
@@ -53,8 +56,13 @@ impl Plan {
             Mtu::Fixed(mtu) => mtu,
             Mtu::Auto => host::default_mtu(),
         };
-        let network =
+        let mut network =
             VirtualNetwork::new(settings.cidr, wants_ipv6(settings.ipv6)?.then_some(Ipv6Subnet::DEFAULT), mtu);
+        network.dns = !settings.disable_dns;
+        if let Some(mac) = settings.macaddress {
+            ensure!(mac != network.gateway_mac, "--macaddress: the gateway has this address; choose another");
+            network.guest_mac = mac;
+        }
         let policy = Policy { host_loopback: settings.host_loopback, rules: settings.egress_rules.clone() };
         let host_resolv_conf = ResolvConf::parse(&fs::read_to_string(resolv_conf::PATH).unwrap_or_default());
         let command = settings.command.iter().map(|argument| CString::new(argument.as_bytes()));
@@ -62,7 +70,9 @@ impl Plan {
             extent: extent(settings, &policy)?,
             policy,
             resolv_conf: host_resolv_conf.for_workspace(&network),
-            resolvers: host_resolv_conf.nameservers,
+            resolvers: host_resolv_conf.resolvers,
+            search: host_resolv_conf.search,
+            outbound: outbound::resolve(settings.outbound_addr.as_deref(), settings.outbound_addr6.as_deref())?,
             network,
             ifname: settings.ifname.clone(),
             confinement: Confinement::choose(settings.bypass)?,
@@ -93,7 +103,11 @@ fn extent(settings: &Settings, policy: &Policy) -> anyhow::Result<Extent> {
              /tcp only, or leave --bypass-udp out"
         );
     }
-    Ok(Extent { udp: settings.bypass_udp })
+    ensure!(
+        !settings.bypass_nested || settings.bypass != Bypass::Off,
+        "--bypass-nested takes connections of containers past the TAP, which needs --bypass as well"
+    );
+    Ok(Extent { udp: settings.bypass_udp, nested: settings.bypass_nested })
 }
 
 fn wants_ipv6(choice: Choice) -> anyhow::Result<bool> {

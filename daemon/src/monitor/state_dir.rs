@@ -57,7 +57,7 @@ impl StateDir {
             None => {
                 let parent = usual_parent();
                 let name = own_name()?;
-                has_room_for_socket(&parent.join(&name))?;
+                has_room_for_socket(&parent.join(format!("{name}-{NAMES_MAX}")))?;
                 make_private(&parent)?;
                 make_new(&parent, &name)?
             }
@@ -124,9 +124,7 @@ fn own_name() -> anyhow::Result<String> {
 
 /// A longer path cannot be given to bind(2).
 fn has_room_for_socket(path: &Path) -> anyhow::Result<()> {
-    /// `-1000`, where there is litter.
-    const SUFFIX: usize = 5;
-    let length = path.join(CONTROL_SOCKET).as_os_str().len() + SUFFIX;
+    let length = path.join(CONTROL_SOCKET).as_os_str().len();
     ensure!(
         length <= SOCKET_PATH_MAX,
         "the state directory's path is {} bytes too long for a Unix socket in it: choose a shorter one with --state-dir",

@@ -116,6 +116,7 @@ impl Workers {
             strict: made.active == Active::Strict,
             network: plan.network.clone(),
             policy: plan.policy.clone(),
+            outbound: plan.outbound,
             extent: plan.extent,
             tap_ifindex: made.tap_ifindex,
             publish_auto: plan.publish_auto,
@@ -125,7 +126,9 @@ impl Workers {
         let config = sidestep_forwarder::Config {
             network: plan.network.clone(),
             policy: plan.policy.clone(),
+            outbound: plan.outbound,
             resolvers: plan.resolvers.clone(),
+            search: plan.search.clone(),
         };
         let forwarder_start = ForwarderStart { config, restarts: 0 };
         let supervisor = start(Kind::Supervisor, log, &supervisor_start, &kept.supervisor_fds())?;

@@ -56,6 +56,7 @@ pub enum Reason {
     NotIp,
     /// No socket that is taken out: UDP without `--bypass-udp`, raw, MPTCP.
     NotTcp,
+    /// Without `--bypass-nested`, or one that cannot be asked.
     NestedNamespace,
     NotConnect,
     NotAnAddress,
@@ -172,7 +173,8 @@ pub fn candidate(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate
 /// What the two kernels say about a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ways {
-    /// Where the workspace's kernel would send a connection, and whether it would leave it as it is.
+    /// Where the kernel would send a connection inside, and whether it would leave it as it is: in the workspace, and in
+    /// a nested namespace before that.
     pub inside: InsideRoute,
     pub netfilter: Netfilter,
     /// Where the host's would send it.
@@ -211,7 +213,7 @@ fn not_ip(call: &Call) -> Verdict {
 
 fn in_place_reason(ground: &Ground, call: &Call, facts: &SocketFacts) -> Option<Reason> {
     let Call::Connect(_) = call else { return Some(Reason::NotConnect) };
-    if facts.netns != ground.workspace {
+    if facts.netns != ground.workspace && !ground.extent.nested {
         Some(Reason::NestedNamespace)
     } else if transport(ground, facts.kind).is_none() {
         Some(Reason::NotTcp)
@@ -348,6 +350,20 @@ mod tests {
     }
 
     #[test]
+    fn a_nested_namespace_goes_outward_on_request() {
+        let ground = Ground { extent: Extent { nested: true, ..Extent::default() }, ..ground() };
+        let call = connect("192.0.2.1:80");
+        let outward = Candidate::Outward("192.0.2.1:80".parse().unwrap(), Transport::Tcp);
+        assert_eq!(candidate(&ground, &call, &fresh(NESTED)), outward);
+        let kept = |call: &Call, facts, reason| {
+            assert_eq!(candidate(&ground, call, &facts), Candidate::Settled(Verdict::InPlace(reason)));
+        };
+        kept(&call, SocketFacts { bound: true, ..fresh(NESTED) }, Reason::Bound);
+        kept(&connect("127.0.0.1:80"), fresh(NESTED), Reason::VirtualAddress);
+        kept(&Call::Listen { backlog: 1 }, fresh(NESTED), Reason::NotConnect);
+    }
+
+    #[test]
     fn addresses_that_stay_inside() {
         let cases = [
             ("127.0.0.1:80", Reason::VirtualAddress),
@@ -463,7 +479,7 @@ mod tests {
 
     #[test]
     fn udp_leaves_by_one_interface_and_only_on_request() {
-        let ground = Ground { extent: Extent { udp: true }, ..ground() };
+        let ground = Ground { extent: Extent { udp: true, ..Extent::default() }, ..ground() };
         let call = connect("192.0.2.1:53");
         let outward = Candidate::Outward("192.0.2.1:53".parse().unwrap(), Transport::Udp);
         let fresh_udp = |netns| SocketFacts { kind: Kind::Udp, ..fresh(netns) };

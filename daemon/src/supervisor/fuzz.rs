@@ -135,13 +135,13 @@ fn ways() -> impl Strategy<Value = Ways> {
 }
 
 /// With and without the flags that open or close something.
-fn ground([host_loopback, udp, rules]: [bool; 3]) -> Ground {
+fn ground([host_loopback, udp, nested, rules]: [bool; 4]) -> Ground {
     let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);
     let deny = |text: &str| Some(Rule { action: Action::Deny, matches: text.parse().ok()? });
     let rules =
         if rules { ["metadata", "host", "192.0.2.0/24:80"].into_iter().filter_map(deny).collect() } else { vec![] };
     let policy = Policy { host_loopback, rules };
-    let extent = Extent { udp };
+    let extent = Extent { udp, nested };
     Ground { host: HOST, workspace: WORKSPACE, network, policy, extent, tap_ifindex: 2 }
 }
 
@@ -181,7 +181,7 @@ fn holds(
             };
             prop_assert!(facts.kind == Kind::Udp || facts.state == TcpState::Closed, "not a fresh TCP socket");
             prop_assert!(facts.kind == Kind::Tcp || device == Some(3), "a UDP socket free to leave by any interface");
-            prop_assert!(facts.netns == WORKSPACE || facts.netns == HOST, "another namespace's socket");
+            prop_assert!(facts.netns != NESTED || ground.extent.nested, "another namespace's socket");
             prop_assert!(facts.netns == HOST || !(facts.bound || facts.signals), "a swap would lose something");
             is_outward(ground, to)?;
             let Meaning::Ip(asked) = address.meaning() else { return Err(TestCaseError::fail("no address")) };
@@ -224,7 +224,7 @@ fn arbitrary_notifications() {
     let same = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(config.clone(), same);
     loop {
-        let ran = runner.run(&(said(), facts(), ways(), any::<[bool; 3]>()), |(said, facts, ways, flags)| {
+        let ran = runner.run(&(said(), facts(), ways(), any::<[bool; 4]>()), |(said, facts, ways, flags)| {
             let Ok(call) = decode(&said) else { return Ok(()) };
             let ground = ground(flags);
             let verdict = match candidate(&ground, &call, &facts) {

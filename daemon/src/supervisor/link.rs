@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::counters::Counters;
-use sidestep_forwarder::link::{RESOLVERS_MAX, ToForwarder, ToSupervisor};
+use sidestep_forwarder::link::{ToForwarder, ToSupervisor};
 use sidestep_forwarder::list::Listed;
 use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin};
 use thiserror::Error;
@@ -36,8 +36,8 @@ const REQUESTS_MAX: usize = 4;
 type Answer = (ToSupervisor, Vec<OwnedFd>);
 /// Flows in one listing.
 pub const FLOWS_MAX: usize = 1000;
-/// The forwarder has room for 42,000 flows, 48 a page.
-const PAGES_MAX: usize = 1000;
+/// The forwarder has room for 51,000 flows, 48 a page.
+const PAGES_MAX: usize = 1200;
 
 /// The largest of the forwarder's flows, and how many there are.
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,7 +65,8 @@ pub struct Link {
     watched: AsyncFd<OwnedFd>,
     /// Set once something is to be told, or told again.
     news: Notify,
-    resolvers: Mutex<Option<Vec<IpAddr>>>,
+    /// The host's resolvers and its search list.
+    resolvers: Mutex<Option<(Vec<SocketAddr>, Vec<String>)>>,
     ports: Mutex<Ports>,
     requests: Semaphore,
     listing: Semaphore,
@@ -104,10 +105,9 @@ impl Link {
         Ok(link)
     }
 
-    /// The resolvers that this forwarder and every later one is to ask, in order.
-    pub fn set_resolvers(&self, mut resolvers: Vec<IpAddr>) {
-        resolvers.truncate(RESOLVERS_MAX);
-        *self.resolvers.lock().unwrap_or_else(PoisonError::into_inner) = Some(resolvers);
+    /// The resolvers that this forwarder and every later one is to ask, in order, and the search list they tell of.
+    pub fn set_resolvers(&self, resolvers: Vec<SocketAddr>, search: Vec<String>) {
+        *self.resolvers.lock().unwrap_or_else(PoisonError::into_inner) = Some((resolvers, search));
         self.news.notify_one();
     }
 
@@ -161,7 +161,7 @@ impl Link {
     pub async fn flows(&self) -> Result<Flows, Silent> {
         let _turn = self.listing.acquire().await.map_err(|_| Silent)?;
         let (mut listed, mut total, mut from) = (Vec::new(), 0, None);
-        // A table cannot grow faster than it is read, but what ends here is a loop of ours in any case.
+        // A forwarder that was taken over could go on for ever.
         for _ in 0..PAGES_MAX {
             let answer = self.ask(|id| ToForwarder::Flows { id, from }).await?;
             let ToSupervisor::Flows { flows, next, .. } = answer else { return Err(Silent) };
@@ -258,8 +258,8 @@ impl Link {
         loop {
             self.news.notified().await;
             let resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if let Some(resolvers) = resolvers
-                && let Err(error) = self.send(&ToForwarder::Resolvers(resolvers), &[]).await
+            if let Some((resolvers, search)) = resolvers
+                && let Err(error) = self.send(&ToForwarder::Resolvers { resolvers, search }, &[]).await
             {
                 tracing::debug!("to the forwarder: {error:#}");
             }
@@ -341,11 +341,12 @@ mod tests {
     #[test]
     fn each_forwarder_hears_of_the_resolvers() {
         with_link(async |link, forwarder| {
-            let resolvers = vec![IpAddr::from([192, 0, 2, 1])];
-            link.set_resolvers(resolvers.clone());
-            assert_eq!(heard(&forwarder).await, ToForwarder::Resolvers(resolvers.clone()));
+            let (resolvers, search) = (vec![SocketAddr::from(([192, 0, 2, 1], 53))], vec!["lab".to_owned()]);
+            link.set_resolvers(resolvers.clone(), search.clone());
+            let told = ToForwarder::Resolvers { resolvers, search };
+            assert_eq!(heard(&forwarder).await, told);
             forwarder.send(&ToSupervisor::Started { restarts: 3 }, &[]).unwrap();
-            assert_eq!(heard(&forwarder).await, ToForwarder::Resolvers(resolvers));
+            assert_eq!(heard(&forwarder).await, told);
             assert_eq!(link.forwarder_restarts(), 3);
         });
     }

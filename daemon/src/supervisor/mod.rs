@@ -2,8 +2,9 @@
 //!
 //! The way of a call, one type per arrow: [`receivers`] take it from the kernel into a slot of the [`ledger`]; a
 //! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
-//! names; [`decide`] asks the [`route`]s, the [`netfilter`] rules and the policy and gives a verdict; [`swap`] or [`in_place`] act on it; what
-//! takes time goes to [`waits`]; [`session`] holds it all together and sends the reply.
+//! names; [`decide`] asks the [`route`]s, the [`netfilter`] rules and the policy, for containers by way of [`nested`], and
+//! gives a verdict; [`swap`] or [`in_place`] act on it; what takes time goes to [`waits`]; [`session`] holds it all
+//! together and sends the reply.
 
 mod active;
 mod auto;
@@ -11,6 +12,7 @@ pub mod control;
 pub mod counters;
 mod decide;
 mod decode;
+mod device;
 mod epoll;
 mod factory;
 mod facts;
@@ -22,6 +24,7 @@ mod inside;
 pub mod ledger;
 mod link;
 mod listening;
+mod nested;
 mod netfilter;
 mod netlink;
 mod notification;
@@ -29,6 +32,7 @@ mod options;
 mod ports;
 mod privileged_port;
 mod receivers;
+mod resolvers;
 mod route;
 mod session;
 mod sockaddr;
@@ -39,7 +43,7 @@ mod waits;
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -47,12 +51,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::network::VirtualNetwork;
+use sidestep_forwarder::outbound::Outbound;
 use sidestep_forwarder::policy::Policy;
 use tokio::io::Interest;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::sys::listener::Listener;
-use crate::sys::{readiness, shared_memory, socket, thread};
+use crate::sys::{namespace, readiness, shared_memory, socket, thread};
 
 use self::active::{Active, STUCK_REPLY};
 use self::auto::Auto;
@@ -66,6 +71,7 @@ use self::inside::Inside;
 use self::ledger::Ledger;
 use self::link::Link;
 use self::listening::Listening;
+use self::nested::{Namespace, Nested};
 use self::ports::Ports;
 use self::route::Oracle;
 use self::session::Session;
@@ -85,6 +91,7 @@ pub struct Start {
     pub strict: bool,
     pub network: VirtualNetwork,
     pub policy: Policy,
+    pub outbound: Outbound,
     pub extent: Extent,
     /// Index of the TAP inside the workspace's network namespace.
     pub tap_ifindex: u32,
@@ -108,6 +115,8 @@ pub struct PublishAuto {
 pub struct Extent {
     /// `--bypass-udp`: connected UDP sockets, bound to the interface they leave by.
     pub udp: bool,
+    /// `--bypass-nested`: connections of network namespaces nested in the workspace that leave through it.
+    pub nested: bool,
 }
 
 /// Descriptors the monitor keeps copies of, in the order in which they are sent.
@@ -148,6 +157,7 @@ pub fn run(
     let link = Link::start(link, Some(inside), start.restarts.forwarder)?;
     let ports = Ports::start(Arc::clone(&link));
     start_control(&start, &counters, &link, &ports);
+    tokio::spawn(resolvers::follow(link));
     if let Some((host, listening, network)) = auto {
         let listening = listening.context("--publish-auto: cannot ask what listens in the workspace")?;
         runtime.spawn(Auto { host, network, listening: Arc::new(listening), ports }.run());
@@ -209,10 +219,12 @@ fn serve(
         extent: start.extent,
         tap_ifindex: start.tap_ifindex,
     };
-    let netfilter = netfilter_sources(&factory, &handles)
-        .and_then(|sources| netfilter::Oracle::new(sources, ground.tap_ifindex))
+    let netfilter = netfilter_sources(&factory, handles.userns.as_fd(), handles.netns.as_fd(), Unseen::Passed)
+        .and_then(|sources| netfilter::Oracle::new(sources, netfilter::MAX_BYTES))
         .context("cannot ask for the workspace's netfilter rules")?;
-    let inside = make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
+    let routes = || make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
+    let inside = routes().context("cannot ask for the workspace's routes")?;
+    let nested = ground.extent.nested.then(routes).transpose().context("cannot ask for the workspace's routes")?;
     let outside = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).and_then(Oracle::new);
     let words =
         shared_memory::map_words(&handles.ledger, ledger::SIZE / size_of::<u64>()).context("cannot map the ledger")?;
@@ -221,6 +233,7 @@ fn serve(
         workspace,
         host,
         host_netns: ground.host,
+        outbound: start.outbound,
         userns: handles.userns,
         netns: handles.netns,
         memory: swap::Memory::default(),
@@ -234,8 +247,9 @@ fn serve(
         active: Active::default(),
         tracees: Tracees::default(),
         factory,
-        inside: inside.context("cannot ask for the workspace's routes")?,
+        inside,
         netfilter,
+        nested: nested.map(Nested::new),
         host: outside.context("cannot ask for the host's routes")?,
         ground,
         swap,
@@ -247,8 +261,21 @@ fn serve(
     Ok(session)
 }
 
-fn netfilter_sources(factory: &Factory, handles: &Handles) -> io::Result<netfilter::Sources> {
-    let (userns, netns) = (handles.userns.as_fd(), handles.netns.as_fd());
+/// Legacy tables that are there and not shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unseen {
+    /// Taken for none: a limit of the workspace.
+    Passed,
+    /// Their namespace is not asked.
+    Refused,
+}
+
+fn netfilter_sources(
+    factory: &Factory,
+    userns: BorrowedFd<'_>,
+    netns: BorrowedFd<'_>,
+    unseen: Unseen,
+) -> io::Result<netfilter::Sources> {
     let socket = || factory.socket(userns, netns, (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER));
     let netlink = match socket() {
         Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
@@ -258,13 +285,25 @@ fn netfilter_sources(factory: &Factory, handles: &Handles) -> io::Result<netfilt
         Ok(names) => Ok(Some(names)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // Where nobody in the workspace is root, the kernel shows them to nobody.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && unseen == Unseen::Passed => {
             tracing::debug!("rules of iptables-legacy in the workspace are not seen");
             Ok(None)
         }
         Err(error) => Err(error),
     };
     Ok(netfilter::Sources { netlink, legacy: [names(false)?, names(true)?] })
+}
+
+/// What `netns`, nested in the workspace, is to be asked with.
+fn open_nested(factory: &Factory, netns: BorrowedFd<'_>, udp: bool) -> io::Result<Namespace> {
+    let userns = namespace::owner(netns)?;
+    let make = |domain, kind, protocol| factory.socket(userns.as_fd(), netns, (domain, kind, protocol));
+    let sources = netfilter_sources(factory, userns.as_fd(), netns, Unseen::Refused)?;
+    Ok(Namespace {
+        routes: Oracle::new(make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?)?,
+        netfilter: netfilter::Oracle::new(sources, nested::MAX_BYTES)?,
+        untouched: Untouched::read(udp, make)?,
+    })
 }
 
 /// Looks after calls whose thread does not come back or whose caller has left, until the monitor is gone.
@@ -306,6 +345,9 @@ fn look(session: &Session, now: Instant) {
         session.active.interrupt(id);
     }
     session.swap.memory.expire(now);
+    if let Some(nested) = &session.nested {
+        nested.expire(now);
+    }
     session.tracees.forget_ended();
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The socket belongs to the namespace it was made in, so the workspace's rules, tables and devices answer, however
 //! the supervisor itself is placed. One request, one reply; a reply that does not fit the request makes the oracle
-//! say "elsewhere", which keeps the socket in place.
+//! say "elsewhere", which keeps the socket in place. What the kernel says about devices is in [`super::link`].
 
 use std::io;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::sys::socket;
 
-use super::netlink::{Messages, Request, array, malformed, table};
+use super::netlink::{Message, Messages, Request, array, malformed, table};
 
 /// What the workspace's kernel would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +43,27 @@ pub enum HostRoute {
 
 /// A route, as far as anybody here asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Route {
-    kind: u8,
-    device: u32,
-    source: Option<IpAddr>,
+pub struct Route {
+    /// RTN_*.
+    pub kind: u8,
+    pub device: u32,
+    pub source: Option<IpAddr>,
+    /// None: the destination is on the device's own network.
+    pub gateway: Option<IpAddr>,
+}
+
+/// Whose packet a question is about.
+#[derive(Clone, Copy, Debug)]
+pub enum Packet {
+    /// Of a socket of the namespace; its owner, where that is known, and its address, where the routes do not choose it.
+    Own { uid: Option<u32>, source: Option<IpAddr> },
+    /// One that comes in by a device: the kernel then answers as it would treat it, forwarding and reverse path too.
+    Received { source: IpAddr, device: u32 },
 }
 
 const RTMSG: usize = 12;
+/// The longest answer is one about a device: names, addresses, the settings of both families.
+const ANSWER: usize = 8192;
 
 pub struct Oracle {
     netlink: Mutex<Netlink>,
@@ -69,16 +83,17 @@ impl Oracle {
 
     /// Asks as the owner of a workspace's socket would be routed; `uid` is that owner.
     pub fn inside(&self, destination: IpAddr, uid: u32, tap: u32) -> InsideRoute {
-        match self.ask(destination, Some(uid)) {
-            Ok(Some(Route { kind: libc::RTN_UNICAST, device, source })) if device == tap => {
+        match self.route(destination, Packet::Own { uid: Some(uid), source: None }) {
+            Ok(Some(Route { kind: libc::RTN_UNICAST, device, source, .. })) if device == tap => {
                 InsideRoute::OurTap { source }
             }
             _ => InsideRoute::Elsewhere,
         }
     }
 
-    pub fn host(&self, destination: IpAddr) -> HostRoute {
-        match self.ask(destination, None) {
+    /// `source`: the address a connection would come from, where the routes do not choose it.
+    pub fn host(&self, destination: IpAddr, source: Option<IpAddr>) -> HostRoute {
+        match self.route(destination, Packet::Own { uid: None, source }) {
             Ok(Some(Route { kind: libc::RTN_UNICAST, device, .. })) => HostRoute::One { device },
             Ok(Some(Route { kind: libc::RTN_LOCAL, .. })) => HostRoute::Own,
             Ok(Some(Route { kind: libc::RTN_BROADCAST | libc::RTN_MULTICAST | libc::RTN_ANYCAST, .. })) => {
@@ -93,67 +108,90 @@ impl Oracle {
     }
 
     /// None: the kernel has no route.
-    fn ask(&self, destination: IpAddr, uid: Option<u32>) -> io::Result<Option<Route>> {
+    pub fn route(&self, destination: IpAddr, packet: Packet) -> io::Result<Option<Route>> {
+        let answered = self.ask(|sequence| route_request(destination, packet, sequence), libc::RTM_NEWROUTE, route);
+        match answered {
+            Ok(route) => Ok(Some(route)),
+            Err(error) if is_unroutable(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One request and its answer, which is of the type `wanted`; `read` gets its body.
+    pub fn ask<T>(
+        &self,
+        request: impl FnOnce(u32) -> Request,
+        wanted: u16,
+        read: impl Fn(&[u8]) -> io::Result<T>,
+    ) -> io::Result<T> {
         let mut netlink =
             self.netlink.lock().map_err(|_| io::Error::other("a thread died while asking for a route"))?;
         netlink.sequence = netlink.sequence.wrapping_add(1);
         let sequence = netlink.sequence;
-        send(&netlink.socket, &request(destination, uid, sequence), SendFlags::empty())?;
-        let mut buffer = [0; 512];
+        send(&netlink.socket, &request(sequence).bytes(), SendFlags::empty())?;
+        let mut buffer = [0; ANSWER];
         loop {
             let (length, _) = recv(&netlink.socket, &mut buffer, RecvFlags::empty())?;
-            match parse_reply(buffer.get(..length).unwrap_or(&[]), sequence)? {
-                Reply::Stale => {}
-                Reply::Route(route) => return Ok(Some(route)),
-                Reply::Unroutable => return Ok(None),
+            if let Some(answer) = answer(buffer.get(..length).unwrap_or(&[]), sequence, wanted)? {
+                return read(answer.body);
             }
         }
     }
 }
 
-/// rtmsg, RTA_DST and, where given, RTA_UID.
-fn request(destination: IpAddr, uid: Option<u32>, sequence: u32) -> Vec<u8> {
-    let (family, bits, octets) = match destination {
-        IpAddr::V4(v4) => (libc::AF_INET, 32, v4.octets().to_vec()),
-        IpAddr::V6(v6) => (libc::AF_INET6, 128, v6.octets().to_vec()),
+/// rtmsg, RTA_DST, and what there is to say about the packet.
+fn route_request(destination: IpAddr, packet: Packet, sequence: u32) -> Request {
+    let octets = |addr| match addr {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let (family, bits) = if destination.is_ipv4() { (libc::AF_INET, 32) } else { (libc::AF_INET6, 128) };
+    let source = match packet {
+        Packet::Own { source, .. } => source,
+        Packet::Received { source, .. } => Some(source),
     };
     let mut rtmsg = [0; RTMSG];
     rtmsg[0] = u8::try_from(family).unwrap_or(0);
     rtmsg[1] = bits;
-    let mut request = Request::new(libc::RTM_GETROUTE, 0, sequence, &rtmsg).attribute(libc::RTA_DST, &octets);
-    if let Some(uid) = uid {
-        request = request.attribute(libc::RTA_UID, &uid.to_ne_bytes());
+    rtmsg[2] = if source.is_some() { bits } else { 0 };
+    let mut request = Request::new(libc::RTM_GETROUTE, 0, sequence, &rtmsg);
+    request = request.attribute(libc::RTA_DST, &octets(destination));
+    if let Some(source) = source {
+        request = request.attribute(libc::RTA_SRC, &octets(source));
     }
-    request.bytes()
+    match packet {
+        Packet::Own { uid: None, .. } => request,
+        Packet::Own { uid: Some(uid), .. } => request.attribute(libc::RTA_UID, &uid.to_ne_bytes()),
+        Packet::Received { device, .. } => request.attribute(libc::RTA_IIF, &device.to_ne_bytes()),
+    }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Reply {
-    Route(Route),
-    Unroutable,
-    /// The late answer to an earlier request.
-    Stale,
-}
-
-fn parse_reply(datagram: &[u8], sequence: u32) -> io::Result<Reply> {
+/// None: the late answer to an earlier request.
+fn answer(datagram: &[u8], sequence: u32, wanted: u16) -> io::Result<Option<Message<'_>>> {
     let message = Messages(datagram).next().ok_or_else(malformed)??;
     if message.sequence != sequence {
-        return Ok(Reply::Stale);
+        return Ok(None);
     }
     if i32::from(message.kind) == libc::NLMSG_ERROR {
-        return match message.errno()? {
-            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL => Ok(Reply::Unroutable),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        };
+        return Err(io::Error::from_raw_os_error(message.errno()?));
     }
-    if message.kind != libc::RTM_NEWROUTE {
-        return Err(malformed());
-    }
-    let [kind] = array(message.body, 7).ok_or_else(malformed)?;
-    // RTA_OIF is 4, RTA_PREFSRC 7.
-    let [_, _, _, _, device, _, _, source] = table(message.body.get(RTMSG..).ok_or_else(malformed)?)?;
+    if message.kind == wanted { Ok(Some(message)) } else { Err(malformed()) }
+}
+
+/// How the kernel says that a packet goes nowhere: EXDEV and EINVAL are for sources that it does not expect.
+fn is_unroutable(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL | libc::EXDEV)
+    )
+}
+
+fn route(body: &[u8]) -> io::Result<Route> {
+    let [kind] = array(body, 7).ok_or_else(malformed)?;
+    // RTA_OIF is 4, RTA_GATEWAY 5, RTA_PREFSRC 7.
+    let [_, _, _, _, device, gateway, _, source] = table(body.get(RTMSG..).ok_or_else(malformed)?)?;
     let device = device.map_or(Some(0), |device| Some(u32::from_ne_bytes(array(device, 0)?))).ok_or_else(malformed)?;
-    Ok(Reply::Route(Route { kind, device, source: source.and_then(address) }))
+    Ok(Route { kind, device, source: source.and_then(address), gateway: gateway.and_then(address) })
 }
 
 fn address(octets: &[u8]) -> Option<IpAddr> {
@@ -178,24 +216,37 @@ mod tests {
         let oracle = own();
         for address in ["127.0.0.1", "::1", "127.255.0.9"] {
             let address = address.parse().unwrap();
-            assert_eq!(oracle.host(address), HostRoute::Own);
+            assert_eq!(oracle.host(address, None), HostRoute::Own);
             assert_eq!(oracle.inside(address, 0, 1), InsideRoute::Elsewhere, "local, although its device is 1");
         }
-        assert_eq!(oracle.host("127.255.255.255".parse().unwrap()), HostRoute::Many);
+        assert_eq!(oracle.host("127.255.255.255".parse().unwrap(), None), HostRoute::Many);
+    }
+
+    #[test]
+    fn a_source_is_asked_about_too() {
+        let own = own();
+        let (destination, source) = ("127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap());
+        assert_eq!(own.host(destination, Some(source)), HostRoute::Own);
+        let (v6, lost) = ("::1".parse().unwrap(), "2001:db8::77".parse().unwrap());
+        assert_eq!((own.host(v6, Some(v6)), own.host(v6, Some(lost))), (HostRoute::Own, HostRoute::Own));
     }
 
     #[test]
     fn replies_that_do_not_fit() {
-        let question = request("192.0.2.1".parse().unwrap(), Some(0), 7);
+        let question =
+            route_request("192.0.2.1".parse().unwrap(), Packet::Own { uid: Some(0), source: None }, 7).bytes();
         assert_eq!(question.len(), HEADER + RTMSG + 8 + 8);
-        assert!(parse_reply(&question, 7).is_err(), "a request is no reply");
-        assert_eq!(parse_reply(&question, 8).unwrap(), Reply::Stale);
+        let reply = |bytes: &[u8], sequence| {
+            answer(bytes, sequence, libc::RTM_NEWROUTE).and_then(|a| a.map(|a| route(a.body)).transpose())
+        };
+        assert!(reply(&question, 7).is_err(), "a request is no reply");
+        assert_eq!(reply(&question, 8).unwrap(), None, "an answer to another one");
         for length in 0..question.len() {
-            let _ = parse_reply(&question[..length], 7);
+            let _ = reply(&question[..length], 7);
         }
         let mut endless = question;
         endless[4..6].copy_from_slice(&libc::RTM_NEWROUTE.to_ne_bytes());
         endless[HEADER + RTMSG] = 0;
-        assert!(parse_reply(&endless, 7).is_err(), "an attribute of length 0 does not loop");
+        assert!(reply(&endless, 7).is_err(), "an attribute of length 0 does not loop");
     }
 }

@@ -1,7 +1,7 @@
 //! The pipeline of one call: receive → copy → decode → facts → decide → act → reply.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -10,17 +10,18 @@ use sidestep_forwarder::policy::Request;
 use sidestep_seccomp_profile::syscalls::Stopped as SystemCall;
 
 use crate::sys::listener::{Caller, Listener, Reply};
-use crate::sys::socket;
+use crate::sys::{namespace, socket};
 
 use super::active::{Active, Busy, Entry};
 use super::counters::Counters;
-use super::decide::{Candidate, Ground, Verdict, Ways, candidate, with_routes};
+use super::decide::{Candidate, Ground, Reason, Verdict, Ways, candidate, with_routes};
 use super::decode::{Call, socket_number};
 use super::factory::Factory;
 use super::facts::{Kind, SocketCookie, SocketFacts};
 use super::in_place;
 use super::ledger::{Ledger, MAX_ATTEMPTS, Phase, Slot};
-use super::netfilter::{self, Netfilter};
+use super::nested::{self, Namespace, Nested};
+use super::netfilter::{self, Netfilter, Way};
 use super::notification::Notification;
 use super::route::{HostRoute, InsideRoute, Oracle};
 use super::sockaddr::Meaning;
@@ -40,6 +41,8 @@ pub struct Session {
     pub factory: Arc<Factory>,
     pub inside: Oracle,
     pub netfilter: netfilter::Oracle,
+    /// None: without `--bypass-nested`.
+    pub nested: Option<Nested>,
     pub host: Oracle,
     pub ground: Ground,
     pub swap: Swap,
@@ -59,6 +62,10 @@ pub struct Stopped<'a> {
     /// The caller's open file.
     pub copy: OwnedFd,
     pub facts: SocketFacts,
+    /// Of a host socket under `--bypass-nested`: its caller's network namespace, where that is not the workspace.
+    pub netns: Option<OwnedFd>,
+    /// The nested namespace that was asked about a connection of this socket.
+    pub nested: Option<Arc<Namespace>>,
 }
 
 /// What becomes of a call.
@@ -132,7 +139,7 @@ impl Session {
         if !self.listener.is_waiting(id) {
             return Ok(Outcome::CallerLeft);
         }
-        let mut verdict = self.decide(&call, &stopped.facts);
+        let mut verdict = self.decide(&call, &mut stopped);
         let turn = match verdict {
             Verdict::Bypass(_) => {
                 Some(self.swap.turns.take(stopped.facts.cookie).ok_or(TraceeError::Errno(libc::EIO))?)
@@ -144,7 +151,7 @@ impl Session {
             if !self.listener.is_waiting(id) {
                 return Ok(Outcome::CallerLeft);
             }
-            verdict = self.decide(&call, &stopped.facts);
+            verdict = self.decide(&call, &mut stopped);
         }
         tracing::debug!(tid, fd = stopped.number.0, ?call, ?verdict, "stopped call");
         Ok(self.act(stopped, &call, verdict, turn, work))
@@ -156,29 +163,91 @@ impl Session {
         let number = socket_number(notification);
         let (tracee, copy) = self.tracees.copy_descriptor(tid, number)?;
         let facts = SocketFacts::of(copy.as_fd()).map_err(|e| TraceeError::Errno(errno(&e)))?;
-        Ok(Stopped { slot, id, tid, tracee, number, copy, facts })
+        let netns = if self.nested.is_some() && facts.netns == self.ground.host && facts.kind != Kind::NotIp {
+            self.nested_caller(tid).map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => TraceeError::Gone,
+                _ => TraceeError::Errno(libc::EPERM),
+            })?
+        } else {
+            None
+        };
+        Ok(Stopped { slot, id, tid, tracee, number, copy, facts, netns, nested: None })
     }
 
-    fn decide(&self, call: &Call, facts: &SocketFacts) -> Verdict {
-        match candidate(&self.ground, call, facts) {
-            Candidate::Settled(verdict) => verdict,
-            Candidate::Outward(destination, transport) => {
-                let ways = self.ways(destination, facts.uid);
-                with_routes(&self.ground, Request { destination, transport }, ways)
+    /// The network namespace of a thread; None: the workspace.
+    fn nested_caller(&self, tid: u32) -> io::Result<Option<OwnedFd>> {
+        let netns = nested::of_thread(tid)?;
+        let is_workspace = namespace::identity(&netns)? == namespace::identity(&self.swap.netns)?;
+        Ok((!is_workspace).then_some(netns))
+    }
+
+    fn decide(&self, call: &Call, stopped: &mut Stopped<'_>) -> Verdict {
+        let (destination, transport) = match candidate(&self.ground, call, &stopped.facts) {
+            Candidate::Settled(verdict) => return verdict,
+            Candidate::Outward(destination, transport) => (destination, transport),
+        };
+        let request = Request { destination, transport };
+        let ways = if stopped.facts.netns == self.ground.workspace
+            || stopped.facts.netns == self.ground.host && stopped.netns.is_none()
+        {
+            self.ways(request, stopped.facts.uid)
+        } else {
+            match self.nested_ways(request, stopped) {
+                Ok(ways) => ways,
+                Err(error) => {
+                    tracing::debug!(tid = stopped.tid, %error, "a nested namespace does not say its way: in place");
+                    return Verdict::InPlace(Reason::NestedNamespace);
+                }
             }
-        }
+        };
+        with_routes(&self.ground, request, ways)
     }
 
     /// Cheap questions first; what an answer makes superfluous is not asked.
-    fn ways(&self, destination: SocketAddr, uid: u32) -> Ways {
-        let ip = destination.ip().to_canonical();
-        let inside = self.inside.inside(ip, uid, self.ground.tap_ifindex);
+    fn ways(&self, request: Request, uid: u32) -> Ways {
+        let ip = request.destination.ip().to_canonical();
+        let tap = self.ground.tap_ifindex;
+        let inside = self.inside.inside(ip, uid, tap);
         let InsideRoute::OurTap { source } = inside else {
             return Ways { inside, netfilter: Netfilter::CouldTouch, host: HostRoute::None };
         };
-        let netfilter = self.netfilter.ask(source, destination);
-        let host = if netfilter == Netfilter::Untouched { self.host.host(ip) } else { HostRoute::None };
+        let netfilter = self.netfilter.ask(source, request, Way::ByTap(tap));
+        let host = match netfilter {
+            Netfilter::Untouched => self.host_route(ip),
+            Netfilter::CouldTouch => HostRoute::None,
+        };
         Ways { inside, netfilter, host }
+    }
+
+    /// The same for a socket of a nested namespace, or for a host socket of a caller there.
+    fn nested_ways(&self, request: Request, stopped: &mut Stopped<'_>) -> io::Result<Ways> {
+        let Some(nested) = &self.nested else { return Err(io::ErrorKind::Unsupported.into()) };
+        let of_socket;
+        let netns = match &stopped.netns {
+            Some(netns) => netns.as_fd(),
+            None => {
+                of_socket = namespace::of_socket(stopped.copy.as_fd())?;
+                of_socket.as_fd()
+            }
+        };
+        let open = || super::open_nested(&self.factory, netns, self.ground.extent.udp);
+        let asked = nested.find(netns, Instant::now(), open)?;
+        let workspace = nested::Workspace {
+            netns: self.swap.netns.as_fd(),
+            netfilter: &self.netfilter,
+            tap: self.ground.tap_ifindex,
+        };
+        let (inside, netfilter) = nested.way(&workspace, &asked, request, stopped.facts.uid)?;
+        let host = match netfilter {
+            Netfilter::Untouched => self.host_route(request.destination.ip().to_canonical()),
+            Netfilter::CouldTouch => HostRoute::None,
+        };
+        stopped.nested = Some(asked);
+        Ok(Ways { inside, netfilter, host })
+    }
+
+    fn host_route(&self, destination: IpAddr) -> HostRoute {
+        self.host.host(destination, self.swap.outbound.source(destination))
     }
 
     fn act(
@@ -239,9 +308,11 @@ impl Session {
         Outcome::errno(libc::EAGAIN)
     }
 
-    /// The act in the socket's namespace; a host socket first becomes one of the workspace's again. One that is to be
-    /// dissolved is dissolved, for others may have it or wait for it.
-    fn in_place(&self, stopped: Stopped<'_>, call: &Call, work: &Entry<'_>) -> Outcome {
+    /// The act in the socket's namespace; a host socket first becomes one of the workspace's, or its nested caller's, again.
+    /// One that is to be dissolved is dissolved, for others may have it or wait for it.
+    fn in_place(&self, mut stopped: Stopped<'_>, call: &Call, work: &Entry<'_>) -> Outcome {
+        // A call in place may last, and what it was asked with would keep its namespace for as long.
+        stopped.nested = None;
         let stopped = if stopped.facts.netns == self.ground.host && stopped.facts.kind.exchangeable().is_some() {
             if let Call::Connect(address) = call
                 && address.meaning() == Meaning::Unspecified

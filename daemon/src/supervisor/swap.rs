@@ -24,14 +24,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
+use sidestep_forwarder::outbound::Outbound;
 
 use crate::sys::listener::{Caller, Listener, Reply};
-use crate::sys::socket;
+use crate::sys::{namespace, socket};
 
 use super::decide::{Exit, Reason};
 use super::epoll::{self, Epolls};
 use super::factory::Factory;
-use super::facts::{Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
+use super::facts::{self, Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
 use super::host_socket::{self, Progress, Untouched};
 use super::notification::Notification;
 use super::session::{Outcome, Stopped, Wait};
@@ -49,6 +50,7 @@ pub struct Swap {
     pub workspace: Untouched,
     pub host: Untouched,
     pub host_netns: NetnsCookie,
+    pub outbound: Outbound,
     /// The workspace's namespaces, for sockets on the way back.
     pub userns: OwnedFd,
     pub netns: OwnedFd,
@@ -87,13 +89,21 @@ impl Swap {
                 outcome => outcome,
             });
         }
-        let pristine = if stopped.facts.netns == self.host_netns { &self.host } else { &self.workspace };
+        let pristine = match &stopped.nested {
+            _ if stopped.facts.netns == self.host_netns => &self.host,
+            Some(nested) => &nested.untouched,
+            None => &self.workspace,
+        };
         let pristine = pristine.of(&stopped.facts).ok_or(Reason::NoFamily)?;
         let difference = pristine.difference(stopped.copy.as_fd())?;
         let host = match host_socket::like(&stopped.facts) {
             Ok(host) => host.ok_or(Reason::NoFamily)?,
             Err(error) => return Ok(Outcome::of(Err(error))),
         };
+        // Before the program's own options: one of them is for this moment.
+        if let Err(errno) = self.outbound.bind(&host, exit.to.ip()) {
+            return Ok(Outcome::errno(errno.raw_os_error()));
+        }
         if !difference.apply(host.as_fd()) {
             return Err(Reason::NotTaken);
         }
@@ -183,7 +193,8 @@ impl Swap {
         }
     }
 
-    /// Puts a new socket of the workspace's namespace in the place of a host socket.
+    /// Puts a new socket of the workspace's namespace in the place of a host socket. Under `--bypass-nested` it may have
+    /// come from a nested one: there it is the caller's own namespace, and a caller gets no more than it could make.
     pub fn back<'a>(
         &self,
         listener: &Listener,
@@ -196,7 +207,16 @@ impl Swap {
         };
         let Some((socket_type, protocol)) = stopped.facts.kind.exchangeable() else { return Ok(stopped) };
         let kind = (host_socket::domain(&stopped.facts), socket_type, protocol);
-        let fresh = factory.socket(self.userns.as_fd(), self.netns.as_fd(), kind).map_err(failed)?;
+        let fresh = match &stopped.netns {
+            None => factory.socket(self.userns.as_fd(), self.netns.as_fd(), kind),
+            Some(netns) => {
+                namespace::owner(netns.as_fd()).and_then(|userns| factory.socket(userns.as_fd(), netns.as_fd(), kind))
+            }
+        };
+        let fresh = fresh.map_err(failed)?;
+        if facts::netns_of(fresh.as_fd()).map_err(failed)? == self.host_netns {
+            return Err(Outcome::errno(libc::EPERM));
+        }
         if let Some(difference) = self.host.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd()).ok()) {
             let _ = difference.apply(fresh.as_fd());
         }
@@ -204,7 +224,7 @@ impl Swap {
             Caller::Left => Err(Outcome::CallerLeft),
             Caller::Waiting => {
                 let facts = SocketFacts::of(fresh.as_fd()).map_err(failed)?;
-                Ok(Stopped { copy: fresh, facts, ..stopped })
+                Ok(Stopped { copy: fresh, facts, netns: None, ..stopped })
             }
         }
     }

@@ -15,6 +15,7 @@ use super::Engine;
 use crate::edge::Edge;
 use crate::flow::FlowId;
 use crate::network::{Ipv4Subnet, Ipv6Subnet, VirtualNetwork};
+use crate::outbound::Outbound;
 use crate::policy::Policy;
 use crate::tap::Tap;
 use crate::timer::Time;
@@ -47,8 +48,9 @@ impl Lab {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (tap, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);
-        let config =
-            Config { network, policy: Policy { host_loopback: true, rules: Vec::new() }, resolvers: Vec::new() };
+        let policy = Policy { host_loopback: true, rules: Vec::new() };
+        let (resolvers, search) = (Vec::new(), vec!["lab".to_owned()]);
+        let config = Config { network, policy, outbound: Outbound::default(), resolvers, search };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let edge = Edge::new(config, Tap::ready(tap), epoll, Time(0));
         Self { edge, engine: Engine::new(&[]), guest, buffer: FrameBuffer::default() }
@@ -91,6 +93,16 @@ impl Lab {
     }
 
     fn tcp(&mut self, ports: (u16, u16), seq: u32, ack: u32, flags: TcpFlags, payload: &[u8]) -> Vec<u8> {
+        self.tcp_with((ports, seq, ack, flags), &[], payload)
+    }
+
+    /// The same with options.
+    fn tcp_with(
+        &mut self,
+        (ports, seq, ack, flags): ((u16, u16), u32, u32, TcpFlags),
+        options: &[u8],
+        payload: &[u8],
+    ) -> Vec<u8> {
         let header = TcpHeader {
             src_port: ports.0.into(),
             dst_port: ports.1.into(),
@@ -104,13 +116,15 @@ impl Lab {
         };
         let len = self.buffer.put_payload(payload);
         let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
-        self.buffer.tcp(MACS, ends, header, &[], len, u16::MAX).to_vec()
+        self.buffer.tcp(MACS, ends, header, options, len, u16::MAX).to_vec()
     }
 
     fn ping(&mut self, sequence: u16) -> Vec<u8> {
         let header = IcmpHeader { kind: 8, code: 0, checksum: 0.into(), id: 0.into(), sequence: sequence.into() };
         let len = self.buffer.put_payload(b"abc");
-        self.buffer.icmp(MACS, (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY)), header, len, 64).to_vec()
+        let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
+        let whole = self.buffer.icmp_whole(ends, header, len);
+        self.buffer.icmp(MACS, ends, whole, 64).to_vec()
     }
 
     /// Whether the gateway still answers a ping.
@@ -222,12 +236,19 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         vec(any::<u8>(), 0..40),
         (prop_oneof![Just(1u8), Just(6), Just(17), any::<u8>()], any::<bool>(), transport())
             .prop_map(|(protocol, partial, bytes)| ipv4_frame(protocol, 0, partial, &bytes)),
-        (any::<u16>(), transport()).prop_map(|(offset, bytes)| ipv4_frame(17, offset & 0x203f, true, &bytes)),
+        (prop_oneof![Just(1u8), Just(17)], any::<u16>(), transport()).prop_map(|(protocol, offset, bytes)| ipv4_frame(
+            protocol,
+            offset & 0x203f,
+            true,
+            &bytes
+        )),
         (prop_oneof![Just(58u8), Just(6), Just(17), Just(0), Just(44), any::<u8>()], any::<bool>(), transport())
             .prop_map(|(protocol, partial, bytes)| ipv6_frame(protocol, partial, &bytes)),
     ]
 }
 
+mod fuzz;
+mod gateway;
 mod ports;
 mod tcp;
 mod udp;

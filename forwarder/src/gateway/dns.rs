@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use crate::edge::Edge;
 use crate::flow::{FlowId, Kind, Table};
 use crate::gateway::unreachable::Reason;
+use crate::outbound::Outbound;
 use crate::timer::{Time, TimerId};
 use crate::wire::{IpPacket, UdpDatagram};
 
@@ -48,7 +49,7 @@ struct QueryKey {
 struct Query {
     key: QueryKey,
     /// Resolvers asked, each with its socket; the last one is being waited for. The configured ones may be others by now.
-    asked: Vec<(IpAddr, OwnedFd)>,
+    asked: Vec<(SocketAddr, OwnedFd)>,
     bytes: Vec<u8>,
     /// Resolvers that refused, one after the other.
     refusals: usize,
@@ -63,7 +64,7 @@ enum Heard {
     Nothing,
     Answer {
         len: usize,
-        resolver: IpAddr,
+        resolver: SocketAddr,
     },
     /// One of them cannot be asked: an ICMP error.
     Refusal,
@@ -107,6 +108,10 @@ impl Dns {
             edge.counters.drops.malformed += 1;
             return;
         };
+        if !edge.config.network.dns {
+            edge.counters.dns.disabled += 1;
+            return;
+        }
         edge.counters.dns.queries += 1;
         let key = QueryKey { guest: ip.src, guest_port: datagram.src_port, resolver: ip.dst, id: [a, b] };
         if let Some(query) = self.queries.find(&key).and_then(|index| self.queries.get(index)) {
@@ -123,7 +128,7 @@ impl Dns {
         let count = edge.config.resolvers.len();
         let first = (0..count).find_map(|step| {
             let resolver = edge.resolver(step)?;
-            Some((resolver, ask(resolver, datagram.payload)?))
+            Some((resolver, ask(&edge.config.outbound, resolver, datagram.payload)?))
         });
         let Some((resolver, socket)) = first else {
             edge.counters.dns.unanswered += 1;
@@ -205,7 +210,7 @@ impl Dns {
             edge.counters.dns.failovers += 1;
             return;
         }
-        let Some(socket) = ask(next, &query.bytes) else { return };
+        let Some(socket) = ask(&edge.config.outbound, next, &query.bytes) else { return };
         let Some(id) = self.queries.id(index) else { return };
         if edge.watch(&socket, id).is_ok()
             && let Some(query) = self.queries.get_mut(index)
@@ -223,11 +228,12 @@ impl Dns {
 }
 
 /// Sends a query to one resolver from a socket that hears only from it.
-fn ask(resolver: IpAddr, query: &[u8]) -> Option<OwnedFd> {
+fn ask(outbound: &Outbound, resolver: SocketAddr, query: &[u8]) -> Option<OwnedFd> {
     let family = if resolver.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None).ok()?;
-    rustix::net::connect(&socket, &SocketAddr::new(resolver, PORT)).ok()?;
+    outbound.bind(&socket, resolver.ip()).ok()?;
+    rustix::net::connect(&socket, &resolver).ok()?;
     rustix::net::send(&socket, query, SendFlags::NOSIGNAL).ok()?;
     Some(socket)
 }

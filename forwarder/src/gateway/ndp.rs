@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::search;
 use crate::edge::Edge;
 use crate::network::{Ipv6Subnet, Role, VirtualNetwork};
 use crate::wire::build::NDP_HOP_LIMIT;
@@ -23,9 +24,16 @@ const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const FLAG_ROUTER: u16 = 0x8000;
 const FLAG_SOLICITED: u16 = 0x4000;
 const FLAG_OVERRIDE: u16 = 0x2000;
-/// How long what a router advertisement says holds; long, since the gateway does not repeat it unasked.
-const LIFETIME_S: u32 = 86_400;
-const ROUTER_LIFETIME_S: u16 = 9_000;
+/// How often an advertisement is sent that nobody asked for (MaxRtrAdvInterval, RFC 4861 6.2.1). There is one router on
+/// the link, whose advertisements need no random distance from others'.
+pub const INTERVAL_MS: u64 = 600_000;
+/// Three times that, as the RFCs have it for the router (4861), its resolver and its search list (8106): two
+/// advertisements may be lost.
+const ROUTER_LIFETIME_S: u16 = 1_800;
+/// How long an address made from the prefix is good; a shorter one could be another's attack (RFC 4862 5.5.3).
+const PREFIX_LIFETIME_S: u32 = 86_400;
+/// What the search list may take of an advertisement; with it that is less than 400 bytes.
+const SEARCH_MAX: usize = 256;
 const HOP_LIMIT: u8 = 64;
 
 /// An answer: its ends, its first eight bytes, and the rest.
@@ -50,16 +58,28 @@ pub fn packet_from_tap(edge: &mut Edge, ip: &IpPacket<'_>) -> Result<bool, Malfo
         return Err(Malformed::Header);
     }
     let answer = match kind {
-        ROUTER_SOLICITATION => router_advertisement(&edge.config.network, ip.src),
+        ROUTER_SOLICITATION => router_advertisement(&edge.config.network, &edge.config.search, ip.src),
         NEIGHBOUR_SOLICITATION => neighbour_advertisement(&edge.config.network, ip)?,
         _ => None,
     };
     if let Some(answer) = answer {
-        let len = edge.frame.put_payload(&answer.body);
-        let ends = (IpAddr::V6(answer.ends.0), IpAddr::V6(answer.ends.1));
-        edge.icmp_to_tap(ends, answer.header, len, NDP_HOP_LIMIT);
+        send(edge, &answer);
     }
     Ok(true)
+}
+
+/// Tells every node of the link, unasked, what holds.
+pub fn advertise(edge: &mut Edge) {
+    let unasked = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    if let Some(advertisement) = router_advertisement(&edge.config.network, &edge.config.search, unasked) {
+        send(edge, &advertisement);
+    }
+}
+
+fn send(edge: &mut Edge, answer: &Answer) {
+    let len = edge.frame.put_payload(&answer.body);
+    let ends = (IpAddr::V6(answer.ends.0), IpAddr::V6(answer.ends.1));
+    edge.icmp_to_tap(ends, answer.header, len, NDP_HOP_LIMIT);
 }
 
 fn neighbour_advertisement(network: &VirtualNetwork, ip: &IpPacket<'_>) -> Result<Option<Answer>, Malformed> {
@@ -84,14 +104,14 @@ fn neighbour_advertisement(network: &VirtualNetwork, ip: &IpPacket<'_>) -> Resul
     Ok(Some(Answer { ends: (target, to), header, body }))
 }
 
-fn router_advertisement(network: &VirtualNetwork, src: IpAddr) -> Option<Answer> {
+fn router_advertisement(network: &VirtualNetwork, search: &[String], src: IpAddr) -> Option<Answer> {
     let v6 = network.v6?;
     let to = match src {
         IpAddr::V6(src) if !src.is_unspecified() => src,
         _ => ALL_NODES,
     };
     let header = message(ROUTER_ADVERTISEMENT, u16::from_be_bytes([HOP_LIMIT, 0]), ROUTER_LIFETIME_S);
-    let lifetime = LIFETIME_S.to_be_bytes();
+    let (lifetime, dns_lifetime) = (PREFIX_LIFETIME_S.to_be_bytes(), u32::from(ROUTER_LIFETIME_S).to_be_bytes());
     // Reachable time and retransmission timer: unspecified.
     let mut body = vec![0; 8];
     // Source link-layer address.
@@ -107,9 +127,19 @@ fn router_advertisement(network: &VirtualNetwork, src: IpAddr) -> Option<Answer>
     body.extend_from_slice(&[0; 4]);
     body.extend_from_slice(&v6.network().octets());
     // Recursive DNS server.
-    body.extend_from_slice(&[25, 3, 0, 0]);
-    body.extend_from_slice(&lifetime);
-    body.extend_from_slice(&v6.resolver().octets());
+    if network.dns {
+        body.extend_from_slice(&[25, 3, 0, 0]);
+        body.extend_from_slice(&dns_lifetime);
+        body.extend_from_slice(&v6.resolver().octets());
+    }
+    // DNS search list, in units of eight bytes.
+    let mut list = search::encode(search, SEARCH_MAX);
+    if !list.is_empty() {
+        list.resize(list.len().next_multiple_of(8), 0);
+        body.extend_from_slice(&[31, u8::try_from(1 + list.len() / 8).unwrap_or(0), 0, 0]);
+        body.extend_from_slice(&dns_lifetime);
+        body.extend_from_slice(&list);
+    }
     Some(Answer { ends: (ROUTER, to), header, body })
 }
 
@@ -135,6 +165,8 @@ mod tests {
             dst: "ff02::1:ff00:2".parse().unwrap(),
             protocol: PROTOCOL_ICMPV6,
             hop_limit: 255,
+            tos: 0,
+            dont_fragment: false,
             fragment: None,
             payload,
             bytes: payload,
@@ -174,7 +206,7 @@ mod tests {
 
     #[test]
     fn router_advertisement_is_what_smoltcp_reads() {
-        let answer = router_advertisement(&network(), "fe80::64".parse().unwrap()).unwrap();
+        let answer = router_advertisement(&network(), &[], "fe80::64".parse().unwrap()).unwrap();
         let bytes = [answer.header.as_bytes(), &answer.body].concat();
         let NdiscRepr::RouterAdvert { mtu, prefix_info, router_lifetime, .. } =
             NdiscRepr::parse(&Icmpv6Packet::new_checked(&bytes[..]).unwrap()).unwrap()
@@ -182,8 +214,35 @@ mod tests {
             panic!("no advertisement")
         };
         assert_eq!(mtu, Some(1500));
-        assert_eq!(router_lifetime.secs(), 9000);
+        assert_eq!(router_lifetime.secs(), 1800);
         let prefix = prefix_info.unwrap();
         assert_eq!((prefix.prefix, prefix.prefix_len), ("fd00::".parse().unwrap(), 64));
+    }
+
+    /// Types and bodies of an advertisement's options.
+    fn options_of(network: &VirtualNetwork, search: &[&str]) -> Vec<(u8, Vec<u8>)> {
+        let search: Vec<_> = search.iter().map(|&domain| domain.to_owned()).collect();
+        let body = router_advertisement(network, &search, "::".parse().unwrap()).unwrap().body;
+        let mut rest = &body[8..];
+        let mut options = Vec::new();
+        while let [kind, units, ..] = *rest {
+            let (option, after) = rest.split_at(usize::from(units) * 8);
+            options.push((kind, option[2..].to_vec()));
+            rest = after;
+        }
+        options
+    }
+
+    #[test]
+    fn resolver_and_search_list() {
+        let kinds = |options: &[(u8, Vec<u8>)]| options.iter().map(|(kind, _)| *kind).collect::<Vec<_>>();
+        let options = options_of(&network(), &["lab.example.org"]);
+        assert_eq!(kinds(&options), [1, 5, 3, 25, 31]);
+        assert_eq!(options[3].1, [&[0, 0, 0, 0, 7, 8][..], &network().v6.unwrap().resolver().octets()].concat());
+        assert_eq!(options[4].1, b"\0\0\0\0\x07\x08\x03lab\x07example\x03org\0\0\0\0\0\0\0\0");
+        let silent = VirtualNetwork { dns: false, ..network() };
+        assert_eq!(kinds(&options_of(&silent, &[])), [1, 5, 3]);
+        let many = vec!["a-name-that-is-not-short.example.org"; 40];
+        assert!(options_of(&network(), &many)[4].1.len() <= SEARCH_MAX + 8);
     }
 }

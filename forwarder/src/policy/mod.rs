@@ -7,6 +7,7 @@
 //!
 //! Rules (`--deny`, `--allow`) are about what the host would be asked for, the first that applies decides, and none of
 //! them opens what is closed without rules. The virtual resolver is not subject to them: it asks the host's resolvers.
+#![forbid(unsafe_code)]
 
 mod own_address;
 mod rule;

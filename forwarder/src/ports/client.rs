@@ -1,5 +1,4 @@
 //! How a client of a published port is known inside.
-#![forbid(unsafe_code)]
 
 use std::net::{IpAddr, SocketAddr};
 

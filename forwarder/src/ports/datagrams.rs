@@ -2,9 +2,9 @@
 //! leaves by the published socket, from the very address the client wrote to. What it sends to anybody else is not ours
 //! to carry: the egress policy decides about that.
 //!
-//! Limits: [`MAX_CLIENTS`], of which those give way that were not used since others came; a client that the workspace
-//! does not answer is forgotten after [`UNANSWERED_MS`]. A client is known by the address of its own family, if the
-//! workspace has one.
+//! Limits: [`MAX_CLIENTS`], of which the one that was used longest ago gives way; a client that the workspace does not
+//! answer is forgotten after [`UNANSWERED_MS`]. A client is known by the address of its own family, if the workspace has
+//! one.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,7 +13,9 @@ use std::os::fd::OwnedFd;
 use super::Publication;
 use super::client::keys;
 use crate::edge::Edge;
+use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::recency::Recency;
 use crate::sys::pktinfo::{self, Local};
 use crate::tap::Written;
 use crate::timer::{Time, TimerId};
@@ -24,8 +26,6 @@ const MAX_CLIENTS: usize = 8_192;
 /// Idle time after which a client is forgotten (RFC 4787), and the same where it has had no answer yet.
 const IDLE_MS: u64 = 180_000;
 const UNANSWERED_MS: u64 = 30_000;
-/// Clients looked at to find one that gives way; recently used ones lose their mark in passing.
-const EVICTION_STEPS: usize = 64;
 /// Other ports tried for a client whose own another client of the same address has inside.
 const PORT_TRIES: u16 = 16;
 
@@ -38,9 +38,12 @@ struct Client {
     local: Option<Local>,
     key: FlowKey,
     timer: TimerId,
+    since: Time,
     last_used: Time,
+    /// Bytes of payload each way.
+    from_tap: u64,
+    to_tap: u64,
     is_answered: bool,
-    is_recent: bool,
 }
 
 #[derive(Debug)]
@@ -48,13 +51,12 @@ pub struct Clients {
     /// By what they are inside.
     clients: Table<FlowKey, Client>,
     by_address: HashMap<(u32, SocketAddr), u32>,
-    /// Where eviction looks next.
-    hand: u32,
+    recency: Recency,
 }
 
 impl Clients {
     pub fn new() -> Self {
-        Self { clients: Table::new(Kind::PortClient, MAX_CLIENTS), by_address: HashMap::new(), hand: 0 }
+        Self { clients: Table::new(Kind::PortClient, MAX_CLIENTS), by_address: HashMap::new(), recency: Recency::new() }
     }
 
     /// Takes one datagram off the port's socket to the workspace. False: that has to wait for the TAP.
@@ -77,9 +79,10 @@ impl Clients {
             }
         };
         let Some(client) = self.clients.get_mut(index) else { return Ok(true) };
+        self.recency.touch(index);
         client.local = received.local;
         client.last_used = edge.now;
-        client.is_recent = true;
+        client.to_tap += received.len as u64;
         let FlowKey { guest, guest_port, remote, remote_port } = client.key;
         Ok(edge.udp_to_tap((remote, remote_port), (guest, guest_port), received.len) != Written::Full)
     }
@@ -90,32 +93,62 @@ impl Clients {
             (1..=PORT_TRIES).map(|step| FlowKey { remote_port: key.remote_port.wrapping_add(step), ..key });
         let key =
             std::iter::once(key).chain(other_ports).find(|k| k.remote_port != 0 && self.clients.find(k).is_none())?;
-        if self.clients.is_full() {
-            self.evict(edge);
+        if self.clients.is_full()
+            && let Some(oldest) = self.recency.oldest()
+        {
+            self.remove(edge, oldest);
         }
         let index = self.clients.insert(key, |id| {
             let timer = edge.timers.insert(id);
             edge.timers.set(timer, edge.now.after(UNANSWERED_MS));
-            let last_used = edge.now;
-            Some(Client { id, port, address, local: None, key, timer, last_used, is_answered: false, is_recent: true })
+            Some(Client {
+                id,
+                port,
+                address,
+                local: None,
+                key,
+                timer,
+                since: edge.now,
+                last_used: edge.now,
+                from_tap: 0,
+                to_tap: 0,
+                is_answered: false,
+            })
         })?;
+        self.recency.insert(index);
         self.by_address.insert((port.index, address), index);
         edge.counters.ports.udp_clients += 1;
         Some(index)
     }
 
-    /// Whose datagram this is, with the port to answer from; None where it is no answer to a client.
-    pub fn answered(&mut self, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>, now: Time) -> Option<(FlowId, Answer)> {
+    /// Where a datagram of the workspace goes; None where it is no answer to a client.
+    pub fn answered(&mut self, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>, now: Time) -> Option<Answer> {
         if self.by_address.is_empty() {
             return None;
         }
         let key =
             FlowKey { guest: ip.src, guest_port: datagram.src_port, remote: ip.dst, remote_port: datagram.dst_port };
-        let client = self.clients.find(&key).and_then(|index| self.clients.get_mut(index))?;
+        let index = self.clients.find(&key)?;
+        let client = self.clients.get_mut(index)?;
+        self.recency.touch(index);
         client.last_used = now;
-        client.is_recent = true;
+        client.from_tap += datagram.payload.len() as u64;
         client.is_answered = true;
-        Some((client.port, Answer { to: client.address, from: client.local }))
+        Some(Answer { port: client.port, to: client.address, from: client.local })
+    }
+
+    /// Puts clients on a page.
+    pub fn list(&self, page: &mut Page) {
+        page.list(&self.clients, |client, now| Listed {
+            protocol: Protocol::Udp,
+            guest: SocketAddr::new(client.key.guest, client.key.guest_port),
+            remote: Some(client.key.remote_addr()),
+            state: if client.is_answered { State::Open } else { State::Opening },
+            from_tap: client.from_tap,
+            to_tap: client.to_tap,
+            age_ms: now.since(client.since),
+            idle_ms: now.since(client.last_used),
+        });
     }
 
     /// A client may have been idle.
@@ -136,34 +169,19 @@ impl Clients {
         }
     }
 
-    /// Ends one client that was not used since eviction last passed it (second chance), or the last one passed.
-    fn evict(&mut self, edge: &mut Edge) {
-        let mut chosen = None;
-        for _ in 0..EVICTION_STEPS {
-            let index = self.hand;
-            self.hand = (self.hand + 1) % u32::try_from(MAX_CLIENTS).unwrap_or(u32::MAX);
-            let Some(client) = self.clients.get_mut(index) else { continue };
-            chosen = Some(index);
-            if !std::mem::take(&mut client.is_recent) {
-                break;
-            }
-        }
-        if let Some(index) = chosen {
-            self.remove(edge, index);
-        }
-    }
-
     fn remove(&mut self, edge: &mut Edge, index: u32) {
         if let Some(client) = self.clients.remove(index) {
+            self.recency.remove(index);
             edge.timers.remove(client.timer);
             self.by_address.remove(&(client.port.index, client.address));
         }
     }
 }
 
-/// Where an answer goes, and from which address.
+/// Where an answer goes, from which port and which of its addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer {
+    pub port: FlowId,
     to: SocketAddr,
     from: Option<Local>,
 }

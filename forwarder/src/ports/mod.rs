@@ -7,6 +7,7 @@
 //!
 //! Limits: [`MAX_PORTS`] sockets; [`ACCEPTS_A_TURN`] clients before others have their turn; a client for whom there is
 //! no descriptor or no room is left in the queue and looked for again after [`PAUSE_MS`].
+#![forbid(unsafe_code)]
 
 mod client;
 mod datagrams;
@@ -26,13 +27,14 @@ use rustix::net::SocketFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::edge::Edge;
+use crate::flow::list::Page;
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::policy::Transport;
 use crate::sys::pktinfo;
 use crate::tcp::{Tcp, reset_at_death};
 use crate::timer::TimerId;
 use crate::wire::{IpPacket, UdpDatagram};
-use datagrams::Clients;
+use datagrams::{Answer, Clients};
 use splice::Splices;
 
 /// Sockets at once: the monitor holds all of them, within the usual soft limit of 1024 descriptors.
@@ -186,20 +188,25 @@ impl Ports {
         }
     }
 
-    /// Takes a datagram of the workspace that answers a client. False: it is none.
-    pub fn datagram_from_tap(
-        &mut self,
-        edge: &mut Edge,
-        ip: &IpPacket<'_>,
-        datagram: &UdpDatagram<'_>,
-        segment: Option<u16>,
-    ) -> bool {
-        let Some((port, answer)) = self.clients.answered(ip, datagram, edge.now) else { return false };
-        let Some(port) = self.published.current(port).and_then(|index| self.published.get(index)) else { return false };
-        if answer.send(&port.socket, datagram.payload, segment).is_err() {
+    /// Where a datagram of the workspace goes that answers a client. None: it is none.
+    pub fn answered(&mut self, edge: &Edge, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>) -> Option<Answer> {
+        self.clients.answered(ip, datagram, edge.now)
+    }
+
+    /// Sends it, or several datagrams of `segment` bytes each.
+    pub fn answer(&self, edge: &mut Edge, answer: Answer, payload: &[u8], segment: Option<u16>) {
+        let Some(port) = self.published.current(answer.port).and_then(|index| self.published.get(index)) else {
+            return;
+        };
+        if answer.send(&port.socket, payload, segment).is_err() {
             edge.counters.drops.host_full += 1;
         }
-        true
+    }
+
+    /// Puts clients that the TCP engine does not know on a page.
+    pub fn list_clients(&self, page: &mut Page) {
+        self.clients.list(page);
+        self.splices.list(page);
     }
 
     /// Something the workspace has sent is not with its client yet.
@@ -212,7 +219,7 @@ impl Ports {
     }
 
     pub fn run_ready(&mut self, edge: &mut Edge, tcp: &mut Tcp) {
-        self.splices.run_ready();
+        self.splices.run_ready(edge);
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { return };
             let Some(index) = self.published.current(id) else { continue };
@@ -293,7 +300,7 @@ fn lead_inside(
 ) {
     let is_loopback_inside = key.guest.is_loopback();
     let left = if client.ip().to_canonical().is_loopback() || is_loopback_inside {
-        splices.open(edge, socket, key, other)
+        splices.open(edge, (socket, client), key, other)
     } else {
         Some(socket)
     };

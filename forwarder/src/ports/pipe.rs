@@ -63,6 +63,8 @@ pub struct Direction {
     has_ended: bool,
     /// The receiver has been told of the end.
     pub is_shut: bool,
+    /// Bytes that the receiver has been given.
+    pub total: u64,
 }
 
 impl Direction {
@@ -118,6 +120,7 @@ impl Direction {
         match move_bytes(&pipe.read, to, self.level) {
             Ok(count) => {
                 self.level = self.level.saturating_sub(count);
+                self.total += count as u64;
                 Ok(count)
             }
             Err(Errno::AGAIN) => {

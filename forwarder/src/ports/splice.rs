@@ -14,8 +14,10 @@ use rustix::net::sockopt;
 
 use super::pipe::{Direction, Pipes, Turn};
 use crate::edge::Edge;
+use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::tcp::reset_at_death;
+use crate::timer::Time;
 
 /// Connections at once: each may pin a pipe's worth of memory in each direction.
 const MAX_SPLICED: usize = 1024;
@@ -24,10 +26,14 @@ const MAX_SPLICED: usize = 1024;
 struct Spliced {
     id: FlowId,
     client: OwnedFd,
+    address: SocketAddr,
     inside: OwnedFd,
     is_connected: bool,
+    key: FlowKey,
     /// Where else to try when the workspace refuses.
     other: Option<FlowKey>,
+    since: Time,
+    last_used: Time,
     to_guest: Direction,
     to_client: Direction,
     is_ready: bool,
@@ -53,7 +59,13 @@ impl Splices {
     }
 
     /// Takes the client over; gives it back where the TAP has to do.
-    pub fn open(&mut self, edge: &mut Edge, client: OwnedFd, key: FlowKey, other: Option<FlowKey>) -> Option<OwnedFd> {
+    pub fn open(
+        &mut self,
+        edge: &mut Edge,
+        (client, address): (OwnedFd, SocketAddr),
+        key: FlowKey,
+        other: Option<FlowKey>,
+    ) -> Option<OwnedFd> {
         if self.connections.is_full() {
             return Some(client);
         }
@@ -68,8 +80,20 @@ impl Splices {
         let inserted = self.connections.insert(self.made, |id| {
             edge.watch(&client, id).ok()?;
             edge.watch(&inside, FlowId { kind: Kind::SplicedInside, ..id }).ok()?;
-            let (to_guest, to_client) = (Direction::default(), Direction::default());
-            Some(Spliced { id, client, inside, is_connected: false, other, to_guest, to_client, is_ready: false })
+            Some(Spliced {
+                id,
+                client,
+                address,
+                inside,
+                is_connected: false,
+                key,
+                other,
+                since: edge.now,
+                last_used: edge.now,
+                to_guest: Direction::default(),
+                to_client: Direction::default(),
+                is_ready: false,
+            })
         });
         match inserted {
             Some(_) => edge.counters.ports.spliced += 1,
@@ -102,21 +126,21 @@ impl Splices {
         };
         from_it.readable |= reads;
         to_it.writable |= writes;
-        self.turn(index);
+        self.turn(edge, index);
     }
 
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    pub fn run_ready(&mut self) {
+    pub fn run_ready(&mut self, edge: &Edge) {
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { return };
             let Some(index) = self.connections.current(id) else { continue };
             if let Some(spliced) = self.connections.get_mut(index) {
                 spliced.is_ready = false;
             }
-            self.turn(index);
+            self.turn(edge, index);
         }
     }
 
@@ -125,11 +149,30 @@ impl Splices {
         self.connections.values().any(|spliced| spliced.is_connected && !spliced.to_client.is_shut)
     }
 
-    fn turn(&mut self, index: u32) {
+    /// Puts connections on a page.
+    pub fn list(&self, page: &mut Page) {
+        page.list(&self.connections, |spliced, now| Listed {
+            protocol: Protocol::Tcp,
+            guest: SocketAddr::new(spliced.key.guest, spliced.key.guest_port),
+            remote: Some(spliced.address),
+            state: match (spliced.is_connected, spliced.to_guest.is_shut || spliced.to_client.is_shut) {
+                (false, _) => State::Opening,
+                (true, false) => State::Open,
+                (true, true) => State::Closing,
+            },
+            from_tap: spliced.to_client.total,
+            to_tap: spliced.to_guest.total,
+            age_ms: now.since(spliced.since),
+            idle_ms: now.since(spliced.last_used),
+        });
+    }
+
+    fn turn(&mut self, edge: &Edge, index: u32) {
         let Some(spliced) = self.connections.get_mut(index) else { return };
         if !spliced.is_connected {
             return;
         }
+        spliced.last_used = edge.now;
         let Spliced { client, inside, to_guest, to_client, .. } = spliced;
         // Both, whatever becomes of the other: what was said before a failure is still handed on.
         let turns = [to_guest.turn(client, inside, &mut self.pipes), to_client.turn(inside, client, &mut self.pipes)];
@@ -150,8 +193,8 @@ impl Splices {
     /// Nobody listens at the workspace's address of one family: there is the other.
     fn refused(&mut self, edge: &mut Edge, index: u32) {
         let Some(spliced) = self.connections.get_mut(index) else { return };
-        let next = spliced.other.take().and_then(|key| dial(edge, &key));
-        let Some(inside) = next else {
+        let next = spliced.other.take().and_then(|key| dial(edge, &key).map(|inside| (key, inside)));
+        let Some((key, inside)) = next else {
             edge.counters.ports.refused += 1;
             return self.remove(index);
         };
@@ -159,7 +202,7 @@ impl Splices {
         let _ = sockopt::set_tcp_nodelay(&inside, true);
         if edge.watch(&inside, FlowId { kind: Kind::SplicedInside, ..spliced.id }).is_ok() {
             // The one that was refused is closed.
-            spliced.inside = inside;
+            (spliced.key, spliced.inside) = (key, inside);
         } else {
             self.remove(index);
         }

@@ -2,7 +2,6 @@
 //!
 //! Only a process inside can make them, which takes a fork: so some are kept ready, and the supervisor's factory is asked
 //! for more before they run out. A client for whom there is none goes over the TAP.
-#![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
 

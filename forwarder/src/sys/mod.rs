@@ -1,5 +1,7 @@
 //! The crate's only unsafe code: one kernel object per file, descriptors as `OwnedFd` or `BorrowedFd`.
 
+#![allow(unsafe_code)]
+
 pub mod pktinfo;
 pub mod socket;
 pub mod tun;

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, sockopt};
-use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
+
+use super::socket::{errno, socket_addr};
 
 /// A local address, with the device where it needs one to mean something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,11 +43,7 @@ pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<Option
     let message =
         recvmsg::<SockaddrStorage>(descriptor, &mut parts, Some(control.as_mut_bytes()), MsgFlags::MSG_DONTWAIT);
     let message = message.map_err(errno)?;
-    let client = message.address.and_then(|address| {
-        let v4 = address.as_sockaddr_in().map(|a| SocketAddr::from((a.ip(), a.port())));
-        v4.or_else(|| address.as_sockaddr_in6().map(|&a| SocketAddr::V6(a.into())))
-    });
-    let Some(client) = client else { return Ok(None) };
+    let Some(client) = message.address.as_ref().and_then(socket_addr) else { return Ok(None) };
     let local = message.cmsgs().into_iter().flatten().find_map(|control| match control {
         ControlMessageOwned::Ipv4PacketInfo(info) => {
             // The address to answer from: for a broadcast not the one it was sent to.
@@ -84,8 +81,4 @@ pub fn send(socket: &OwnedFd, payload: &[u8], to: SocketAddr, from: Option<Local
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     let descriptor = socket.as_fd().as_raw_fd();
     sendmsg(descriptor, &[IoSlice::new(payload)], control.as_slice(), flags, Some(&to)).map(drop).map_err(errno)
-}
-
-fn errno(error: nix::errno::Errno) -> Errno {
-    Errno::from_raw_os_error(error as i32)
 }

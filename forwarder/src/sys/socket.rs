@@ -1,11 +1,16 @@
 //! Socket options and control messages that rustix lacks.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, sockopt};
 use rustix::io::Errno;
+use zerocopy::IntoBytes as _;
+
+mod request {
+    nix::ioctl_read_bad!(at_mark, 0x8905, libc::c_int);
+}
 
 /// Sets SO_PEEK_OFF (socket(7)): where the next MSG_PEEK starts, counted from the first unread byte. Afterwards every
 /// peek moves it forward and every read moves it back. TCP has it from Linux 6.9 (IPv4) and 6.11 (IPv6); before that
@@ -18,6 +23,14 @@ pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether the first unread byte is the urgent one (SIOCATMARK, tcp(7)).
+pub fn is_at_mark(socket: BorrowedFd<'_>) -> bool {
+    let mut answer = 0;
+    // SAFETY: SIOCATMARK writes one int, which lives through the call.
+    let asked = unsafe { request::at_mark(socket.as_raw_fd(), &raw mut answer) };
+    asked.is_ok() && answer != 0
+}
+
 /// Asks for ICMP errors on the socket's error queue (IP_RECVERR, ip(7)), which an unconnected socket never sees else.
 pub fn receive_errors(socket: &OwnedFd, is_ipv4: bool) -> rustix::io::Result<()> {
     let result = if is_ipv4 {
@@ -28,40 +41,133 @@ pub fn receive_errors(socket: &OwnedFd, is_ipv4: bool) -> rustix::io::Result<()>
     result.map_err(errno)
 }
 
-/// Sends `payload` as datagrams of `size` bytes (UDP_SEGMENT, udp(7)).
-pub fn send_segments(socket: &OwnedFd, payload: &[u8], to: SocketAddr, size: u16) -> rustix::io::Result<usize> {
+/// Asks for what recvmsg(2) then says about datagrams: how several in one are cut (UDP_GRO, udp(7), Linux 5.0), and
+/// their TOS.
+pub fn receive_offloaded(socket: &OwnedFd, is_ipv4: bool) -> rustix::io::Result<()> {
+    let tos = if is_ipv4 {
+        nix::sys::socket::setsockopt(socket, sockopt::IpRecvTos, &true)
+    } else {
+        nix::sys::socket::setsockopt(socket, sockopt::Ipv6RecvTClass, &true)
+    };
+    tos.and_then(|()| nix::sys::socket::setsockopt(socket, sockopt::UdpGroSegment, &true)).map_err(errno)
+}
+
+/// Sends the parts, put together, as datagrams of `size` bytes (UDP_SEGMENT, udp(7)).
+pub fn send_segments(socket: &OwnedFd, parts: &[IoSlice<'_>], to: SocketAddr, size: u16) -> rustix::io::Result<usize> {
     let control = [ControlMessage::UdpGsoSegments(&size)];
     let to = SockaddrStorage::from(to);
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    sendmsg(socket.as_fd().as_raw_fd(), &[IoSlice::new(payload)], &control, flags, Some(&to)).map_err(errno)
+    sendmsg(socket.as_fd().as_raw_fd(), parts, &control, flags, Some(&to)).map_err(errno)
 }
 
-/// One report of a socket's error queue.
+/// One datagram, or several of one sender in a row, each of `size` bytes but the last, which may be shorter.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    pub source: SocketAddr,
+    pub tos: u8,
+    pub size: usize,
+    pub len: usize,
+}
+
+/// Receives into `buffer`, with what [`receive_offloaded`] asked for. None: from nobody that could be answered.
+pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<Option<Received>> {
+    // Two messages of one int each; words, since the kernel's headers are aligned.
+    let mut control = [0u64; 8];
+    let mut parts = [IoSliceMut::new(buffer)];
+    let descriptor = socket.as_fd().as_raw_fd();
+    let message =
+        recvmsg::<SockaddrStorage>(descriptor, &mut parts, Some(control.as_mut_bytes()), MsgFlags::MSG_DONTWAIT);
+    let message = message.map_err(errno)?;
+    let Some(source) = message.address.as_ref().and_then(socket_addr) else { return Ok(None) };
+    let mut received = Received { source, tos: 0, size: message.bytes, len: message.bytes };
+    for control in message.cmsgs().into_iter().flatten() {
+        match control {
+            ControlMessageOwned::Ipv4Tos(tos) => received.tos = tos,
+            ControlMessageOwned::Ipv6TClass(class) => received.tos = u8::try_from(class).unwrap_or(0),
+            ControlMessageOwned::UdpGroSegments(size) => {
+                received.size = usize::try_from(size).ok().filter(|&size| size > 0).unwrap_or(message.bytes);
+            }
+            _ => {}
+        }
+    }
+    Ok(Some(received))
+}
+
+/// Who made a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This host, when it was asked to send.
+    Local,
+    /// An ICMP or ICMPv6 message.
+    Network {
+        kind: u8,
+        code: u8,
+    },
+    Other,
+}
+
+/// One report of a socket's error queue (`struct sock_extended_err`, ip(7)).
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorReport {
     pub errno: Errno,
+    pub origin: Origin,
+    pub is_ipv4: bool,
+    /// The MTU, where the report is about that.
+    pub info: u32,
+    /// Who sent the message.
+    pub offender: Option<IpAddr>,
     /// Where the datagram in question went.
     pub destination: Option<SocketAddr>,
+    /// How the datagram began.
+    payload: [u8; QUOTED],
+    payload_len: usize,
+}
+
+/// Bytes of a datagram's payload that are kept for the error about it.
+const QUOTED: usize = 64;
+
+impl ErrorReport {
+    pub fn payload(&self) -> &[u8] {
+        self.payload.get(..self.payload_len).unwrap_or_default()
+    }
 }
 
 /// Takes the next report off the error queue (MSG_ERRQUEUE, recvmsg(2)).
 pub fn next_error(socket: &OwnedFd) -> Option<ErrorReport> {
-    let mut payload = [0; 64];
+    let mut payload = [0; QUOTED];
     let mut parts = [IoSliceMut::new(&mut payload)];
-    let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+    // The report and, where they were asked for, the TOS and the like.
+    let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6, [libc::c_int; 8]);
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     let message = recvmsg::<SockaddrStorage>(socket.as_fd().as_raw_fd(), &mut parts, Some(&mut control), flags).ok()?;
-    let destination = message.address.and_then(|address| {
-        let v4 = address.as_sockaddr_in().map(|a| SocketAddr::from((a.ip(), a.port())));
-        v4.or_else(|| address.as_sockaddr_in6().map(|a| SocketAddr::from((a.ip(), a.port()))))
-    });
-    let raw = message.cmsgs().ok()?.find_map(|message| match message {
-        ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => Some(error.ee_errno),
+    let destination = message.address.as_ref().and_then(socket_addr);
+    let payload_len = message.bytes;
+    let (error, offender, is_ipv4) = message.cmsgs().ok()?.find_map(|message| match message {
+        ControlMessageOwned::Ipv4RecvErr(error, offender) => {
+            Some((error, offender.map(|a| IpAddr::V4(u32::from_be(a.sin_addr.s_addr).into())), true))
+        }
+        ControlMessageOwned::Ipv6RecvErr(error, offender) => {
+            Some((error, offender.map(|a| IpAddr::V6(a.sin6_addr.s6_addr.into())), false))
+        }
         _ => None,
     })?;
-    Some(ErrorReport { errno: Errno::from_raw_os_error(raw.cast_signed()), destination })
+    let origin = match error.ee_origin {
+        libc::SO_EE_ORIGIN_LOCAL => Origin::Local,
+        libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6 => {
+            Origin::Network { kind: error.ee_type, code: error.ee_code }
+        }
+        _ => Origin::Other,
+    };
+    let errno = Errno::from_raw_os_error(error.ee_errno.cast_signed());
+    let offender = offender.filter(|address| !address.is_unspecified());
+    Some(ErrorReport { errno, origin, is_ipv4, info: error.ee_info, offender, destination, payload, payload_len })
 }
 
-fn errno(error: nix::errno::Errno) -> Errno {
+pub(super) fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|a| SocketAddr::from((a.ip(), a.port())));
+    v4.or_else(|| address.as_sockaddr_in6().map(|&a| SocketAddr::V6(a.into())))
+}
+
+pub(super) fn errno(error: nix::errno::Errno) -> Errno {
     Errno::from_raw_os_error(error as i32)
 }

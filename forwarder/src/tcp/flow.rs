@@ -101,6 +101,8 @@ pub struct Flow {
     pub readable: bool,
     /// The host has sent its FIN; it may still be behind data.
     pub host_closing: bool,
+    /// The host has sent urgent data that was not taken: the kernel ends reads before it.
+    pub has_urgent: bool,
     /// The host's socket takes data.
     pub writable: bool,
     pub host_shut: bool,
@@ -160,6 +162,7 @@ impl Flow {
             is_ready: false,
             readable: false,
             host_closing: false,
+            has_urgent: false,
             writable: true,
             host_shut: false,
             no_delay: false,
@@ -237,6 +240,18 @@ impl Flow {
         }
     }
 
+    /// Whether the unread byte at `offset`, which is there, is the host's urgent one: a read that begins before it ends
+    /// before it, too.
+    pub fn is_urgent(&mut self, offset: u32, discard: &mut [u8]) -> bool {
+        if !self.has_urgent {
+            return false;
+        }
+        match offset.checked_sub(1) {
+            None => sys::socket::is_at_mark(self.socket.as_fd()),
+            Some(before) => self.peek(before, &mut [0; 2], discard) == Ok(Peeked::Data(1)),
+        }
+    }
+
     /// Drops what the workspace has acknowledged from the host socket's queue. `scratch` bounds one call, not the sum.
     pub fn discard_acknowledged(&mut self, scratch: &mut [u8]) {
         while self.send.unread() > 0 {
@@ -278,9 +293,11 @@ impl Flow {
     /// Writes what is pending to the host's socket, and its end of stream after the last byte.
     pub fn write_pending(&mut self) -> rustix::io::Result<()> {
         while self.receive.pending() > 0 && self.writable {
-            let (first, second) = self.receive.pending_slices();
+            let (count, is_urgent) = self.receive.writable();
+            let (first, second) = self.receive.pending_slices(count);
             let slices = [std::io::IoSlice::new(first), std::io::IoSlice::new(second)];
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let urgent = if is_urgent { SendFlags::OOB } else { SendFlags::empty() };
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT | urgent;
             match rustix::net::sendmsg(&self.socket, &slices, &mut SendAncillaryBuffer::default(), flags) {
                 Ok(count) => self.receive.took(count),
                 Err(Errno::INTR) => {}
@@ -346,6 +363,7 @@ mod tests {
 
     use super::*;
     use crate::flow::Kind;
+    use crate::tcp::send::Ack;
     use crate::timer::Wheel;
 
     fn flow(socket: TcpStream) -> Flow {
@@ -354,7 +372,7 @@ mod tests {
         let key =
             FlowKey { guest: [10, 0, 2, 100].into(), guest_port: 1, remote: [192, 0, 2, 1].into(), remote_port: 2 };
         let mut send = Send::new(Seq(0), 60_000, 0, 1460);
-        send.established();
+        send.established(Time(0));
         let options = SynOptions { mss: 1460, window_scale: true, sack: true };
         let timer = Wheel::new(Time(0)).insert(id);
         let receive = Receive::new(Seq(0), true);
@@ -378,8 +396,9 @@ mod tests {
                 assert_eq!(&buffer[..want_len], want.as_bytes());
             }
             assert_eq!(flow.peek(10, &mut buffer, &mut scratch), Ok(Peeked::Empty));
-            flow.send.sent(6);
-            flow.send.acknowledge(Seq(7), 60_000, true);
+            flow.send.sent(6, Time(0));
+            let ack = Ack { number: Seq(7), window: 60_000, bare: true };
+            flow.send.acknowledge(ack, [].into_iter(), Time(0));
             flow.discard_acknowledged(&mut scratch[..4]);
             assert_eq!(flow.send.unread(), 0);
             assert_eq!(flow.peek(0, &mut buffer, &mut scratch), Ok(Peeked::Data(4)));

@@ -7,13 +7,14 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::flow::{Flow, State, SynOptions, reset_at_death};
-use super::receive::{Placement, Receive};
-use super::send::Send;
+use super::receive::{Placement, Receive, Reset};
+use super::send::{Ack, Send};
 use super::{Gather, Tcp, limits, to_tap};
 use crate::edge::Edge;
 use crate::flow::FlowKey;
 use crate::gateway::dns;
 use crate::gateway::unreachable::Reason;
+use crate::outbound::Outbound;
 use crate::policy::{Egress, Transport};
 use crate::wire::transport::TcpSegment;
 use crate::wire::{IPV4_LEN, IPV6_LEN, IpPacket, TCP_LEN, TcpFlags};
@@ -43,8 +44,12 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.last_heard = edge.now;
         match flow.state {
-            State::Dialing if is_new_dial(flow, segment) => {
+            State::Dialing | State::SynReceived if is_new_dial(flow, segment) => {
                 self.reset_host(edge, index);
+                self.open(edge, ip, &key, segment);
+            }
+            State::Established if is_reuse(flow, segment) => {
+                self.remove(edge, index);
                 self.open(edge, ip, &key, segment);
             }
             State::Dialing => self.while_dialing(edge, index, segment),
@@ -58,11 +63,19 @@ impl Tcp {
     fn open(&mut self, edge: &mut Edge, ip: &IpPacket<'_>, key: &FlowKey, segment: &TcpSegment<'_>) {
         let (destination, resolver) = match edge.egress(key.remote_addr(), Transport::Tcp) {
             Egress::Host(address) => (address, None),
+            Egress::Resolver if key.remote_port == dns::PORT && !edge.config.network.dns => {
+                edge.counters.dns.disabled += 1;
+                return;
+            }
             Egress::Resolver if key.remote_port == dns::PORT => match edge.resolver(0) {
-                Some(address) => (SocketAddr::new(address, dns::PORT), Some(0)),
+                Some(resolver) => (resolver, Some(0)),
                 None => return to_tap::refuse(edge, key, segment),
             },
-            Egress::Resolver => return to_tap::refuse(edge, key, segment),
+            Egress::Resolver => {
+                edge.counters.tcp.flows.denied += 1;
+                edge.counters.denied.resolver += 1;
+                return to_tap::refuse(edge, key, segment);
+            }
             Egress::Denied(denial) => {
                 edge.counters.tcp.flows.denied += 1;
                 edge.counters.denied.count(denial);
@@ -82,7 +95,7 @@ impl Tcp {
             edge.counters.tcp.flows.exhausted += 1;
             return to_tap::refuse(edge, key, segment);
         }
-        let dialled = dial(destination);
+        let dialled = dial(&edge.config.outbound, destination);
         let socket = match dialled {
             Ok(socket) => socket,
             Err(errno) => {
@@ -139,7 +152,7 @@ impl Tcp {
             }
             flow.state = State::Established;
             flow.tries = 0;
-            flow.send.established();
+            flow.send.established(edge.now);
         }
         self.while_established(edge, gather, index, segment);
     }
@@ -154,10 +167,17 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         let flags = segment.flags;
         if flags.has(TcpFlags::RST) {
-            if flow.receive.admits_reset(segment.seq) {
-                edge.counters.tcp.resets_from_tap += 1;
-                self.flush(edge, gather);
-                self.reset_host(edge, index);
+            match flow.receive.reset(segment.seq) {
+                Reset::Believed => {
+                    edge.counters.tcp.resets_from_tap += 1;
+                    self.flush(edge, gather);
+                    self.reset_host(edge, index);
+                }
+                Reset::Challenged => {
+                    flow.ack_due = true;
+                    self.mark_dirty(index);
+                }
+                Reset::Ignored => {}
             }
             return;
         }
@@ -180,7 +200,8 @@ impl Tcp {
         if is_old && segment.ack == flow.send.una() {
             return;
         }
-        let acked = flow.send.acknowledge(segment.ack, segment.window, segment.seq_len() == 0);
+        let ack = Ack { number: segment.ack, window: segment.window, bare: segment.seq_len() == 0 };
+        let acked = flow.send.acknowledge(ack, segment.sack_blocks(), edge.now);
         if acked.progress {
             flow.tries = 0;
             flow.restarts_timer = true;
@@ -199,6 +220,10 @@ impl Tcp {
             return;
         }
         flow.ack_due = true;
+        if segment.flags.has(TcpFlags::URG) {
+            // Behind the urgent byte (RFC 1122 4.2.2.4 would have it at the byte, but nobody does: RFC 6093).
+            flow.receive.note_urgent(segment.seq + u32::from(segment.urgent.max(1)));
+        }
         let placement = flow.receive.place(segment.seq, segment.payload.len());
         match placement {
             Placement::Unacceptable => edge.counters.drops.outside_window += u64::from(!segment.payload.is_empty()),
@@ -289,12 +314,23 @@ fn is_new_dial(flow: &Flow, segment: &TcpSegment<'_>) -> bool {
     flags.has(TcpFlags::SYN) && !flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) && segment.seq != flow.irs
 }
 
+/// The workspace has ended its stream, the host's socket has all of it, and a later connection has the same ports: that
+/// the host did not end its own does not keep the old one alive.
+fn is_reuse(flow: &Flow, segment: &TcpSegment<'_>) -> bool {
+    let flags = segment.flags;
+    let opens = flags.has(TcpFlags::SYN) && !flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST);
+    opens && flow.host_shut && flow.receive.ack().before(segment.seq)
+}
+
 /// A nonblocking socket on its way to `destination`.
-pub(super) fn dial(destination: SocketAddr) -> Result<std::os::fd::OwnedFd, Errno> {
+pub(super) fn dial(outbound: &Outbound, destination: SocketAddr) -> Result<std::os::fd::OwnedFd, Errno> {
     let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     reset_at_death(&socket);
+    // An urgent byte is one of the stream, where peeks count it. Failing, it is missing there, as tcp(7) has it.
+    let _ = rustix::net::sockopt::set_socket_oobinline(&socket, true);
+    outbound.bind(&socket, destination.ip())?;
     match rustix::net::connect(&socket, &destination) {
         Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
         Err(error) => Err(error),

@@ -29,6 +29,7 @@ impl Tcp {
             flow.state = State::SynReceived;
             flow.deadline = (Deadline::Retransmit, edge.now.after(limits::SYN_RTO_MS));
             edge.timers.set_at_latest(flow.timer, flow.deadline.1);
+            flow.send.syn_sent(edge.now);
             to_tap::send_handshake(flow, edge);
         }
         if flow.state == State::Opening && events.intersects(EventFlags::ERR | EventFlags::HUP) {
@@ -41,6 +42,8 @@ impl Tcp {
             // The stream has ended, so no read will tell of this.
             return self.abort(edge, index);
         }
+        // Every report is of all that is so now.
+        flow.has_urgent = events.contains(EventFlags::PRI);
         flow.writable |= events.contains(EventFlags::OUT);
         self.settle(edge, index);
     }
@@ -67,8 +70,8 @@ impl Tcp {
     pub(super) fn dial_next_resolver(&mut self, edge: &mut Edge, index: u32) -> bool {
         let Some(flow) = self.flows.get_mut(index) else { return false };
         let Some(next) = flow.resolver.map(|step| step + 1) else { return false };
-        let Some(address) = edge.resolver(next) else { return false };
-        let Ok(socket) = from_tap::dial((address, flow.key.remote_port).into()) else { return false };
+        let Some(resolver) = edge.resolver(next) else { return false };
+        let Ok(socket) = from_tap::dial(&edge.config.outbound, resolver) else { return false };
         if edge.watch(&socket, flow.id).is_err() {
             return false;
         }

@@ -31,6 +31,8 @@ impl Tcp {
     pub fn open_to_guest(&mut self, edge: &mut Edge, socket: OwnedFd, key: FlowKey, other: Option<FlowKey>) {
         // Closing it means a reset: whoever does not get through is not to take that for an end of stream.
         reset_at_death(&socket);
+        // As with those that are dialled: an urgent byte is one of the stream.
+        let _ = rustix::net::sockopt::set_socket_oobinline(&socket, true);
         let Some(key) = self.free_key(key, edge) else {
             edge.counters.ports.exhausted += 1;
             return;
@@ -46,6 +48,7 @@ impl Tcp {
             let timer = edge.timers.insert(id);
             let mut flow = Flow::new(id, key, socket, receive, send, Seq(0), options, timer, edge.now);
             flow.state = State::Opening;
+            flow.send.syn_sent(edge.now);
             flow.inbound = Some(Inbound { other });
             flow.readable = true;
             flow.record = ledger.note(&key, guest_mac);
@@ -83,6 +86,7 @@ impl Tcp {
             to_tap::refuse(edge, &flow.key.clone(), segment);
             if !flags.has(TcpFlags::RST) && flow.tries == 0 {
                 flow.tries = 1;
+                flow.send.syn_sent_again();
                 to_tap::send_handshake(flow, edge);
             }
             return;
@@ -106,7 +110,7 @@ impl Tcp {
         // What our SYN promised.
         flow.receive.advertise(true);
         let mss = mss(options.mss, flow.options.mss, &flow.key);
-        flow.send.answered(segment.window, options.window_scale.unwrap_or(0), mss);
+        flow.send.answered(segment.window, options.window_scale.unwrap_or(0), mss, edge.now);
         flow.state = State::Established;
         flow.tries = 0;
         flow.ack_due = true;

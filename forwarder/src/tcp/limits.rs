@@ -16,7 +16,8 @@ pub const MAX_INBOUND: usize = MAX_FLOWS / 2;
 pub const MAX_OPENING: usize = 4096;
 /// Other ports tried for a client whose own is taken by another connection to the same port of the workspace.
 pub const PORT_TRIES: u64 = 16;
-/// First retransmission of data: above Linux's longest delayed acknowledgement, 200 ms, or idle ends would be resent.
+/// Retransmission of data at the earliest: above Linux's longest delayed acknowledgement, 200 ms, or idle ends would be
+/// resent.
 pub const RTO_MS: u64 = 300;
 /// Retransmissions and window probes before giving up, with doubling about 6 minutes; only when nothing at all was
 /// heard for [`SILENCE_MS`]. A program that does not read keeps its window closed for as long as it likes.

@@ -12,8 +12,9 @@
 //! A client of a published port comes the other way round ([`inbound`]): its host socket is connected, and we dial the
 //! workspace.
 //!
-//! Files: [`seq`] numbers; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`flow`], one connection with its socket;
+//! Files: [`seq`] numbers and [`stretches`] of them; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`flow`], one connection with its socket;
 //! [`from_tap`], [`host`] and [`timers`], what the three kinds of events do; [`to_tap`], the segments sent.
+#![forbid(unsafe_code)]
 
 mod flow;
 mod from_tap;
@@ -25,6 +26,7 @@ mod orphans;
 mod receive;
 mod send;
 mod seq;
+mod stretches;
 mod timers;
 mod to_tap;
 

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 use super::Seq;
+use super::stretches::Stretches;
 
 /// The window shift offered: 65,535 << 7 covers the largest window with 128-byte steps.
 pub const WINDOW_SHIFT: u8 = 7;
@@ -21,8 +22,6 @@ const SLACK: u32 = 256;
 const INITIAL_RING: u32 = 1 << 16;
 /// The memory a connection may cost at most; 4 MB is what FACTS' prototype needed to keep a slow host socket busy.
 const MAX_RING: u32 = 1 << 22;
-/// Separate stretches held ahead of gaps; more than reordering ever makes, and a bound on the work for each segment.
-const MAX_RANGES: usize = 32;
 
 /// What to do with a segment's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,13 +44,24 @@ pub struct Receive {
     ring_size: u32,
     shift: u8,
     ring: Vec<u8>,
-    /// Sorted, disjoint, not touching: (from, to) stretches after `next`.
-    ahead: Vec<(Seq, Seq)>,
+    /// After `next`.
+    ahead: Stretches,
     since_growth: u32,
     /// Bytes received in order since the beginning.
     total: u64,
     /// Where the workspace's stream ends, once a FIN said so.
     fin: Option<Seq>,
+    /// The workspace's urgent byte ends here (RFC 9293 3.8.5), and the host's socket has not taken it.
+    urgent: Option<Seq>,
+}
+
+/// What a reset at some number is worth (RFC 5961 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    Believed,
+    /// In the window, but not next: whoever sent it is asked.
+    Challenged,
+    Ignored,
 }
 
 impl Receive {
@@ -64,10 +74,11 @@ impl Receive {
             ring_size: INITIAL_RING,
             shift: if scaled { WINDOW_SHIFT } else { 0 },
             ring: Vec::new(),
-            ahead: Vec::new(),
+            ahead: Stretches::default(),
             since_growth: 0,
             total: 0,
             fin: None,
+            urgent: None,
         }
     }
 
@@ -95,9 +106,9 @@ impl Receive {
         self.next - self.taken
     }
 
-    /// Nothing is kept in the ring: in-order payload may go to the host's socket without a copy.
+    /// In-order payload may go to the host's socket without a copy: nothing is kept in the ring, and none of it is urgent.
     pub fn is_direct(&self) -> bool {
-        self.ahead.is_empty()
+        self.ahead.is_empty() && self.urgent.is_none()
     }
 
     /// The window field for a segment sent now. Records the promise.
@@ -122,10 +133,14 @@ impl Receive {
         open.saturating_sub(self.edge.past(self.next)) >= window / 4
     }
 
-    /// Whether a reset at `seq` is believed: anywhere in the window (RFC 9293 3.10.7.4), or next after the
-    /// workspace's FIN, which a closed window leaves outside.
-    pub fn admits_reset(&self, seq: Seq) -> bool {
-        seq == self.ack() || (!seq.before(self.next) && !self.edge.before(seq))
+    pub fn reset(&self, seq: Seq) -> Reset {
+        if seq == self.ack() {
+            Reset::Believed
+        } else if !seq.before(self.next) && !self.edge.before(seq) {
+            Reset::Challenged
+        } else {
+            Reset::Ignored
+        }
     }
 
     /// Where `len` bytes at `seq` belong.
@@ -144,7 +159,7 @@ impl Receive {
     /// Notes a FIN that follows the stream's byte `at` - 1, unless it contradicts what is known or lies outside.
     pub fn note_fin(&mut self, at: Seq) {
         let past_window = self.edge.before(at);
-        let contradicts = at.before(self.next) || self.ahead.last().is_some_and(|&(_, to)| at.before(to));
+        let contradicts = at.before(self.next) || self.ahead.end().is_some_and(|end| at.before(end));
         if self.fin.is_none() && !past_window && !contradicts {
             self.fin = Some(at);
         }
@@ -154,16 +169,26 @@ impl Receive {
     pub fn advance(&mut self, count: usize) {
         let count = u32::try_from(count).unwrap_or(0);
         let before = self.next;
-        self.next += count;
-        self.since_growth = self.since_growth.saturating_add(count);
-        while let Some(&(from, to)) = self.ahead.first() {
-            if self.next.before(from) {
-                break;
-            }
-            self.next = self.next.later_of(to);
-            self.ahead.remove(0);
-        }
+        self.next = self.ahead.reach(self.next + count);
         self.total += u64::from(self.next - before);
+        self.since_growth = self.since_growth.saturating_add(count);
+    }
+
+    /// The workspace's urgent data ends at `end`: one byte, as everybody has it (RFC 6093). A later one takes its place.
+    pub fn note_urgent(&mut self, end: Seq) {
+        if self.taken.before(end) {
+            self.urgent = Some(end);
+        }
+    }
+
+    /// How many of the pending bytes may be written in one call, and whether they are the urgent one.
+    pub fn writable(&self) -> (usize, bool) {
+        let pending = self.pending() as usize;
+        match self.urgent.map(|end| (end - self.taken) as usize) {
+            Some(1) => (pending.min(1), true),
+            Some(ahead) => (pending.min(ahead - 1), false),
+            None => (pending, false),
+        }
     }
 
     /// Bytes received in order since the beginning.
@@ -175,6 +200,7 @@ impl Receive {
     pub fn took(&mut self, count: usize) {
         let count = u32::try_from(count).unwrap_or(0).min(self.pending());
         self.taken += count;
+        self.urgent = self.urgent.filter(|&end| self.taken.before(end));
     }
 
     /// Keeps bytes at `seq` that [`Self::place`] allowed, before [`Self::advance`] is told of them or after.
@@ -191,19 +217,11 @@ impl Receive {
     /// Keeps bytes behind a gap. False when there are too many stretches: the segment is dropped.
     pub fn store_ahead(&mut self, seq: Seq, data: &[u8]) -> bool {
         let Ok(len) = u32::try_from(data.len()) else { return false };
-        let (mut from, mut to) = (seq, seq + len);
-        let first = self.ahead.iter().take_while(|range| range.1.before(from)).count();
-        let touching = self.ahead[first..].iter().take_while(|range| !to.before(range.0)).count();
-        if touching == 0 && self.ahead.len() == MAX_RANGES {
-            return false;
+        let is_kept = self.ahead.add(seq, seq + len);
+        if is_kept {
+            self.store(seq, data);
         }
-        self.store(seq, data);
-        for range in self.ahead.drain(first..first + touching) {
-            from = from.earlier_of(range.0);
-            to = to.later_of(range.1);
-        }
-        self.ahead.insert(first, (from, to));
-        true
+        is_kept
     }
 
     /// Keeps pending bytes that the host's socket did not take: `data` starts `before_next` bytes before `next`.
@@ -214,20 +232,20 @@ impl Receive {
         }
     }
 
-    /// The pending bytes, in two parts where the ring wraps.
-    pub fn pending_slices(&self) -> (&[u8], &[u8]) {
+    /// The first `count` pending bytes, in two parts where the ring wraps.
+    pub fn pending_slices(&self, count: usize) -> (&[u8], &[u8]) {
         if self.ring.is_empty() || self.taken == self.next {
             return (&[], &[]);
         }
         let at = self.taken.0 as usize & (self.ring.len() - 1);
-        let len = (self.pending() as usize).min(self.ring.len());
+        let len = count.min(self.pending() as usize).min(self.ring.len());
         let first = len.min(self.ring.len() - at);
         (&self.ring[at..at + first], &self.ring[..len - first])
     }
 
     /// Stretches received ahead of gaps, for SACK blocks.
     pub fn ahead(&self) -> &[(Seq, Seq)] {
-        &self.ahead
+        self.ahead.as_slice()
     }
 
     /// Gives the ring's memory back when nothing is in it.
@@ -269,7 +287,7 @@ impl Receive {
         if old.is_empty() {
             return;
         }
-        let held = self.ahead.last().map_or(self.next, |range| range.1) - self.taken;
+        let held = self.ahead.end().unwrap_or(self.next) - self.taken;
         for offset in 0..held {
             let seq = (self.taken + offset).0 as usize;
             self.ring[seq & (size - 1)] = old[seq & (old.len() - 1)];

@@ -7,22 +7,36 @@
 //! ```
 //!
 //! The bytes themselves stay in the host socket's receive queue until they are acknowledged; this half only says which
-//! offset of the queue to send from. `nxt` falls back to `una` on a retransmission timeout (RFC 6298, go-back-N); a
-//! third duplicate acknowledgement sends the first bytes again without it (RFC 6582). There is no congestion window:
-//! the path is a queue in memory, and the workspace's own window is its limit.
+//! offset of the queue to send from. A third duplicate acknowledgement, or as much received beyond a gap, begins a
+//! recovery (RFC 6675): what lies between the stretches that the workspace has is sent again, each gap once; where it
+//! does not say what it has, the first bytes (RFC 6582). `nxt` falls back to `una` on a retransmission timeout
+//! (RFC 6298, go-back-N). There is no congestion window: the path is a queue in memory, and the workspace's own window
+//! is its limit.
 #![forbid(unsafe_code)]
 
-use super::Seq;
+use super::stretches::Stretches;
+use super::{Seq, limits};
+use crate::timer::Time;
 
-/// Fast retransmit threshold (RFC 5681).
+/// Fast retransmit threshold (RFC 5681), in acknowledgements and, where there is SACK, in segments received.
 const DUPLICATE_ACKS: u8 = 3;
+
+/// What a segment says about our half.
+#[derive(Clone, Copy, Debug)]
+pub struct Ack {
+    pub number: Seq,
+    /// The window as in the header.
+    pub window: u16,
+    /// The segment has no payload, SYN or FIN, so it may be a duplicate.
+    pub bare: bool,
+}
 
 /// What an acknowledgement meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Acked {
     /// It acknowledged something new.
     pub progress: bool,
-    /// The segment at `una` is to be sent again now.
+    /// What is lost ([`Send::lost`]) is to be sent again now.
     pub retransmit: bool,
     /// It acknowledged what was never sent: answer with an acknowledgement (RFC 9293 3.10.7.4).
     pub unsent: bool,
@@ -43,6 +57,16 @@ pub struct Send {
     duplicates: u8,
     /// In fast recovery until this is acknowledged.
     recover: Option<Seq>,
+    /// What this recovery has sent again ends here.
+    resent: Seq,
+    /// What the workspace has of what follows `una`.
+    sacked: Stretches,
+    /// When this is acknowledged, a round trip has passed since (RFC 6298 3, with one measurement at a time).
+    timed: Option<(Seq, Time)>,
+    /// The round trip, smoothed, and its variation, in ms; None before the first measurement.
+    round_trip: Option<(u64, u64)>,
+    /// The host's urgent byte ends here (RFC 9293 3.8.5).
+    urgent: Option<Seq>,
     /// Acknowledged bytes still in the host socket's queue.
     unread: u32,
     /// Bytes acknowledged since the beginning.
@@ -63,6 +87,11 @@ impl Send {
             fin: None,
             duplicates: 0,
             recover: None,
+            resent: iss,
+            sacked: Stretches::default(),
+            timed: None,
+            round_trip: None,
+            urgent: None,
             unread: 0,
             total: 0,
         }
@@ -104,14 +133,24 @@ impl Send {
     }
 
     /// The workspace's SYN has answered ours, and says what [`Self::new`] was not told.
-    pub fn answered(&mut self, window: u16, shift: u8, mss: u16) {
-        *self = Self::new(self.una, window, shift, mss);
-        self.established();
+    pub fn answered(&mut self, window: u16, shift: u8, mss: u16, now: Time) {
+        *self = Self { timed: self.timed, ..Self::new(self.una, window, shift, mss) };
+        self.established(now);
+    }
+
+    /// Our SYN is sent: its acknowledgement is the first measurement, unless it is sent again.
+    pub fn syn_sent(&mut self, now: Time) {
+        self.timed = Some((self.nxt, now));
+    }
+
+    pub fn syn_sent_again(&mut self) {
+        self.timed = None;
     }
 
     /// Takes our SYN as acknowledged.
-    pub fn established(&mut self) {
+    pub fn established(&mut self, now: Time) {
         self.una = self.nxt;
+        self.measure(now);
     }
 
     /// Whether our SYN is what `ack` acknowledges.
@@ -124,53 +163,123 @@ impl Send {
         self.widest = self.widest.max(self.window);
     }
 
-    /// Takes in an acknowledgement. `bare`: the segment has no payload, SYN or FIN, so it may be a duplicate.
-    pub fn acknowledge(&mut self, ack: Seq, field: u16, bare: bool) -> Acked {
-        if self.max.before(ack) {
+    /// Takes in an acknowledgement, and the stretches it names.
+    pub fn acknowledge(&mut self, ack: Ack, sack: impl Iterator<Item = (Seq, Seq)>, now: Time) -> Acked {
+        let Ack { number, window, bare } = ack;
+        if self.max.before(number) {
             return Acked { unsent: true, ..Acked::default() };
         }
-        if ack.before(self.una) {
+        if number.before(self.una) {
             return Acked::default();
         }
         let old_window = self.window;
-        self.set_window(field);
-        if ack == self.una {
-            return self.duplicate(bare && self.window == old_window);
+        self.set_window(window);
+        let progress = number != self.una;
+        if progress {
+            self.advance(number, now);
+        } else if bare && self.window == old_window && self.in_flight() {
+            self.duplicates = self.duplicates.saturating_add(1);
         }
-        let end = self.fin.map_or(ack, |fin| ack.earlier_of(fin));
+        for (from, to) in sack {
+            // Below `una` it tells of what came twice (RFC 2883).
+            if self.una.before(from) && from.before(to) && !self.max.before(to) {
+                self.sacked.add(from, to);
+            }
+        }
+        if self.recover.is_none() && self.has_lost() {
+            self.recover = Some(self.max);
+            self.resent = self.una;
+        }
+        Acked { progress, retransmit: self.lost(1).is_some(), unsent: false }
+    }
+
+    fn advance(&mut self, una: Seq, now: Time) {
+        let end = self.fin.map_or(una, |fin| una.earlier_of(fin));
         let acknowledged = end.past(self.una);
         self.unread = self.unread.saturating_add(acknowledged);
         self.total += u64::from(acknowledged);
-        self.una = ack;
-        self.nxt = self.nxt.later_of(ack);
+        self.una = una;
+        self.nxt = self.nxt.later_of(una);
+        self.sacked.reach(una);
+        self.urgent = self.urgent.filter(|&end| una.before(end));
         self.duplicates = 0;
-        let retransmit = match self.recover {
-            Some(recover) if ack.before(recover) => true,
-            _ => {
-                self.recover = None;
-                false
+        self.measure(now);
+        match self.recover {
+            // Only this says that more is lost (RFC 6582 3.2).
+            Some(recover) if una.before(recover) && self.sacked.is_empty() => self.resent = una,
+            Some(recover) if una.before(recover) => {}
+            _ => self.recover = None,
+        }
+    }
+
+    /// Too much has arrived without what is at `una` for it to be merely late.
+    fn has_lost(&self) -> bool {
+        let sacked = self.sacked.as_slice().iter().fold(0u32, |sum, &(from, to)| sum.saturating_add(to - from));
+        self.duplicates >= DUPLICATE_ACKS || sacked >= u32::from(DUPLICATE_ACKS) * u32::from(self.mss)
+    }
+
+    /// In a recovery, the next to be sent again: from where, and how much of it, at most `frame`; nothing but the FIN
+    /// when that is 0.
+    pub fn lost(&self, frame: usize) -> Option<(Seq, usize)> {
+        self.recover?;
+        let mut from = self.resent.later_of(self.una);
+        for &(start, end) in self.sacked.as_slice() {
+            if from.before(start) {
+                return Some((from, ((start - from) as usize).min(frame)));
             }
-        };
-        Acked { progress: true, retransmit, unsent: false }
+            from = from.later_of(end);
+        }
+        // Beyond all that the workspace has, only the first is known to be missing.
+        let end = self.fin.map_or(self.max, |fin| self.max.earlier_of(fin));
+        (from == self.una && from != self.max).then(|| (from, (end.past(from) as usize).min(frame)))
     }
 
-    fn duplicate(&mut self, counts: bool) -> Acked {
-        if !counts || !self.in_flight() {
-            return Acked::default();
-        }
-        self.duplicates = self.duplicates.saturating_add(1);
-        let retransmit = self.duplicates == DUPLICATE_ACKS && self.recover.is_none();
-        if retransmit {
-            self.recover = Some(self.max);
-        }
-        Acked { retransmit, ..Acked::default() }
+    /// What [`Self::lost`] told of was sent, up to `end`.
+    pub fn sent_again(&mut self, end: Seq) {
+        self.resent = end;
+        // Whatever is acknowledged next may be either copy (RFC 6298 3).
+        self.timed = None;
     }
 
-    /// The retransmission timer fired: everything in flight goes again.
+    /// The retransmission timer fired: everything in flight goes again, for the workspace may have dropped what it said
+    /// it has (RFC 2018 8).
     pub fn timed_out(&mut self) {
         self.nxt = self.una;
         self.duplicates = 0;
         self.recover = None;
+        self.sacked.clear();
+        self.timed = None;
+    }
+
+    /// Takes the round trip if what was timed is acknowledged.
+    fn measure(&mut self, now: Time) {
+        let Some((_, sent)) = self.timed.filter(|&(end, _)| !self.una.before(end)) else { return };
+        self.timed = None;
+        let sample = now.since(sent);
+        self.round_trip = Some(match self.round_trip {
+            None => (sample, sample / 2),
+            Some((smoothed, variation)) => {
+                ((7 * smoothed + sample) / 8, (3 * variation + smoothed.abs_diff(sample)) / 4)
+            }
+        });
+    }
+
+    /// How long an acknowledgement may take, in ms, before its data is sent again (RFC 6298 2).
+    pub fn retransmission_timeout(&self) -> u64 {
+        let (smoothed, variation) = self.round_trip.unwrap_or_default();
+        (smoothed + 4 * variation).max(limits::RTO_MS)
+    }
+
+    /// The next byte of the host's is its urgent one.
+    pub fn next_is_urgent(&mut self) {
+        self.urgent = Some(self.nxt + 1);
+    }
+
+    /// For a segment at `seq`: how far behind it the urgent data ends. Such segments are not for the kernel to cut,
+    /// which would give each piece the same distance.
+    pub fn urgent_pointer(&self, seq: Seq) -> Option<u16> {
+        let end = self.urgent.filter(|&end| seq.before(end))?;
+        u16::try_from(end - seq).ok()
     }
 
     /// How many bytes may be sent from `nxt`: at most `frame`, cut to whole segments, and nothing silly (RFC 1122
@@ -204,20 +313,19 @@ impl Send {
         self.offset_of(self.nxt)
     }
 
-    /// Where in the queue the byte at `una` is, and how many bytes from there were sent before.
-    pub fn retransmission(&self, frame: usize) -> (u32, usize) {
-        let end = self.fin.map_or(self.max, |fin| self.max.earlier_of(fin));
-        (self.unread, (end.past(self.una) as usize).min(frame))
-    }
-
-    fn offset_of(&self, seq: Seq) -> u32 {
+    /// Where in it the byte at `seq` is, at `una` or behind.
+    pub fn offset_of(&self, seq: Seq) -> u32 {
         let end = self.fin.map_or(seq, |fin| seq.earlier_of(fin));
         self.unread.saturating_add(end.past(self.una))
     }
 
-    pub fn sent(&mut self, count: usize) {
+    pub fn sent(&mut self, count: usize, now: Time) {
+        let is_new = self.nxt == self.max;
         self.nxt += u32::try_from(count).unwrap_or(0);
         self.max = self.max.later_of(self.nxt);
+        if is_new && self.timed.is_none() {
+            self.timed = Some((self.nxt, now));
+        }
     }
 
     /// The host's stream ends at `nxt`.
@@ -243,97 +351,4 @@ impl Send {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Established at sequence number 1, window 10,000, MSS 1,000.
-    fn open() -> Send {
-        let mut send = Send::new(Seq(0), 10_000, 0, 1000);
-        send.established();
-        send
-    }
-
-    #[test]
-    fn frames_are_whole_segments_within_the_window() {
-        // (in flight, window, frame limit, want)
-        let cases = [
-            (0, 10_000, 65_000, 10_000),
-            (0, 10_000, 5500, 5000),
-            (0, 10_000, 500, 500),
-            (9500, 10_000, 65_000, 0),
-            (0, 500, 65_000, 500),
-            (4000, 10_000, 65_000, 6000),
-            (10_000, 10_000, 65_000, 0),
-            (5000, 4000, 65_000, 0),
-        ];
-        for (flight, window, frame, want) in cases {
-            let mut send = open();
-            send.sent(flight);
-            send.set_window(window);
-            assert_eq!(send.sendable(frame), want, "{flight} {window} {frame}");
-        }
-    }
-
-    #[test]
-    fn offsets_follow_the_queue() {
-        let mut send = open();
-        send.sent(5000);
-        assert_eq!(send.offset(), 5000);
-        assert!(send.acknowledge(Seq(2001), 10_000, true).progress);
-        // Two thousand are acknowledged but still in the queue.
-        assert_eq!((send.unread(), send.offset()), (2000, 5000));
-        send.discarded(2000);
-        assert_eq!((send.unread(), send.offset()), (0, 3000));
-        send.timed_out();
-        assert_eq!(send.offset(), 0);
-        send.sent(1000);
-        // An acknowledgement of the first transmission overtakes.
-        send.acknowledge(Seq(5001), 10_000, true);
-        assert_eq!((send.nxt(), send.unread()), (Seq(5001), 3000));
-        assert!(!send.in_flight());
-    }
-
-    #[test]
-    fn three_duplicates_then_partial_acknowledgements() {
-        let mut send = open();
-        send.sent(5000);
-        let outcomes: Vec<bool> = (0..5).map(|_| send.acknowledge(Seq(1), 10_000, true).retransmit).collect();
-        assert_eq!(outcomes, [false, false, true, false, false]);
-        assert_eq!(send.retransmission(2000), (0, 2000));
-        assert!(send.acknowledge(Seq(1001), 10_000, true).retransmit);
-        let done = send.acknowledge(Seq(5001), 10_000, true);
-        assert_eq!(done, Acked { progress: true, retransmit: false, unsent: false });
-    }
-
-    #[test]
-    fn what_is_no_duplicate() {
-        let mut send = open();
-        send.sent(5000);
-        for (field, bare) in [(9000, true), (8000, true), (8000, false), (8000, false)] {
-            assert!(!send.acknowledge(Seq(1), field, bare).retransmit);
-        }
-        assert!(send.acknowledge(Seq(6000), 8000, true).unsent);
-        assert_eq!(send.acknowledge(Seq(0), 8000, true), Acked::default());
-    }
-
-    #[test]
-    fn fin_goes_last_and_is_no_byte_of_the_queue() {
-        let mut send = open();
-        send.sent(100);
-        send.end_of_stream();
-        assert!(send.is_fin_due());
-        assert_eq!(send.sendable(1000), 0);
-        send.sent(1);
-        assert!(!send.is_fin_due() && !send.is_finished());
-        assert_eq!(send.offset(), 100);
-        assert_eq!(send.retransmission(1000), (0, 100));
-        send.timed_out();
-        assert_eq!(send.sendable(1000), 100);
-        send.sent(100);
-        assert!(send.is_fin_due());
-        send.sent(1);
-        send.acknowledge(Seq(102), 10_000, true);
-        assert_eq!(send.unread(), 100);
-        assert!(send.is_finished());
-    }
-}
+mod tests;

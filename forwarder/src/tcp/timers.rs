@@ -47,6 +47,7 @@ impl Tcp {
             edge.counters.tcp.flows.timed_out += 1;
             return self.reset_host(edge, index);
         }
+        flow.send.syn_sent_again();
         to_tap::send_handshake(flow, edge);
         flow.deadline.1 = edge.now.after(backoff(limits::SYN_RTO_MS, flow.tries));
         edge.timers.set(flow.timer, flow.deadline.1);
@@ -133,7 +134,7 @@ fn wanted(flow: &Flow) -> Deadline {
 fn due(flow: &Flow, kind: Deadline, now: Time) -> Time {
     match kind {
         Deadline::Dial => now.after(limits::DIAL_MS),
-        Deadline::Retransmit => now.after(backoff(limits::RTO_MS, flow.tries)),
+        Deadline::Retransmit => now.after(backoff(flow.send.retransmission_timeout(), flow.tries)),
         Deadline::Persist => now.after(backoff(limits::PERSIST_MS, flow.tries)),
         Deadline::Keepalive if flow.receive.holds_memory() => now.after(limits::MEMORY_IDLE_MS),
         Deadline::Keepalive => now.after(idle_limit(flow)),

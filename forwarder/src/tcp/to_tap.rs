@@ -62,21 +62,26 @@ impl Tcp {
         self.set_deadline(edge, index);
     }
 
-    /// Sends the first unacknowledged segments again.
+    /// Sends again what is known to be lost.
     pub(super) fn retransmit(&mut self, edge: &mut Edge, index: u32) {
         let Some(flow) = self.flows.get_mut(index) else { return };
-        edge.counters.tcp.retransmits_to_tap += 1;
-        let (offset, len) = flow.send.retransmission(frame_limit(flow));
-        let una = flow.send.una();
-        if len == 0 {
-            if flow.send.is_fin_due() || flow.send.has_fin() {
-                send_segment(flow, edge, una, TcpFlags::FIN.with(TcpFlags::ACK), 0);
+        for _ in 0..limits::FRAMES_A_TURN {
+            let Some((seq, len)) = flow.send.lost(frame_limit(flow)) else { return };
+            let (flags, count) = if len == 0 {
+                (TcpFlags::FIN.with(TcpFlags::ACK), 0)
+            } else {
+                let offset = flow.send.offset_of(seq);
+                match flow.peek(offset, edge.frame.payload_mut(len), &mut self.scratch) {
+                    Ok(Peeked::Data(count)) => (TcpFlags::ACK, count),
+                    _ => return,
+                }
+            };
+            let count = cut_for_urgent(flow, seq, count);
+            if send_segment(flow, edge, seq, flags, count) == Written::Full {
+                return;
             }
-            return;
-        }
-        let peeked = flow.peek(offset, edge.frame.payload_mut(len), &mut self.scratch);
-        if let Ok(Peeked::Data(count)) = peeked {
-            send_segment(flow, edge, una, TcpFlags::ACK, count);
+            edge.counters.tcp.retransmits_to_tap += 1;
+            flow.send.sent_again(seq + u32::try_from(count.max(1)).unwrap_or(1));
         }
     }
 
@@ -110,7 +115,7 @@ fn send_turn(flow: &mut Flow, edge: &mut Edge, scratch: &mut [u8]) -> Turn {
             }
             let seq = flow.send.nxt();
             if send_segment(flow, edge, seq, TcpFlags::FIN.with(TcpFlags::ACK), 0) != Written::Full {
-                flow.send.sent(1);
+                flow.send.sent(1, edge.now);
             }
             return Turn::Done;
         }
@@ -130,7 +135,8 @@ fn send_turn(flow: &mut Flow, edge: &mut Edge, scratch: &mut [u8]) -> Turn {
         let count = match flow.peek(flow.send.offset(), edge.frame.payload_mut(room), scratch) {
             Ok(Peeked::Data(count)) => count,
             Ok(Peeked::Empty) => {
-                flow.readable = false;
+                // Without SO_PEEK_OFF nothing is seen behind an urgent byte before what precedes it was taken.
+                flow.readable = flow.has_urgent && flow.send.in_flight();
                 return Turn::Done;
             }
             Ok(Peeked::OutOfReach) => return Turn::Done,
@@ -140,20 +146,33 @@ fn send_turn(flow: &mut Flow, edge: &mut Edge, scratch: &mut [u8]) -> Turn {
             }
             Err(_) => return Turn::Failed,
         };
-        // A short read emptied the queue, and more would be another edge; only its end may already be there.
-        if count < room && !flow.host_closing {
+        // A short read emptied the queue, and more would be another edge; only its end may already be there, and reads
+        // end before an urgent byte.
+        if count < room && !flow.host_closing && !flow.has_urgent {
             flow.readable = false;
         }
         let seq = flow.send.nxt();
+        if !again && flow.is_urgent(flow.send.offset(), scratch) {
+            flow.send.next_is_urgent();
+        }
+        let count = cut_for_urgent(flow, seq, count);
         match send_segment(flow, edge, seq, TcpFlags::ACK.with(TcpFlags::PSH), count) {
             Written::Full => {
                 flow.readable = true;
                 return Turn::More;
             }
-            Written::Sent | Written::Dropped => flow.send.sent(count),
+            Written::Sent | Written::Dropped => flow.send.sent(count, edge.now),
         }
     }
     Turn::More
+}
+
+/// How much of `count` bytes at `seq` one frame takes: a single segment where it has an urgent pointer.
+fn cut_for_urgent(flow: &Flow, seq: Seq, count: usize) -> usize {
+    match flow.send.urgent_pointer(seq) {
+        Some(_) => count.min(flow.send.mss().into()),
+        None => count,
+    }
 }
 
 /// Whole segments that fit in one frame.
@@ -164,7 +183,11 @@ fn frame_limit(flow: &Flow) -> usize {
 
 fn send_segment(flow: &mut Flow, edge: &mut Edge, seq: Seq, flags: TcpFlags, payload_len: usize) -> Written {
     let ends = flow.ends();
-    let header = flow.header(seq, flags);
+    let mut header = flow.header(seq, flags);
+    if let Some(pointer) = flow.send.urgent_pointer(seq) {
+        header.flags |= TcpFlags::URG.0;
+        header.urgent = pointer.into();
+    }
     let written = edge.tcp_to_tap(ends, header, &[], payload_len, flow.send.mss());
     if written == Written::Sent {
         flow.ack_due = false;

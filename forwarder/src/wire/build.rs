@@ -12,7 +12,7 @@ use super::checksum::Sum;
 use super::ip::{Ipv4Header, Ipv6Header};
 use super::transport::{IcmpHeader, TcpHeader, UdpHeader};
 use super::{
-    ETHERNET_LEN, EthernetHeader, FRAGMENT_LEN, Fragment, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
+    ETHERNET_LEN, EthernetHeader, FRAGMENT_LEN, Fragment, ICMP_LEN, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
     PROTOCOL_TCP, PROTOCOL_UDP, TCP_LEN, UDP_LEN, VNET_LEN, VnetHeader,
 };
 use crate::network::MacAddr;
@@ -22,6 +22,8 @@ const VNET: usize = VNET_LEN as usize;
 pub const MAX_TCP_OPTIONS: usize = 40;
 /// Where the payload starts: behind the longest headers.
 pub const HEADROOM: usize = VNET + ETHERNET_LEN + IPV6_LEN + TCP_LEN + MAX_TCP_OPTIONS;
+/// Where UDP's and ICMP's headers start, which are of one length.
+const TRANSPORT: usize = HEADROOM - UDP_LEN;
 /// The longest payload: a whole IP packet's 65,535 bytes.
 pub const MAX_PAYLOAD: usize = 65_535;
 const HOP_LIMIT: u8 = 64;
@@ -37,6 +39,19 @@ const PROTOCOL_FRAGMENT: u8 = 44;
 pub struct Macs {
     pub gateway: MacAddr,
     pub guest: MacAddr,
+}
+
+impl Macs {
+    /// The guest's end as whoever hears `to`: of an IPv6 multicast group that is the group's address (RFC 2464 7).
+    pub fn towards(self, to: IpAddr) -> Self {
+        match to {
+            IpAddr::V6(group) if group.is_multicast() => {
+                let [.., a, b, c, d] = group.octets();
+                Self { guest: [0x33, 0x33, a, b, c, d], ..self }
+            }
+            _ => self,
+        }
+    }
 }
 
 /// The buffer one outgoing frame is built in.
@@ -61,13 +76,32 @@ impl Offload {
 struct IpFields {
     protocol: u8,
     hop_limit: u8,
-    /// IPv4 only: IPv6 has a header of its own for it.
-    fragment: Option<Fragment>,
+    tos: u8,
+    cutting: Cutting,
+}
+
+/// Fragmentation as the IPv4 header says it; IPv6 has a header of its own for it.
+enum Cutting {
+    Forbidden,
+    /// Routers inside may cut the packet: identifications must differ.
+    Allowed(u16),
+    Done(Fragment),
+}
+
+/// Datagrams of one sender in a row: each of `size` bytes, but the last may be shorter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagrams {
+    pub src: (IpAddr, u16),
+    pub dst: (IpAddr, u16),
+    pub tos: u8,
+    pub size: usize,
+    /// Of all together.
+    pub len: usize,
 }
 
 impl Default for FrameBuffer {
     fn default() -> Self {
-        Self { bytes: vec![0; HEADROOM + MAX_PAYLOAD].into_boxed_slice() }
+        Self { bytes: vec![0; HEADROOM + 2 * MAX_PAYLOAD].into_boxed_slice() }
     }
 }
 
@@ -76,6 +110,18 @@ impl FrameBuffer {
     pub fn payload_mut(&mut self, len: usize) -> &mut [u8] {
         let len = len.min(MAX_PAYLOAD);
         &mut self.bytes[HEADROOM..HEADROOM + len]
+    }
+
+    /// Room for one more datagram behind a payload of `len` bytes.
+    pub fn after_payload_mut(&mut self, len: usize) -> &mut [u8] {
+        let at = HEADROOM + len.min(MAX_PAYLOAD);
+        &mut self.bytes[at..at + MAX_PAYLOAD]
+    }
+
+    /// Makes the `len` bytes at `from` of the payload its beginning.
+    pub fn move_payload(&mut self, from: usize, len: usize) {
+        let from = HEADROOM + from.min(MAX_PAYLOAD);
+        self.bytes.copy_within(from..from + len.min(MAX_PAYLOAD), HEADROOM);
     }
 
     /// Copies a payload in; what does not fit is cut off. Returns the length copied.
@@ -110,54 +156,57 @@ impl FrameBuffer {
             (true, false) => VnetHeader::GSO_TCPV6,
         };
         let offload = Offload { checksum_at: Some(16), gso_type, gso_size: if gso_type == 0 { 0 } else { mss } };
-        let ip = IpFields { protocol: PROTOCOL_TCP, hop_limit: HOP_LIMIT, fragment: None };
+        let ip = IpFields { protocol: PROTOCOL_TCP, hop_limit: HOP_LIMIT, tos: 0, cutting: Cutting::Forbidden };
         self.ip(macs, (src, dst), ip, at..HEADROOM + payload_len, HEADROOM, &offload)
     }
 
-    /// A UDP datagram whose payload is in place.
-    pub fn udp(
-        &mut self,
-        macs: Macs,
-        (src, src_port): (IpAddr, u16),
-        (dst, dst_port): (IpAddr, u16),
-        payload_len: usize,
-    ) -> &[u8] {
+    /// Datagrams whose payload is in place; several are left to the workspace's kernel to cut (USO). `id` is the first
+    /// one's IPv4 identification.
+    pub fn udp(&mut self, macs: Macs, datagrams: &Datagrams, id: u16) -> &[u8] {
+        let Datagrams { src, dst, tos, size, len } = *datagrams;
+        self.udp_header(src, dst, len, Sum::fold);
+        let is_several = len > size;
+        let offload = Offload {
+            checksum_at: Some(6),
+            gso_type: if is_several { VnetHeader::GSO_UDP_L4 } else { 0 },
+            gso_size: if is_several { u16::try_from(size).unwrap_or(u16::MAX) } else { 0 },
+        };
+        let ip = IpFields { protocol: PROTOCOL_UDP, hop_limit: HOP_LIMIT, tos, cutting: Cutting::Allowed(id) };
+        self.ip(macs, (src.0, dst.0), ip, TRANSPORT..HEADROOM + len, HEADROOM, &offload)
+    }
+
+    /// The header of a datagram whose payload is in place, its checksum made by `sum` of the pseudo-header's.
+    fn udp_header(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize, sum: impl FnOnce(Sum) -> u16) {
         let len = UDP_LEN + payload_len;
         let header = UdpHeader {
-            src_port: src_port.into(),
-            dst_port: dst_port.into(),
+            src_port: src.1.into(),
+            dst_port: dst.1.into(),
             len: u16::try_from(len).unwrap_or(u16::MAX).into(),
-            checksum: Sum::pseudo(src, dst, PROTOCOL_UDP, len).fold().into(),
+            checksum: sum(Sum::pseudo(src.0, dst.0, PROTOCOL_UDP, len)).into(),
         };
-        let at = HEADROOM - UDP_LEN;
-        self.bytes[at..HEADROOM].copy_from_slice(header.as_bytes());
-        let offload = Offload { checksum_at: Some(6), gso_type: 0, gso_size: 0 };
-        let ip = IpFields { protocol: PROTOCOL_UDP, hop_limit: HOP_LIMIT, fragment: None };
-        self.ip(macs, (src, dst), ip, at..HEADROOM + payload_len, HEADROOM, &offload)
+        self.bytes[TRANSPORT..HEADROOM].copy_from_slice(header.as_bytes());
     }
 
-    /// An ICMP or ICMPv6 message: its first eight bytes from `header`, the rest already in place as the payload. The
-    /// header's checksum is filled in here.
-    pub fn icmp(
-        &mut self,
-        macs: Macs,
-        (src, dst): (IpAddr, IpAddr),
-        mut header: IcmpHeader,
-        payload_len: usize,
-        hop_limit: u8,
-    ) -> &[u8] {
-        let len = size_of::<IcmpHeader>() + payload_len;
-        let (protocol, sum) = match dst {
-            IpAddr::V4(_) => (PROTOCOL_ICMP, Sum::default()),
-            IpAddr::V6(_) => (PROTOCOL_ICMPV6, Sum::pseudo(src, dst, PROTOCOL_ICMPV6, len)),
+    /// An ICMP or ICMPv6 message that [`Self::icmp_whole`] prepared.
+    pub fn icmp(&mut self, macs: Macs, ends: (IpAddr, IpAddr), len: usize, hop_limit: u8) -> &[u8] {
+        let protocol = if ends.1.is_ipv4() { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 };
+        let ip = IpFields { protocol, hop_limit, tos: 0, cutting: Cutting::Forbidden };
+        self.ip(macs, ends, ip, TRANSPORT..TRANSPORT + len, HEADROOM, &Offload::NONE)
+    }
+
+    /// Puts the first eight bytes of an ICMP or ICMPv6 message, with the right checksum, in front of the rest, which
+    /// is in place as the payload. Returns the length of both.
+    pub fn icmp_whole(&mut self, (src, dst): (IpAddr, IpAddr), mut header: IcmpHeader, payload_len: usize) -> usize {
+        let len = ICMP_LEN + payload_len;
+        let sum = match dst {
+            IpAddr::V4(_) => Sum::default(),
+            IpAddr::V6(_) => Sum::pseudo(src, dst, PROTOCOL_ICMPV6, len),
         };
         header.checksum = 0.into();
         let sum = sum.bytes(header.as_bytes()).bytes(&self.bytes[HEADROOM..HEADROOM + payload_len]);
         header.checksum = sum.finish().into();
-        let at = HEADROOM - size_of::<IcmpHeader>();
-        self.bytes[at..HEADROOM].copy_from_slice(header.as_bytes());
-        let ip = IpFields { protocol, hop_limit, fragment: None };
-        self.ip(macs, (src, dst), ip, at..HEADROOM + payload_len, HEADROOM, &Offload::NONE)
+        self.bytes[TRANSPORT..HEADROOM].copy_from_slice(header.as_bytes());
+        len
     }
 
     /// A frame of another ethertype whose body is in place as the payload.
@@ -168,34 +217,36 @@ impl FrameBuffer {
     /// A UDP datagram whose payload is in place, to be sent in fragments: its header with a finished checksum, which
     /// no device can do for fragments. Returns the length of both.
     pub fn udp_whole(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> usize {
+        self.udp_header(src, dst, payload_len, |_| 0);
         let len = UDP_LEN + payload_len;
-        let mut header = UdpHeader {
-            src_port: src.1.into(),
-            dst_port: dst.1.into(),
-            len: u16::try_from(len).unwrap_or(u16::MAX).into(),
-            checksum: 0.into(),
-        };
-        let sum = Sum::pseudo(src.0, dst.0, PROTOCOL_UDP, len).bytes(header.as_bytes());
-        let sum = sum.bytes(&self.bytes[HEADROOM..HEADROOM + payload_len]).finish();
+        let sum = Sum::pseudo(src.0, dst.0, PROTOCOL_UDP, len).bytes(&self.bytes[TRANSPORT..TRANSPORT + len]).finish();
         // A sum of zero is sent as its other form: zero means that there is none (RFC 768).
-        header.checksum = if sum == 0 { u16::MAX } else { sum }.into();
-        self.bytes[HEADROOM - UDP_LEN..HEADROOM].copy_from_slice(header.as_bytes());
+        let sum = if sum == 0 { u16::MAX } else { sum };
+        self.bytes[TRANSPORT + 6..HEADROOM].copy_from_slice(&sum.to_be_bytes());
         len
     }
 
-    /// One piece of what [`Self::udp_whole`] prepared. To be called in the order of the pieces: the headers of each
-    /// overwrite the end of the one before.
-    pub fn udp_fragment(&mut self, macs: Macs, ends: (IpAddr, IpAddr), fragment: Fragment, len: usize) -> &[u8] {
-        let start = HEADROOM - UDP_LEN + usize::from(fragment.offset);
-        let (ip, at) = if ends.1.is_ipv4() {
-            (IpFields { protocol: PROTOCOL_UDP, hop_limit: HOP_LIMIT, fragment: Some(fragment) }, start)
+    /// One piece of what [`Self::udp_whole`] or [`Self::icmp_whole`] prepared. To be called in the order of the pieces:
+    /// the headers of each overwrite the end of the one before.
+    pub fn fragment(
+        &mut self,
+        macs: Macs,
+        ends: (IpAddr, IpAddr),
+        (protocol, tos): (u8, u8),
+        fragment: Fragment,
+        len: usize,
+    ) -> &[u8] {
+        let start = TRANSPORT + usize::from(fragment.offset);
+        let (protocol, at) = if ends.1.is_ipv4() {
+            (protocol, start)
         } else {
             let [i3, i2, i1, i0] = fragment.id.to_be_bytes();
             let [o1, o0] = (fragment.offset | u16::from(fragment.more)).to_be_bytes();
             let at = start - FRAGMENT_LEN;
-            self.bytes[at..start].copy_from_slice(&[PROTOCOL_UDP, 0, o1, o0, i3, i2, i1, i0]);
-            (IpFields { protocol: PROTOCOL_FRAGMENT, hop_limit: HOP_LIMIT, fragment: None }, at)
+            self.bytes[at..start].copy_from_slice(&[protocol, 0, o1, o0, i3, i2, i1, i0]);
+            (PROTOCOL_FRAGMENT, at)
         };
+        let ip = IpFields { protocol, hop_limit: HOP_LIMIT, tos, cutting: Cutting::Done(fragment) };
         self.ip(macs, ends, ip, at..start + len, start, &Offload::NONE)
     }
 
@@ -212,16 +263,20 @@ impl FrameBuffer {
         let len = transport.len();
         let (ethertype, at) = match (src, dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                let (id, flags_offset) = match fields.fragment {
-                    // Fragments of one datagram share 16 bits of the identification.
-                    Some(f) => (f.id.to_be_bytes(), (f.offset >> 3) | if f.more { MORE_FRAGMENTS } else { 0 }),
-                    None => ([0; 4], DONT_FRAGMENT),
+                let (id, flags_offset) = match fields.cutting {
+                    Cutting::Forbidden => (0, DONT_FRAGMENT),
+                    Cutting::Allowed(id) => (id, 0),
+                    Cutting::Done(f) => {
+                        let [_, _, i1, i0] = f.id.to_be_bytes();
+                        let more = if f.more { MORE_FRAGMENTS } else { 0 };
+                        (u16::from_be_bytes([i1, i0]), (f.offset >> 3) | more)
+                    }
                 };
                 let mut header = Ipv4Header {
                     version_ihl: 0x45,
-                    tos: 0,
+                    tos: fields.tos,
                     total_len: u16::try_from(IPV4_LEN + len).unwrap_or(u16::MAX).into(),
-                    id: u16::from_be_bytes([id[2], id[3]]).into(),
+                    id: id.into(),
                     flags_offset: flags_offset.into(),
                     ttl: fields.hop_limit,
                     protocol: fields.protocol,
@@ -236,7 +291,7 @@ impl FrameBuffer {
             }
             (src, dst) => {
                 let header = Ipv6Header {
-                    version_class_flow: [0x60, 0, 0, 0],
+                    version_class_flow: [0x60 | fields.tos >> 4, fields.tos << 4, 0, 0],
                     payload_len: u16::try_from(len).unwrap_or(u16::MAX).into(),
                     next_header: fields.protocol,
                     hop_limit: fields.hop_limit,
@@ -336,14 +391,17 @@ mod tests {
         let mut buffer = FrameBuffer::default();
         let len = buffer.put_payload(b"hello");
         let (src, dst) = (([192, 0, 2, 1].into(), 53), ([10, 0, 2, 100].into(), 4000));
-        let frame = Frame::parse(buffer.udp(MACS, src, dst, len)).unwrap();
+        let datagram = Datagrams { src, dst, tos: 0x2e, size: len, len };
+        let frame = Frame::parse(buffer.udp(MACS, &datagram, 7)).unwrap();
         let ip = IpPacket::parse(frame.ethernet.ethertype.get(), frame.body).unwrap();
+        assert_eq!((ip.tos, ip.dont_fragment), (0x2e, false));
         assert_eq!(UdpDatagram::parse(&ip, true).unwrap().payload, b"hello");
 
         let echo = IcmpHeader { kind: 128, code: 0, checksum: 0.into(), id: 1.into(), sequence: 2.into() };
         let ends = ("fd00::2".parse().unwrap(), "fd00::64".parse().unwrap());
         let len = buffer.put_payload(b"ping!");
-        let frame = Frame::parse(buffer.icmp(MACS, ends, echo, len, HOP_LIMIT)).unwrap();
+        let whole = buffer.icmp_whole(ends, echo, len);
+        let frame = Frame::parse(buffer.icmp(MACS, ends, whole, HOP_LIMIT)).unwrap();
         let ip = IpPacket::parse(frame.ethernet.ethertype.get(), frame.body).unwrap();
         let echo = super::super::IcmpEcho::parse_request(&ip).unwrap().unwrap();
         assert_eq!((echo.id, echo.sequence, echo.payload), (1, 2, &b"ping!"[..]));

@@ -53,6 +53,10 @@ pub struct IpPacket<'a> {
     /// Of the payload, after any extension headers.
     pub protocol: u8,
     pub hop_limit: u8,
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// Not to be cut on its way: always so with IPv6, where routers do not.
+    pub dont_fragment: bool,
     pub fragment: Option<Fragment>,
     pub payload: &'a [u8],
     /// From the IP header to the end: what an ICMP error quotes.
@@ -134,6 +138,8 @@ fn parse_v4(body: &[u8]) -> Result<IpPacket<'_>, Malformed> {
         dst: IpAddr::V4(Ipv4Addr::from(header.dst)),
         protocol: header.protocol,
         hop_limit: header.ttl,
+        tos: header.tos,
+        dont_fragment: flags_offset & 0x4000 != 0,
         fragment,
         payload,
         bytes,
@@ -148,6 +154,8 @@ fn parse_v6(body: &[u8]) -> Result<IpPacket<'_>, Malformed> {
     let payload_len = usize::from(header.payload_len.get());
     let mut payload = rest.get(..payload_len).ok_or(Malformed::Truncated)?;
     let bytes = body.get(..size_of::<Ipv6Header>() + payload_len).ok_or(Malformed::Truncated)?;
+    let [version_class, class_flow, ..] = header.version_class_flow;
+    let tos = version_class << 4 | class_flow >> 4;
     let mut protocol = header.next_header;
     let mut fragment = None;
     for _ in 0..MAX_EXTENSION_HEADERS {
@@ -169,6 +177,8 @@ fn parse_v6(body: &[u8]) -> Result<IpPacket<'_>, Malformed> {
                     dst: IpAddr::V6(Ipv6Addr::from(header.dst)),
                     protocol,
                     hop_limit: header.hop_limit,
+                    tos,
+                    dont_fragment: true,
                     fragment,
                     payload,
                     bytes,
@@ -189,6 +199,8 @@ fn parse_v6(body: &[u8]) -> Result<IpPacket<'_>, Malformed> {
             dst: IpAddr::V6(Ipv6Addr::from(header.dst)),
             protocol,
             hop_limit: header.hop_limit,
+            tos,
+            dont_fragment: true,
             fragment,
             payload,
             bytes,

@@ -2,6 +2,7 @@
 //!
 //! Reading never copies and never panics: a header is a typed view of its bytes, and what does not fit is
 //! [`Malformed`]. Building writes headers backwards from the payload in one reused buffer ([`FrameBuffer`]).
+#![forbid(unsafe_code)]
 
 pub mod build;
 pub mod checksum;
@@ -26,6 +27,7 @@ pub const IPV6_LEN: usize = 40;
 pub const FRAGMENT_LEN: usize = 8;
 pub const TCP_LEN: usize = 20;
 pub const UDP_LEN: usize = 8;
+pub const ICMP_LEN: usize = 8;
 
 /// The longest frame the kernel hands over: virtio-net and Ethernet headers and a 64 KB packet.
 pub const MAX_FRAME: usize = VNET_LEN as usize + ETHERNET_LEN + 65_536;

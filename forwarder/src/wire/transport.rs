@@ -52,6 +52,7 @@ impl TcpFlags {
     pub const RST: Self = Self(0x04);
     pub const PSH: Self = Self(0x08);
     pub const ACK: Self = Self(0x10);
+    pub const URG: Self = Self(0x20);
 
     pub fn has(self, flag: Self) -> bool {
         self.0 & flag.0 != 0
@@ -73,6 +74,8 @@ pub struct TcpSegment<'a> {
     pub flags: TcpFlags,
     /// As in the header, not scaled.
     pub window: u16,
+    /// Behind `seq`, where the flags have URG.
+    pub urgent: u16,
     pub options: &'a [u8],
     pub payload: &'a [u8],
 }
@@ -113,6 +116,7 @@ impl<'a> TcpSegment<'a> {
             ack: Seq(header.ack.get()),
             flags: TcpFlags(header.flags),
             window: header.window.get(),
+            urgent: header.urgent.get(),
             options,
             payload,
         })
@@ -126,30 +130,42 @@ impl<'a> TcpSegment<'a> {
 
     pub fn syn_options(&self) -> SynOptions {
         let mut found = SynOptions::default();
-        let mut rest = self.options;
-        loop {
-            rest = match rest {
-                [OPTION_NOP, tail @ ..] => tail,
-                [OPTION_MSS, 4, a, b, tail @ ..] => {
-                    found.mss = Some(u16::from_be_bytes([*a, *b]));
-                    tail
-                }
-                [OPTION_WINDOW_SCALE, 3, shift, tail @ ..] => {
-                    found.window_scale = Some((*shift).min(14));
-                    tail
-                }
-                [OPTION_SACK_PERMITTED, 2, tail @ ..] => {
-                    found.sack_permitted = true;
-                    tail
-                }
-                [OPTION_END, ..] => return found,
-                [_, len, ..] if *len >= 2 => match rest.get(usize::from(*len)..) {
-                    Some(tail) => tail,
-                    None => return found,
-                },
-                _ => return found,
+        for option in self.options() {
+            match option {
+                (OPTION_MSS, [a, b]) => found.mss = Some(u16::from_be_bytes([*a, *b])),
+                (OPTION_WINDOW_SCALE, [shift]) => found.window_scale = Some((*shift).min(14)),
+                (OPTION_SACK_PERMITTED, []) => found.sack_permitted = true,
+                _ => {}
             }
         }
+        found
+    }
+
+    /// What the sender has beyond a gap, as (from, to).
+    pub fn sack_blocks(&self) -> impl Iterator<Item = (Seq, Seq)> {
+        let blocks = self.options().filter(|(kind, _)| *kind == OPTION_SACK).flat_map(|(_, body)| body.as_chunks().0);
+        blocks.map(|&[a, b, c, d, e, f, g, h]| {
+            (Seq(u32::from_be_bytes([a, b, c, d])), Seq(u32::from_be_bytes([e, f, g, h])))
+        })
+    }
+
+    /// Kinds and bodies, up to the end or the first that cannot be.
+    fn options(&self) -> impl Iterator<Item = (u8, &'a [u8])> {
+        let mut rest = self.options;
+        std::iter::from_fn(move || {
+            loop {
+                match rest {
+                    [OPTION_NOP, tail @ ..] => rest = tail,
+                    [OPTION_END, ..] => return None,
+                    [kind, len, ..] => {
+                        let (option, tail) = rest.split_at_checked(usize::from(*len))?;
+                        rest = tail;
+                        return Some((*kind, option.get(2..)?));
+                    }
+                    _ => return None,
+                }
+            }
+        })
     }
 }
 
@@ -168,6 +184,10 @@ impl<'a> UdpDatagram<'a> {
         let len = usize::from(header.len.get());
         let datagram = ip.payload.get(..len).ok_or(Malformed::Truncated)?;
         let payload = datagram.get(UDP_LEN..).ok_or(Malformed::Header)?;
+        // Nobody's (RFC 768 reserves it as a source only).
+        if header.dst_port.get() == 0 {
+            return Err(Malformed::Header);
+        }
         let has_checksum = header.checksum.get() != 0;
         if ip.dst.is_ipv6() && !has_checksum && !partial {
             return Err(Malformed::Checksum);
@@ -226,6 +246,8 @@ mod tests {
             dst: [192, 0, 2, 1].into(),
             protocol,
             hop_limit: 64,
+            tos: 0,
+            dont_fragment: false,
             fragment: None,
             payload,
             bytes: payload,

@@ -13,8 +13,8 @@ use super::ruleset::{Ruleset, Set};
 use super::tables::{Found, InTable, NFT_SET_CONCAT, NFT_SET_EVAL, NFT_SET_INTERVAL, NFT_SET_TIMEOUT, Table, boundary};
 use crate::supervisor::netlink::{Attributes, Messages, Request, malformed, table};
 
-/// More than this of rules and sets is not read: everything stays in place. 50,000 rules of k3s have some 20 MB.
-const MAX_BYTES: usize = 64 << 20;
+/// Datagrams of a dump given up that are thrown away: the socket's own queue holds less.
+const DISCARDED: usize = 2048;
 /// The kernel fills 32 KiB at a time where there is room (NLMSG_GOODSIZE at least).
 const BUFFER: usize = 64 << 10;
 
@@ -31,6 +31,7 @@ const NFGENMSG: usize = 4;
 pub struct Reader {
     socket: OwnedFd,
     sequence: u32,
+    max_bytes: usize,
     /// What may still be read for this set of rules.
     budget: usize,
     buffer: Vec<u8>,
@@ -39,7 +40,7 @@ pub struct Reader {
 /// Why rules were not read.
 #[derive(Debug, thiserror::Error)]
 enum Unread {
-    #[error("more than {MAX_BYTES} bytes of rules")]
+    #[error("more rules than are read")]
     TooMany,
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -55,12 +56,13 @@ impl From<Unread> for io::Error {
 }
 
 impl Reader {
-    pub fn new(socket: OwnedFd) -> Self {
-        Self { socket, sequence: 0, budget: 0, buffer: vec![0; BUFFER] }
+    pub fn new(socket: OwnedFd, max_bytes: usize) -> Self {
+        Self { socket, sequence: 0, max_bytes, budget: 0, buffer: Vec::new() }
     }
 
     pub fn read(&mut self) -> io::Result<Ruleset> {
-        self.budget = MAX_BYTES;
+        self.budget = self.max_bytes;
+        self.buffer.resize(BUFFER, 0);
         let read = self.tables();
         // The rest of a dump must not stand before the next one.
         let discarded = if read.is_err() { self.discard() } else { Ok(()) };
@@ -72,7 +74,7 @@ impl Reader {
     }
 
     fn discard(&self) -> io::Result<()> {
-        for _ in 0..2 * MAX_BYTES / BUFFER {
+        for _ in 0..DISCARDED {
             match recv(&self.socket, &mut [0; 1], RecvFlags::DONTWAIT) {
                 Ok(_) => {}
                 Err(Errno::AGAIN) => return Ok(()),

@@ -126,11 +126,10 @@ fn expression_step(name: &[u8], data: &[u8], names: &impl Names) -> io::Result<O
             let known = Match::parse(text(name)?, number(revision)?, info.unwrap_or(&[]));
             known.map_or(Step::Doubt, Step::Match)
         }
-        // The connection leaves with the TAP's own address: what it has without the rule, too.
-        b"masq" => Step::Verdict(Verdict::Accept),
+        b"masq" => Step::Verdict(Verdict::Masquerade),
         b"target" => {
             let [_, name] = table(data)?;
-            let verdict = if text(name)? == b"MASQUERADE" { Verdict::Accept } else { Verdict::Effect };
+            let verdict = if text(name)? == b"MASQUERADE" { Verdict::Masquerade } else { Verdict::Effect };
             Step::Verdict(verdict)
         }
         _ => return effect,

@@ -22,7 +22,10 @@
 //! the TAP's address anyhow), and a policy of drop. Everything not understood may match or does something; whatever
 //! goes wrong in reading is an answer, too: it could.
 //!
-//! Limits: tc and BPF programs are not asked; neither are hooks of kernel modules; what counters count lacks
+//! A connection of a nested namespace is asked about twice: in that one, on its way out, and in the workspace, on its way
+//! through. Whether the workspace masquerades it must then be certain, for that decides which address later hooks see.
+//!
+//! Limits: ebtables-legacy, tc and BPF programs are not asked; neither are hooks of kernel modules; what counters count lacks
 //! connections taken out; a connection taken out earlier stays so when rules change.
 
 mod dump;
@@ -44,12 +47,14 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, netdevice, recv};
+use sidestep_forwarder::policy::{Request, Transport};
 
 use crate::sys::socket;
 
 use super::netlink;
 
 use self::dump::Reader;
+pub use self::packet::Way;
 use self::packet::{Connection, Device};
 use self::ruleset::Ruleset;
 
@@ -57,6 +62,8 @@ use self::ruleset::Ruleset;
 const NFNLGRP_NFTABLES: u32 = 7;
 /// Rules that change while they are read are read again, this often.
 const ATTEMPTS: u32 = 3;
+/// More than this of a workspace's rules and sets is not read. 50,000 rules of k3s have some 20 MB.
+pub const MAX_BYTES: usize = 64 << 20;
 /// Notifications taken at a time; what is left of a flood only makes the next look read the rules again.
 const NOTICES: u32 = 1024;
 
@@ -78,7 +85,6 @@ pub struct Sources {
 pub struct Oracle {
     rules: Option<Mutex<Rules>>,
     legacy: [Option<OwnedFd>; 2],
-    tap: u32,
     complained: AtomicBool,
 }
 
@@ -90,7 +96,8 @@ struct Rules {
 }
 
 impl Oracle {
-    pub fn new(sources: Sources, tap: u32) -> io::Result<Self> {
+    /// Reads at most `max_bytes` of rules: where there are more, all connections stay in place.
+    pub fn new(sources: Sources, max_bytes: usize) -> io::Result<Self> {
         let rules = match sources.netlink {
             Some((notices, dumps)) => {
                 // A socket without a port gets no notifications.
@@ -98,46 +105,56 @@ impl Oracle {
                 let group = NFNLGRP_NFTABLES.to_ne_bytes();
                 socket::set_option(notices.as_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, &group)?;
                 socket::answers_soon(dumps.as_fd())?;
-                Some(Mutex::new(Rules { notices, reader: Reader::new(dumps), current: None }))
+                Some(Mutex::new(Rules { notices, reader: Reader::new(dumps, max_bytes), current: None }))
             }
             None => None,
         };
-        Ok(Self { rules, legacy: sources.legacy, tap, complained: AtomicBool::new(false) })
+        Ok(Self { rules, legacy: sources.legacy, complained: AtomicBool::new(false) })
     }
 
-    /// About a connection that the routes lead to the TAP, from `source` where they say it.
-    pub fn ask(&self, source: Option<IpAddr>, destination: SocketAddr) -> Netfilter {
-        match self.could_touch(source, destination) {
+    /// About a connection that the routes lead that way, from `source` where they say it.
+    pub fn ask(&self, source: Option<IpAddr>, request: Request, way: Way<u32>) -> Netfilter {
+        match self.could_touch(source, request, way) {
             Ok(false) => Netfilter::Untouched,
             Ok(true) => Netfilter::CouldTouch,
             Err(error) => {
                 if !self.complained.swap(true, Ordering::Relaxed) {
-                    tracing::debug!(%error, "the workspace's netfilter rules cannot be read: in place");
+                    tracing::debug!(%error, "netfilter rules cannot be read: in place");
                 }
                 Netfilter::CouldTouch
             }
         }
     }
 
-    fn could_touch(&self, source: Option<IpAddr>, destination: SocketAddr) -> io::Result<bool> {
-        let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+    fn could_touch(&self, source: Option<IpAddr>, request: Request, way: Way<u32>) -> io::Result<bool> {
+        let destination = SocketAddr::new(request.destination.ip().to_canonical(), request.destination.port());
+        let l4proto = match request.transport {
+            Transport::Tcp => packet::TCP,
+            Transport::Udp => packet::UDP,
+            // Never taken out.
+            Transport::Icmp => return Ok(true),
+        };
         if let Some(names) = &self.legacy[usize::from(destination.is_ipv6())]
             && rustix::io::pread(names, &mut [0; 1], 0)? != 0
         {
             return Ok(true);
         }
         let Some(rules) = &self.rules else { return Ok(false) };
-        let (current, name) = {
+        let (current, way) = {
             let mut rules = rules.lock().map_err(|_| io::Error::other("a thread died while reading rules"))?;
             let current = rules.current()?;
             if current.is_empty() {
                 return Ok(false);
             }
             // Asked each time: a device may be renamed.
-            (current, netdevice::index_to_name_inlined(&rules.notices, self.tap)?)
+            let named = |index| {
+                let name = netdevice::index_to_name_inlined(&rules.notices, index)?;
+                Ok::<_, io::Error>(Device::new(index, name.as_bytes()))
+            };
+            (current, way.try_map(named)?)
         };
-        let tap = Device { index: self.tap, name: name.as_str() };
-        Ok(current.could_touch(&Connection { source: source.map(|ip| ip.to_canonical()), destination, tap }))
+        let source = source.map(|ip| ip.to_canonical());
+        Ok(current.could_touch(&Connection { source, destination, l4proto, way }))
     }
 }
 

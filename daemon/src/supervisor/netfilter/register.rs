@@ -2,11 +2,10 @@
 
 use std::cmp::Ordering;
 
-use super::packet::{Device, Packet};
+use super::packet::{IFNAMSIZ, Packet, Port, Stage};
 use super::ruleset::{Place, REGISTERS, Relation, Set, Source, Step, Verdict};
 use super::walk::Truth;
 
-const IFNAMSIZ: usize = 16;
 const WORD: usize = 4;
 
 pub struct Registers {
@@ -22,7 +21,7 @@ impl Default for Registers {
 
 impl Registers {
     /// A step that reads or compares; others change nothing and may match.
-    pub fn step(&mut self, step: &Step, packet: &Packet<'_>) -> Truth {
+    pub fn step(&mut self, step: &Step, packet: &Packet) -> Truth {
         match step {
             &Step::Load { from, to } => self.load(from, to, packet),
             Step::Constant { to, bytes } => self.put(*to, bytes),
@@ -46,23 +45,23 @@ impl Registers {
         Truth::Yes
     }
 
-    fn load(&mut self, from: Source, to: Place, packet: &Packet<'_>) {
+    fn load(&mut self, from: Source, to: Place, packet: &Packet) {
         match from {
             Source::Network { offset } => self.copy(to, offset, &packet.network.value, &packet.network.known),
             Source::Transport { offset } => self.copy(to, offset, &packet.transport.value, &packet.transport.known),
             Source::Ethertype => self.put(to.at, &packet.ethertype().to_be_bytes()),
             Source::Nfproto => self.put(to.at, &[packet.nfproto()]),
-            Source::L4proto => self.put(to.at, &[packet.l4proto()]),
+            Source::L4proto => self.put(to.at, &[packet.l4proto]),
             // A socket with SO_MARK stays in place before anybody asks here, and setting a mark is an effect.
             Source::Mark => self.put(to.at, &[0; WORD]),
-            Source::InputIndex => self.put(to.at, &index(packet.input())),
-            Source::OutputIndex => self.put(to.at, &index(packet.output())),
-            Source::InputName => self.put(to.at, &name(packet.input())),
-            Source::OutputName => self.put(to.at, &name(packet.output())),
+            Source::InputIndex => self.put_known(to, index(packet.input)),
+            Source::OutputIndex => self.put_known(to, index(packet.output)),
+            Source::InputName => self.put_known(to, name(packet.input)),
+            Source::OutputName => self.put_known(to, name(packet.output)),
             Source::ConntrackState => self.put(to.at, &packet.conntrack_state().to_ne_bytes()),
-            Source::ConntrackDirection => self.put(to.at, &[u8::from(packet.input().is_some())]),
-            Source::FibSaddr => self.put(to.at, &u32::from(packet.address_type(true)).to_ne_bytes()),
-            Source::FibDaddr => self.put(to.at, &u32::from(packet.address_type(false)).to_ne_bytes()),
+            Source::ConntrackDirection => self.put(to.at, &[u8::from(packet.stage == Stage::Reply)]),
+            Source::FibSaddr => self.put_known(to, packet.address_type(true).map(word)),
+            Source::FibDaddr => self.put_known(to, packet.address_type(false).map(word)),
         }
     }
 
@@ -77,6 +76,13 @@ impl Registers {
         known.fill(0xff);
         if let Some(value) = value.get_mut(..bytes.len()) {
             value.copy_from_slice(bytes);
+        }
+    }
+
+    fn put_known<const N: usize>(&mut self, to: Place, bytes: Option<[u8; N]>) {
+        match bytes {
+            Some(bytes) => self.put(to.at, &bytes),
+            None => self.forget(to),
         }
     }
 
@@ -198,15 +204,22 @@ impl Set {
     }
 }
 
-fn index(device: Option<Device<'_>>) -> [u8; WORD] {
-    device.map_or(0, |device| device.index).to_ne_bytes()
+fn index(port: Port) -> Option<[u8; WORD]> {
+    match port {
+        Port::None => Some([0; WORD]),
+        Port::Is(device) => Some(device.index.to_ne_bytes()),
+        Port::Unknown => None,
+    }
 }
 
-fn name(device: Option<Device<'_>>) -> [u8; IFNAMSIZ] {
-    let mut bytes = [0; IFNAMSIZ];
-    let name = device.map_or("", |device| device.name).as_bytes();
-    if let (Some(place), Some(name)) = (bytes.get_mut(..name.len()), name.get(..)) {
-        place.copy_from_slice(name);
+fn name(port: Port) -> Option<[u8; IFNAMSIZ]> {
+    match port {
+        Port::None => Some([0; IFNAMSIZ]),
+        Port::Is(device) => Some(device.name),
+        Port::Unknown => None,
     }
-    bytes
+}
+
+fn word(byte: u8) -> [u8; WORD] {
+    u32::from(byte).to_ne_bytes()
 }

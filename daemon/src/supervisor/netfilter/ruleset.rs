@@ -1,4 +1,4 @@
-//! A namespace's rules as far as they concern TCP of its own: chains of steps, as nftables' own virtual machine has
+//! A namespace's rules as far as they concern connections: chains of steps, as nftables' own virtual machine has
 //! them, with everything that is not understood made a doubt or an effect.
 
 use std::collections::HashMap;
@@ -33,6 +33,7 @@ pub struct Base {
     /// NFPROTO_*.
     pub family: u8,
     pub hook: u32,
+    pub priority: i32,
     /// Of type nat: sees the first packet of a connection only.
     pub nat: bool,
     /// The policy is drop.
@@ -127,6 +128,8 @@ pub enum Relation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Accept,
+    /// Accepted, from the address of the device it leaves by.
+    Masquerade,
     /// Back to the caller.
     Return,
     Jump(ChainId),

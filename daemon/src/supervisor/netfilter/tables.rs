@@ -6,8 +6,8 @@ use std::io;
 
 use super::lower::{self, Names, number, text};
 use super::packet::{
-    NF_INET_INGRESS, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING, NF_NETDEV_EGRESS,
-    NF_NETDEV_INGRESS,
+    NF_INET_FORWARD, NF_INET_INGRESS, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING, NF_INET_PRE_ROUTING,
+    NF_NETDEV_EGRESS, NF_NETDEV_INGRESS,
 };
 use super::ruleset::{Base, Boundary, ChainId, Ruleset, Set, SetId, Step, Verdict};
 use crate::supervisor::netlink::table;
@@ -62,11 +62,11 @@ impl Found {
         self.ruleset.chains.push(Vec::new());
         self.chains.insert(((family, text(of)?.to_vec()), text(name)?.to_vec()), chain);
         if let Some(hook) = hook {
-            let [_, hook] = table(hook)?;
-            let hook = number(hook)?;
+            let [_, hook, priority] = table(hook)?;
+            let (hook, priority) = (number(hook)?, number(priority)?.cast_signed());
             if is_on_the_way(family, hook) {
                 let drops = policy.is_some() && number(policy)? == NF_DROP;
-                self.ruleset.bases.push(Base { family, hook, nat: text(kind)? == b"nat", drops, chain });
+                self.ruleset.bases.push(Base { family, hook, priority, nat: text(kind)? == b"nat", drops, chain });
             }
         }
         Ok(())
@@ -173,9 +173,15 @@ fn is_on_the_way(family: u8, hook: u32) -> bool {
     match i32::from(family) {
         libc::NFPROTO_IPV4 | libc::NFPROTO_IPV6 | libc::NFPROTO_INET => matches!(
             hook,
-            NF_INET_LOCAL_OUT | NF_INET_POST_ROUTING | NF_INET_PRE_ROUTING | NF_INET_LOCAL_IN | NF_INET_INGRESS
+            NF_INET_LOCAL_OUT
+                | NF_INET_POST_ROUTING
+                | NF_INET_PRE_ROUTING
+                | NF_INET_LOCAL_IN
+                | NF_INET_FORWARD
+                | NF_INET_INGRESS
         ),
         libc::NFPROTO_NETDEV => matches!(hook, NF_NETDEV_EGRESS | NF_NETDEV_INGRESS),
+        libc::NFPROTO_BRIDGE => true,
         _ => false,
     }
 }

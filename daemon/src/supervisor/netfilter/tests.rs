@@ -6,7 +6,10 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::lower::{self, Names};
-use super::packet::{Connection, Device, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT};
+use super::packet::{
+    Connection, Device, NF_INET_FORWARD, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING,
+    NF_INET_PRE_ROUTING, NF_NETDEV_EGRESS, TCP, UDP, Way,
+};
 use super::ruleset::{Base, Boundary, ChainId, Ruleset, Set, SetId, Verdict};
 use super::xt::Match;
 
@@ -106,13 +109,13 @@ fn ruleset(base: Base, chains: &[&[&[Vec<u8>]]]) -> Ruleset {
     }
 }
 
-const OUTPUT: Base = Base { family: INET, hook: NF_INET_LOCAL_OUT, nat: false, drops: false, chain: 0 };
+const OUTPUT: Base = Base { family: INET, hook: NF_INET_LOCAL_OUT, priority: 0, nat: false, drops: false, chain: 0 };
 
 fn touches(rules: &Ruleset, destination: &str) -> bool {
     let destination: SocketAddr = destination.parse().unwrap();
     let source = if destination.is_ipv4() { "10.0.2.100" } else { "fd00::64" };
-    let tap = Device { index: 2, name: "tap0" };
-    rules.could_touch(&Connection { source: source.parse().ok(), destination, tap })
+    let way = Way::ByTap(Device::new(2, b"tap0"));
+    rules.could_touch(&Connection { source: source.parse().ok(), destination, l4proto: TCP, way })
 }
 
 #[test]
@@ -273,7 +276,7 @@ fn chains() {
 fn hooks() {
     let drop_from = |address: [u8; 4]| [payload(1, 12, 4), cmp(0, &address), verdict(DROP, "")];
     let input = Base { hook: NF_INET_LOCAL_IN, ..OUTPUT };
-    let forward = Base { hook: 2, ..OUTPUT };
+    let forward = Base { hook: NF_INET_FORWARD, ..OUTPUT };
     assert!(touches(&ruleset(input, &[&[&drop_from([192, 0, 2, 1])]]), "192.0.2.1:443"), "the replies");
     assert!(!touches(&ruleset(input, &[&[&drop_from([192, 0, 2, 9])]]), "192.0.2.1:443"));
     assert!(!touches(&ruleset(forward, &[&[&drop_from([192, 0, 2, 1])]]), "192.0.2.1:443"));
@@ -286,6 +289,90 @@ fn hooks() {
     assert!(!touches(&ruleset(Base { nat: true, ..OUTPUT }, &[&[&later]]), "192.0.2.1:443"));
     let unknown = Ruleset { too_many: true, ..Ruleset::default() };
     assert!(touches(&unknown, "192.0.2.1:443") && !unknown.is_empty());
+}
+
+/// A container's connection through a bridge, 172.17.0.2 by docker0 to tap0.
+fn forwarded(rules: &Ruleset, l4proto: u8) -> bool {
+    let (input, tap) = (Device::new(7, b"docker0"), Device::new(2, b"tap0"));
+    let way = Way::Through { input, tap, outer: "10.0.2.100".parse().ok() };
+    let (source, destination) = ("172.17.0.2".parse().ok(), "192.0.2.1:443".parse().unwrap());
+    rules.could_touch(&Connection { source, destination, l4proto, way })
+}
+
+#[test]
+fn a_forwarded_packet() {
+    let drop = || verdict(DROP, "");
+    let masquerade = || expression("masq", &[]);
+    let device = |key, name: &str| {
+        let mut bytes = [0; 16];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        vec![meta(key), cmp(0, &bytes)]
+    };
+    let (from_bridge, to_tap) = (device(6, "docker0"), device(7, "tap0"));
+    let at = |hook, priority| Base { hook, priority, ..OUTPUT };
+    let (pre, forward, post) = (at(NF_INET_PRE_ROUTING, 0), at(NF_INET_FORWARD, 0), at(NF_INET_POST_ROUTING, 0));
+    let nat = Base { nat: true, ..at(NF_INET_POST_ROUTING, 100) };
+    let saddr = |address: [u8; 4]| vec![payload(1, 12, 4), cmp(0, &address)];
+    let daddr = |address: [u8; 4]| vec![payload(1, 16, 4), cmp(0, &address)];
+    let local =
+        |of| vec![expression("fib", &[number(1, REGISTER), number(2, 3), number(3, of)]), cmp(0, &2_u32.to_ne_bytes())];
+    let (container, outer, server) = ([172, 17, 0, 2], [10, 0, 2, 100], [192, 0, 2, 1]);
+    let with_drop = |steps: Vec<Vec<u8>>| [steps, vec![drop()]].concat();
+    // The rule at its hook; whether the connection is touched without masquerading, and with it.
+    type Case<'a> = (&'a str, Base, Vec<Vec<u8>>, [bool; 2]);
+    let cases: Vec<Case<'_>> = vec![
+        ("drop", forward, vec![drop()], [true, true]),
+        ("not for it", at(NF_INET_LOCAL_OUT, 0), vec![drop()], [false, false]),
+        ("nor is this", at(NF_INET_LOCAL_IN, 0), vec![drop()], [false, false]),
+        ("in by the bridge", forward, with_drop(from_bridge.clone()), [true, true]),
+        ("in by another", forward, with_drop(device(6, "br0")), [false, false]),
+        ("out by the TAP", forward, with_drop(to_tap.clone()), [true, true]),
+        ("no device yet", pre, with_drop(to_tap.clone()), [false, false]),
+        ("both, behind routing", post, with_drop([from_bridge.clone(), to_tap.clone()].concat()), [true, true]),
+        ("its source", forward, with_drop(saddr(container)), [true, true]),
+        ("its source, outside", at(NF_INET_POST_ROUTING, 200), with_drop(saddr(container)), [true, false]),
+        ("the outer source", at(NF_INET_POST_ROUTING, 200), with_drop(saddr(outer)), [false, true]),
+        ("the outer source, too early", post, with_drop(saddr(outer)), [false, false]),
+        ("either source", at(NF_INET_POST_ROUTING, 100), with_drop(saddr(outer)), [false, true]),
+        ("replies to it", forward, with_drop(daddr(container)), [true, true]),
+        ("replies to it, from outside", at(NF_INET_PRE_ROUTING, -300), with_drop(daddr(container)), [true, false]),
+        ("replies to the outer one", at(NF_INET_PRE_ROUTING, -300), with_drop(daddr(outer)), [false, true]),
+        ("the same, too late", at(NF_INET_PRE_ROUTING, 0), with_drop(daddr(outer)), [false, false]),
+        ("replies from the server", forward, with_drop(saddr(server)), [true, true]),
+        ("local source", forward, with_drop(local(1)), [false, false]),
+        ("local destination, early", at(NF_INET_PRE_ROUTING, -300), with_drop(local(2)), [false, true]),
+        ("udp", forward, with_drop(vec![meta(16), cmp(0, &[UDP])]), [false, false]),
+        ("netdev", Base { family: 5, hook: NF_NETDEV_EGRESS, ..OUTPUT }, with_drop(saddr(outer)), [false, true]),
+        ("bridge", Base { family: 7, ..pre }, with_drop(daddr(server)), [true, true]),
+        ("bridge, of another", Base { family: 7, ..pre }, with_drop(daddr([192, 0, 2, 9])), [false, true]),
+    ];
+    for (what, base, rule, want) in cases {
+        let mut rules = ruleset(base, &[&[&rule]]);
+        assert_eq!(forwarded(&rules, TCP), want[0], "{what}");
+        rules.chains.push(vec![lowered(&[masquerade()])]);
+        rules.bases.push(Base { chain: 1, ..nat });
+        assert_eq!(forwarded(&rules, TCP), want[1], "{what}, masqueraded");
+    }
+    let udp_only = with_drop(vec![meta(16), cmp(0, &[UDP])]);
+    assert!(forwarded(&ruleset(forward, &[&[&udp_only]]), UDP));
+    // Whether it is masqueraded must be known.
+    let perhaps = vec![expression("limit", &[]), masquerade()];
+    assert!(forwarded(&ruleset(nat, &[&[&perhaps]]), TCP));
+    let perhaps_not = [vec![expression("limit", &[]), verdict(ACCEPT, "")], vec![masquerade()]];
+    assert!(forwarded(&ruleset(nat, &[&[&perhaps_not[0], &perhaps_not[1]]]), TCP));
+    assert!(!forwarded(&ruleset(nat, &[&[&[masquerade()]]]), TCP));
+    let first_of_two = ruleset(Base { priority: 200, ..nat }, &[&[&with_drop(saddr(container))]]);
+    assert!(forwarded(&first_of_two, TCP), "as it came, at whatever priority");
+    // A nested namespace's own: what the workspace would see of it then is not known.
+    let leaving = |rules: &Ruleset| {
+        let (source, destination) = ("172.17.0.2".parse().ok(), "192.0.2.1:443".parse().unwrap());
+        let way = Way::Nested(Device::new(3, b"eth0"));
+        rules.could_touch(&Connection { source, destination, l4proto: TCP, way })
+    };
+    assert!(leaving(&ruleset(nat, &[&[&[masquerade()]]])));
+    assert!(!leaving(&ruleset(nat, &[&[&[verdict(ACCEPT, "")]]])));
+    assert!(leaving(&ruleset(OUTPUT, &[&[&with_drop(device(7, "eth0"))]])));
+    assert!(!leaving(&ruleset(forward, &[&[&[drop()]]])));
 }
 
 #[test]

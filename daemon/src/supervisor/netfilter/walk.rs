@@ -3,7 +3,7 @@
 //! A rule that may match is taken both ways, so the walk is a superset of what the kernel could do. Bounded by [`STEPS`]:
 //! rules that take longer are said to touch the packet (a workspace could write some that take for ever).
 
-use super::packet::{Connection, Packet, Stage};
+use super::packet::{Connection, NF_INET_POST_ROUTING, Packet, Stage, Way};
 use super::register::Registers;
 use super::ruleset::{Base, ChainId, Rule, Ruleset, Set, Step, Verdict};
 
@@ -52,35 +52,70 @@ type FallsThrough = bool;
 
 impl Ruleset {
     /// Whether any packet of the connection could be touched by any rule.
-    pub fn could_touch(&self, connection: &Connection<'_>) -> bool {
+    pub fn could_touch(&self, connection: &Connection) -> bool {
         if self.too_many {
             return true;
         }
         let mut steps = STEPS;
-        [Stage::First, Stage::Later, Stage::Reply].into_iter().any(|stage| {
-            let packet = Packet::new(stage, connection);
-            self.bases
-                .iter()
-                .any(|base| Walk { ruleset: self, packet: &packet, steps: &mut steps }.base(*base).is_err())
-        })
+        self.touched(connection, &mut steps).is_err()
+    }
+
+    fn touched(&self, connection: &Connection, steps: &mut u32) -> Result<(), Touched> {
+        let masqueraded = match (connection.way, self.masquerades(connection, steps)?) {
+            // With the TAP's address it leaves in any case.
+            (Way::ByTap(_), _) => false,
+            (Way::Through { .. }, Truth::Yes) => true,
+            (_, Truth::No) => false,
+            // What the workspace sees of it is not known.
+            (Way::Through { .. } | Way::Nested(_), _) => return Err(Touched),
+        };
+        for stage in [Stage::First, Stage::Later, Stage::Reply] {
+            // Address translation is decided about with the first packet.
+            for base in self.bases.iter().filter(|base| !base.nat || stage == Stage::First) {
+                self.walk(base, stage, connection, masqueraded, steps)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the connection leaves with the address of its device, by a rule.
+    fn masquerades(&self, connection: &Connection, steps: &mut u32) -> Result<Truth, Touched> {
+        if let Way::ByTap(_) = connection.way {
+            return Ok(Truth::No);
+        }
+        let mut found = Truth::No;
+        for base in self.bases.iter().filter(|base| base.nat && base.hook == NF_INET_POST_ROUTING) {
+            found = found.max(self.walk(base, Stage::First, connection, false, steps)?);
+        }
+        Ok(found)
+    }
+
+    /// A packet through one hook's chains; says whether they masquerade it.
+    fn walk(
+        &self,
+        base: &Base,
+        stage: Stage,
+        connection: &Connection,
+        masqueraded: bool,
+        steps: &mut u32,
+    ) -> Result<Truth, Touched> {
+        let Some(packet) = Packet::at(base, stage, connection, masqueraded) else { return Ok(Truth::No) };
+        let mut walk = Walk { ruleset: self, packet: &packet, steps, in_doubt: false, masquerades: Truth::No };
+        let falls_through = walk.chain(base.chain, DEPTH)?;
+        if falls_through && base.drops { Err(Touched) } else { Ok(walk.masquerades) }
     }
 }
 
 struct Walk<'a> {
     ruleset: &'a Ruleset,
-    packet: &'a Packet<'a>,
+    packet: &'a Packet,
     steps: &'a mut u32,
+    /// A verdict that may have been reached may have led elsewhere.
+    in_doubt: bool,
+    masquerades: Truth,
 }
 
 impl Walk<'_> {
-    fn base(&mut self, base: Base) -> Result<(), Touched> {
-        if !self.packet.passes(base.family, base.hook) || base.nat && self.packet.stage != Stage::First {
-            return Ok(());
-        }
-        let falls_through = self.chain(base.chain, DEPTH)?;
-        if falls_through && base.drops { Err(Touched) } else { Ok(()) }
-    }
-
     fn chain(&mut self, id: ChainId, depth: u32) -> Result<FallsThrough, Touched> {
         let depth = depth.checked_sub(1).ok_or(Touched)?;
         let ruleset = self.ruleset;
@@ -124,10 +159,14 @@ impl Walk<'_> {
 
     fn verdict(&mut self, verdict: Verdict, truth: Truth, depth: u32) -> Result<After, Touched> {
         let certain = truth == Truth::Yes;
+        self.in_doubt |= !certain;
+        if verdict == Verdict::Masquerade {
+            self.masquerades = self.masquerades.max(if self.in_doubt { Truth::Maybe } else { Truth::Yes });
+        }
         Ok(match verdict {
             Verdict::Effect => return Err(Touched),
-            Verdict::Accept if certain => After::Ends,
-            Verdict::Accept => After::Next,
+            Verdict::Accept | Verdict::Masquerade if certain => After::Ends,
+            Verdict::Accept | Verdict::Masquerade => After::Next,
             Verdict::Return if certain => After::Leaves,
             Verdict::Return => After::MayLeave,
             Verdict::Jump(chain) => match (self.chain(chain, depth)?, certain) {

@@ -59,13 +59,14 @@ impl Match {
         }
     }
 
-    pub fn of(&self, packet: &Packet<'_>) -> Truth {
+    pub fn of(&self, packet: &Packet) -> Truth {
         match *self {
             Self::Comment => Truth::Yes,
             Self::AddressType { source, destination, not_source, not_destination } => {
-                let has = |set: u16, not: bool, of_source: bool| {
-                    let one = 1_u16.checked_shl(packet.address_type(of_source).into()).unwrap_or(0);
-                    Truth::from(set == 0 || (set & one != 0) != not)
+                let has = |set: u16, not: bool, of_source: bool| match packet.address_type(of_source) {
+                    _ if set == 0 => Truth::Yes,
+                    Some(kind) => Truth::from((set & 1_u16.checked_shl(kind.into()).unwrap_or(0) != 0) != not),
+                    None => Truth::Maybe,
                 };
                 has(source, not_source, true).and(has(destination, not_destination, false))
             }

@@ -15,6 +15,8 @@ struct Open {
     ports: (u16, u16),
     /// Our first sequence number after the SYN.
     first: u32,
+    /// For a second connection.
+    _listener: TcpListener,
 }
 
 impl Open {
@@ -26,7 +28,7 @@ impl Open {
         lab.feed(&[syn]);
         lab.turn(1);
         let first = segments(&lab.received())[0].1.wrapping_add(1);
-        let mut open = Self { lab, host: accept(&listener), ports, first };
+        let mut open = Self { lab, host: accept(&listener), ports, first, _listener: listener };
         open.send(0, 0, ACK, &[]);
         open
     }
@@ -190,14 +192,138 @@ fn a_half_closed_connection_whose_owner_is_gone_ends() {
 }
 
 #[test]
-fn resets_outside_the_window_are_ignored() {
+fn resets_outside_the_window_are_ignored_and_early_ones_challenged() {
     let mut open = Open::new();
     for at in [u32::MAX, 1 << 20, 1 << 31] {
-        open.send(at, 0, TcpFlags::RST, &[]);
+        assert!(open.send(at, 0, TcpFlags::RST, &[]).is_empty());
         assert_eq!(open.closed(), 0, "{at}");
     }
+    let challenge = open.send(700, 0, TcpFlags::RST, &[]);
+    assert_eq!((challenge.len(), challenge[0].0, challenge[0].2), (1, ACK, FIRST));
+    assert_eq!(open.closed(), 0);
     open.send(0, 0, TcpFlags::RST, &[]);
     assert_eq!(open.closed(), 1);
+}
+
+/// A SYN of the same ends: of a connection that is open it is an old one, or its sender has forgotten this one.
+#[test]
+fn a_syn_on_an_open_connection_is_challenged() {
+    let mut open = Open::new();
+    let challenge = open.send(90_000, 0, TcpFlags::SYN, &[]);
+    assert_eq!((challenge.len(), challenge[0].0, challenge[0].2), (1, ACK, FIRST));
+    // An end that has forgotten it answers so.
+    open.send(0, 0, TcpFlags::RST, &[]);
+    assert_eq!(open.closed(), 1);
+}
+
+#[test]
+fn ports_are_used_again_before_the_host_has_closed() {
+    let mut open = Open::new();
+    open.send(0, 0, ACK.with(TcpFlags::FIN), b"last");
+    assert_eq!(open.send(90_000, 0, TcpFlags::SYN, &[]), []);
+    open.lab.turn(1);
+    let answers = open.received();
+    let syn_ack = TcpFlags::SYN.with(ACK);
+    assert_eq!((answers.len(), answers[0].0, answers[0].2), (1, syn_ack, FIRST + 90_001), "{answers:?}");
+    let mut text = String::new();
+    open.host.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "last");
+    // Its acknowledgement is lost, the program gives up and tries again.
+    open.send(190_000, 0, TcpFlags::SYN, &[]);
+    open.lab.turn(1);
+    let answers = open.received();
+    assert_eq!((answers.len(), answers[0].0, answers[0].2), (1, syn_ack, FIRST + 190_001), "{answers:?}");
+}
+
+#[test]
+fn a_syn_ack_that_nobody_acknowledges_ends() {
+    let listener = listener();
+    let ports = (4000, listener.local_addr().unwrap().port());
+    let mut lab = Lab::new();
+    let syn = lab.tcp(ports, FIRST - 1, 0, TcpFlags::SYN, &[]);
+    lab.feed(&[syn]);
+    let sent: usize = (0..100)
+        .map(|_| {
+            lab.turn(1000);
+            segments(&lab.received()).iter().filter(|s| s.0.has(TcpFlags::SYN)).count()
+        })
+        .sum();
+    assert_eq!((sent, lab.edge.counters.tcp.flows.closed), (6, 1));
+    assert!(accept(&listener).read(&mut [0]).is_err(), "a reset");
+}
+
+/// A container that was killed with its network: nobody answers for its connection any more.
+#[test]
+fn an_idle_connection_whose_end_has_vanished_ends() {
+    let mut open = Open::new();
+    let sent: Vec<_> = (0..200).flat_map(|_| open.wait(60_000)).collect();
+    assert!(sent.last().unwrap().0.has(TcpFlags::RST) && sent.len() < 20, "{sent:?}");
+    assert_eq!(open.closed(), 1);
+    assert!(open.host.read(&mut [0]).is_err(), "a reset");
+}
+
+/// What the workspace has is not sent again.
+#[test]
+fn only_the_gap_is_sent_again() {
+    let mut open = Open::new();
+    let data: Vec<u8> = (0..40_000u32).map(|n| n.to_be_bytes()[2]).collect();
+    // In two frames, the first of which is lost.
+    for part in data.chunks(20_000) {
+        open.host.write_all(part).unwrap();
+        let sent = open.wait(1);
+        assert_eq!(sent.iter().map(|s| s.3.len()).sum::<usize>(), 20_000, "{}", sent.len());
+    }
+    let (from, to) = (open.first.wrapping_add(20_000), open.first.wrapping_add(40_000));
+    let [a, b, c, d] = from.to_be_bytes();
+    let [e, f, g, h] = to.to_be_bytes();
+    let frame = open.lab.tcp_with((open.ports, FIRST, open.first, ACK), &[1, 1, 5, 10, a, b, c, d, e, f, g, h], &[]);
+    open.lab.feed(&[frame.clone(), frame]);
+    let again = open.received();
+    assert_eq!((again.len(), again[0].1), (1, open.first));
+    assert!(again[0].3 == data[..20_000]);
+    assert!(open.send(0, 40_000, ACK, &[]).is_empty());
+    assert_eq!(open.lab.edge.counters.tcp.retransmits_to_tap, 1);
+}
+
+#[test]
+fn urgent_bytes_towards_the_host() {
+    let mut open = Open::new();
+    rustix::net::sockopt::set_socket_oobinline(&open.host, true).unwrap();
+    // The pointer comes before the byte.
+    for (at, pointer, payload) in [(0, 6, &b"abc"[..]), (3, 3, b"deUf")] {
+        let ends = (open.ports, FIRST + at, open.first, ACK.with(TcpFlags::URG));
+        let mut frame = open.lab.tcp_with(ends, &[], payload);
+        let field = usize::from(VNET_LEN) + ETHERNET_LEN + IPV4_LEN + 18;
+        frame[field + 1] = pointer;
+        open.lab.feed(&[frame]);
+    }
+    let mut buffer = [0; 9];
+    for want in [&b"abcde"[..], b"Uf"] {
+        let count = open.host.read(&mut buffer).unwrap();
+        assert_eq!(&buffer[..count], want, "a read ends before the mark");
+    }
+}
+
+#[test]
+fn urgent_bytes_towards_the_workspace() {
+    let mut open = Open::new();
+    for before in [&b"abcde"[..], b""] {
+        open.host.write_all(before).unwrap();
+        rustix::net::send(&open.host, b"U", rustix::net::SendFlags::OOB).unwrap();
+        open.host.write_all(b"fgh").unwrap();
+        let at = u32::try_from(before.len()).unwrap();
+        let first = open.first;
+        for attempt in 0..2 {
+            // The second time after a timeout.
+            let sent = open.wait(400);
+            let stream: Vec<u8> = sent.iter().flat_map(|s| s.3.clone()).collect();
+            assert_eq!(stream, [before, b"Ufgh"].concat(), "{attempt}");
+            let urgent = sent.iter().find(|s| s.1 == first.wrapping_add(at)).unwrap();
+            assert!(urgent.0.has(TcpFlags::URG), "{attempt}: {sent:?}");
+        }
+        assert!(open.send(0, at + 4, ACK, &[]).is_empty());
+        open.first = first.wrapping_add(at + 4);
+    }
 }
 
 #[test]
@@ -261,7 +387,7 @@ fn what_the_host_said_before_it_hung_up_arrives() {
     // The host answers early and closes with the request unread: its kernel sends data, then a reset.
     open.send(0, 0, ACK, b"a long request");
     open.host.write_all(b"413").unwrap();
-    let Open { mut lab, host, ports, first } = open;
+    let Open { mut lab, host, ports, first, .. } = open;
     drop(host);
     let more = lab.tcp(ports, FIRST + 14, first, ACK, b" goes on");
     lab.feed(&[more]);

@@ -1,11 +1,71 @@
-//! Datagrams of one mapping and the errors of others.
+//! Datagrams of one mapping and the errors of others: what goes in comes out, in the same pieces.
+
+use std::os::fd::AsFd as _;
 
 use super::*;
+use crate::sys::socket::{Received, receive, receive_offloaded, send_segments};
+use crate::udp::Udp;
+use crate::wire::build::Datagrams;
+use crate::wire::{UdpDatagram, VnetHeader};
+
+fn from_guest(port: u16, to: (IpAddr, u16), len: usize) -> Datagrams {
+    Datagrams { src: (IpAddr::V4(GUEST), port), dst: to, tos: 0, size: len, len }
+}
+
+/// A datagram from a port of the workspace's to one of the host's.
+fn udp_from(lab: &mut Lab, from: u16, port: u16, payload: &[u8]) -> Vec<u8> {
+    let len = lab.buffer.put_payload(payload);
+    lab.buffer.udp(MACS, &from_guest(from, (IpAddr::V4(GATEWAY), port), len), 0).to_vec()
+}
 
 fn udp(lab: &mut Lab, port: u16, payload: &[u8]) -> Vec<u8> {
-    let len = lab.buffer.put_payload(payload);
-    let ends = ((IpAddr::V4(GUEST), 5000), (IpAddr::V4(GATEWAY), port));
-    lab.buffer.udp(MACS, ends.0, ends.1, len).to_vec()
+    udp_from(lab, 5000, port, payload)
+}
+
+/// Changes the IPv4 header of a frame and makes its checksum right again.
+fn with_header(mut frame: Vec<u8>, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    let header = &mut frame[26..46];
+    change(header);
+    header[10..12].fill(0);
+    let sum = Sum::default().bytes(header).finish();
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+/// TOS and payload of each datagram the workspace was sent, cut as its kernel would, and in how many frames.
+fn datagrams(lab: &mut Lab) -> (Vec<(u8, Vec<u8>)>, usize) {
+    let frames = lab.received();
+    let mut cut = Vec::new();
+    for frame in &frames {
+        let frame = Frame::parse(frame).unwrap();
+        let ip = IpPacket::parse(frame.ethernet.ethertype.get(), frame.body).unwrap();
+        let datagram = UdpDatagram::parse(&ip, true).unwrap();
+        let size = usize::from(frame.vnet.gso_size.get());
+        if size == 0 {
+            cut.push((ip.tos, datagram.payload.to_vec()));
+        } else {
+            assert_eq!((frame.vnet.gso_type, frame.vnet.hdr_len.get()), (VnetHeader::GSO_UDP_L4, 42));
+            assert!(size + 28 <= 1500 && datagram.payload.len() > size);
+            cut.extend(datagram.payload.chunks(size).map(|piece| (ip.tos, piece.to_vec())));
+        }
+    }
+    (cut, frames.len())
+}
+
+/// ICMP messages among frames: type, code and what follows the ICMP header.
+fn icmp(lab: &mut Lab) -> Vec<(u8, u8, Vec<u8>)> {
+    let parse = |bytes: &Vec<u8>| {
+        let frame = Frame::parse(bytes).ok()?;
+        let ip = IpPacket::parse(frame.ethernet.ethertype.get(), frame.body).ok()?;
+        (ip.protocol == PROTOCOL_ICMP).then(|| (ip.payload[0], ip.payload[1], ip.payload[8..].to_vec()))
+    };
+    lab.received().iter().filter_map(parse).collect()
+}
+
+/// What the host's socket was given, as it came over the loopback.
+fn taken(socket: &UdpSocket, buffer: &mut [u8]) -> Received {
+    let socket = socket.as_fd().try_clone_to_owned().unwrap();
+    receive(&socket, buffer).unwrap().unwrap()
 }
 
 fn host() -> (UdpSocket, u16) {
@@ -28,18 +88,12 @@ fn an_error_of_one_destination_loses_nothing_for_another() {
         assert_eq!(got[0], n);
     }
     lab.turn(1);
-    // Port unreachable, from the gateway, about the port that is closed.
-    let frames = lab.received();
-    let quoted: Vec<u16> = frames
+    // Port unreachable, about the port that is closed.
+    let quoted: Vec<_> = icmp(&mut lab)
         .iter()
-        .filter_map(|frame| {
-            let frame = Frame::parse(frame).ok()?;
-            let ip = IpPacket::parse(frame.ethernet.ethertype.get(), frame.body).ok()?;
-            let is_unreachable = ip.protocol == PROTOCOL_ICMP && ip.payload.starts_with(&[3, 3]);
-            is_unreachable.then(|| u16::from_be_bytes([ip.payload[30], ip.payload[31]]))
-        })
+        .map(|(kind, code, quoted)| (*kind, *code, u16::from_be_bytes([quoted[22], quoted[23]])))
         .collect();
-    assert!(!quoted.is_empty() && quoted.iter().all(|&port| port == closed), "{quoted:?}");
+    assert!(!quoted.is_empty() && quoted.iter().all(|&seen| seen == (3, 3, closed)), "{quoted:?}");
 }
 
 #[test]
@@ -68,9 +122,244 @@ fn a_mapped_address_is_no_way_out() {
     let (host, port) = host();
     let mapped = |address: Ipv4Addr| IpAddr::V6(address.to_ipv6_mapped());
     let len = lab.buffer.put_payload(b"mapped");
-    let frame = lab.buffer.udp(MACS, (mapped(GUEST), 5000), (mapped(GATEWAY), port), len).to_vec();
+    let (src, dst) = ((mapped(GUEST), 5000), (mapped(GATEWAY), port));
+    let frame = lab.buffer.udp(MACS, &Datagrams { src, dst, tos: 0, size: len, len }, 0).to_vec();
     lab.feed(&[frame]);
     host.set_nonblocking(true).unwrap();
     assert!(host.recv(&mut [0; 8]).is_err());
     assert_eq!(lab.edge.counters.drops.source, 1);
+}
+
+#[test]
+fn what_comes_together_leaves_together() {
+    let mut lab = Lab::new();
+    let (host, port) = host();
+    let (other, other_port) = self::host();
+    receive_offloaded(&host.as_fd().try_clone_to_owned().unwrap(), true).unwrap();
+    let sizes = [
+        (port, 700),
+        (port, 700),
+        (port, 700),
+        (port, 20),
+        (port, 700),
+        (other_port, 700),
+        (port, 700),
+        (port, 0),
+        (port, 9),
+    ];
+    let frames: Vec<_> = sizes.iter().zip(1u8..).map(|(&(port, len), n)| udp(&mut lab, port, &vec![n; len])).collect();
+    lab.feed(&frames);
+    let mut got = Vec::new();
+    let mut buffer = vec![0; 70_000];
+    for _ in 0..5 {
+        let received = taken(&host, &mut buffer);
+        got.push((received.size, received.len, buffer[0]));
+    }
+    assert_eq!(got, [(700, 2120, 1), (700, 700, 5), (700, 700, 7), (0, 0, 7), (9, 9, 9)]);
+    assert_eq!(other.recv(&mut buffer).unwrap(), 700);
+    assert_eq!(lab.edge.counters.udp.flows.opened, 1);
+}
+
+#[test]
+fn what_waits_together_goes_in_as_one_frame() {
+    let mut lab = Lab::new();
+    let (host, port) = host();
+    let (other, other_port) = self::host();
+    let openings = [udp(&mut lab, port, b"a"), udp(&mut lab, other_port, b"b")];
+    lab.feed(&openings);
+    let (_, mapping) = host.recv_from(&mut [0; 8]).unwrap();
+    let mut want = Vec::new();
+    for (n, len) in (0u8..).zip([300, 300, 300, 7, 300, 0, 300, 301, 300, 300]) {
+        host.send_to(&vec![n; len], mapping).unwrap();
+        want.push((0, vec![n; len]));
+    }
+    other.send_to(&[9; 300], mapping).unwrap();
+    want.push((0, vec![9; 300]));
+    rustix::net::sockopt::set_ip_tos(&host, 0xb9).unwrap();
+    host.send_to(&[10; 300], mapping).unwrap();
+    want.push((0xb9, vec![10; 300]));
+    lab.turn(1);
+    let (got, frames) = datagrams(&mut lab);
+    assert!(got == want, "{:?}", got.iter().map(|(tos, bytes)| (tos, bytes.len())).collect::<Vec<_>>());
+    // Three and the short one, one, the empty one, one, 301 and the shorter one, one, the other's, the marked one.
+    assert_eq!(frames, 8);
+}
+
+#[test]
+fn a_train_of_the_hosts_kernel_goes_in_whole() {
+    let mut lab = Lab::new();
+    let (host, port) = host();
+    let opening = udp(&mut lab, port, b"a");
+    lab.feed(&[opening]);
+    let (_, mapping) = host.recv_from(&mut [0; 8]).unwrap();
+    let payload: Vec<u8> = (0..44_444u32).map(|n| n.to_be_bytes()[3]).collect();
+    let socket = host.as_fd().try_clone_to_owned().unwrap();
+    send_segments(&socket, &[std::io::IoSlice::new(&payload)], mapping, 1400).unwrap();
+    lab.turn(1);
+    let (got, frames) = datagrams(&mut lab);
+    assert_eq!(frames, 1);
+    assert!(got.iter().map(|(_, bytes)| &bytes[..]).eq(payload.chunks(1400)));
+    // Longer than the workspace's MTU: each in fragments.
+    send_segments(&socket, &[std::io::IoSlice::new(&payload[..6000])], mapping, 3000).unwrap();
+    lab.turn(1);
+    let fragments = lab.received();
+    assert_eq!(fragments.len(), 6);
+    assert!(fragments.iter().all(|frame| frame.len() <= 12 + 14 + 1500 && frame[1] == 0));
+}
+
+#[test]
+fn marks_go_out_with_each_datagram() {
+    let mut lab = Lab::new();
+    let (host, port) = host();
+    receive_offloaded(&host.as_fd().try_clone_to_owned().unwrap(), true).unwrap();
+    let marks = [0u8, 0x02, 0x02, 0xb8, 0];
+    let frames: Vec<_> =
+        marks.iter().map(|&tos| with_header(udp(&mut lab, port, &[tos; 10]), |header| header[1] = tos)).collect();
+    lab.feed(&frames);
+    let mut buffer = vec![0; 70_000];
+    let got: Vec<_> = (0..4).map(|_| taken(&host, &mut buffer)).map(|received| (received.tos, received.len)).collect();
+    assert_eq!(got, [(0, 10), (2, 20), (0xb8, 10), (0, 10)]);
+}
+
+#[test]
+fn the_gateway_is_the_first_hop() {
+    let mut lab = Lab::new();
+    for hops in [0, 1] {
+        let len = lab.buffer.put_payload(b"probe");
+        let far = from_guest(5000, ([192, 0, 2, 77].into(), 33_434), len);
+        let frame = with_header(lab.buffer.udp(MACS, &far, 0).to_vec(), |header| header[8] = hops);
+        lab.feed(std::slice::from_ref(&frame));
+        assert_eq!(icmp(&mut lab), [(11, 0, frame[26..].to_vec())]);
+    }
+    assert_eq!(lab.edge.counters.udp.flows.opened, 0);
+    // Not what is for the gateway itself.
+    let (host, port) = host();
+    let frame = with_header(udp(&mut lab, port, b"here"), |header| header[8] = 1);
+    lab.feed(&[frame]);
+    assert_eq!(host.recv(&mut [0; 8]).unwrap(), 4);
+}
+
+#[test]
+fn the_port_is_kept_where_it_is_free() {
+    let mut lab = Lab::new();
+    let (host, port) = host();
+    let taken = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let taken = taken.local_addr().map(|address| (taken, address.port())).unwrap();
+    // Another program may take a port that was just free; not every one of these.
+    let free = |_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+    let kept = (0..20).map(free).any(|from| {
+        let frame = udp_from(&mut lab, from, port, b"x");
+        lab.feed(&[frame]);
+        host.recv_from(&mut [0; 8]).unwrap().1.port() == from
+    });
+    assert!(kept);
+    for other in [taken.1, 999] {
+        let frame = udp_from(&mut lab, other, port, b"x");
+        lab.feed(&[frame]);
+        let (_, from) = host.recv_from(&mut [0; 8]).unwrap();
+        assert!(from.port() >= 1024 && from.port() != other, "{from} {other}");
+        host.send_to(b"back", from).unwrap();
+        lab.turn(1);
+        assert_eq!(datagrams(&mut lab).0, [(0, b"back".to_vec())]);
+    }
+}
+
+#[test]
+fn mappings_end_when_idle_those_of_dns_sooner() {
+    let mut lab = Lab::new();
+    let (_host, port) = host();
+    let frames = [udp_from(&mut lab, 6000, 53, b"query"), udp_from(&mut lab, 6001, port, b"x")];
+    lab.feed(&frames);
+    // One that began as DNS and is not any more.
+    let frames = [udp_from(&mut lab, 6002, 53, b"query"), udp_from(&mut lab, 6002, port, b"x")];
+    lab.feed(&frames);
+    for (wait, closed) in [(14_000, 0), (2_000, 1), (100_000, 1)] {
+        lab.turn(wait);
+        assert_eq!(lab.edge.counters.udp.flows.closed, closed, "after {wait} more");
+    }
+    let used = udp_from(&mut lab, 6001, port, b"x");
+    lab.feed(&[used]);
+    lab.turn(70_000);
+    assert_eq!(lab.edge.counters.udp.flows.closed, 2);
+    lab.turn(120_000);
+    assert_eq!(lab.edge.counters.udp.flows.closed, 3);
+}
+
+#[test]
+fn a_full_table_gives_up_what_was_used_longest_ago() {
+    let mut lab = Lab::new();
+    lab.engine.udp = Udp::new(3);
+    let (host, port) = host();
+    let mut send = |from: u16| {
+        let frame = udp_from(&mut lab, from, port, &from.to_be_bytes());
+        lab.feed(&[frame]);
+        let (_, from) = host.recv_from(&mut [0; 8]).unwrap();
+        (lab.edge.counters.udp.evicted, from)
+    };
+    let first = [6100, 6101, 6102].map(&mut send).map(|(_, from)| from);
+    assert_eq!(send(6100), (0, first[0]));
+    // 6101 goes.
+    assert_eq!(send(6103).0, 1);
+    assert_eq!(send(6102), (1, first[2]));
+    assert_eq!(send(6100), (1, first[0]));
+    // 6103 goes.
+    assert_eq!(send(6101).0, 2);
+    assert_eq!(send(6100), (2, first[0]));
+    // What comes from the host counts as use, too.
+    host.send_to(b"x", first[2]).unwrap();
+    lab.turn(1);
+    let frame = udp_from(&mut lab, 6104, port, b"x");
+    lab.feed(&[frame]);
+    assert_eq!(datagrams(&mut lab).0.len(), 1);
+    host.send_to(b"y", first[2]).unwrap();
+    lab.turn(1);
+    assert_eq!(datagrams(&mut lab).0, [(0, b"y".to_vec())]);
+}
+
+#[test]
+fn nobody_hears_of_broadcast_multicast_and_port_0() {
+    let mut lab = Lab::new();
+    let (_host, _) = host();
+    for to in [[255, 255, 255, 255], [10, 0, 2, 255], [224, 0, 0, 251], [239, 255, 255, 250]] {
+        let len = lab.buffer.put_payload(b"anybody?");
+        let frame = lab.buffer.udp(MACS, &from_guest(5353, (to.into(), 5353), len), 0).to_vec();
+        lab.feed(&[frame]);
+    }
+    assert_eq!(lab.edge.counters.drops.multicast, 4);
+    let nowhere = udp(&mut lab, 0, b"x");
+    lab.feed(&[nowhere]);
+    assert_eq!(lab.edge.counters.drops.malformed, 1);
+    assert_eq!(lab.edge.counters.udp.flows.opened, 0);
+    assert!(lab.received().is_empty());
+    assert!(lab.is_alive());
+}
+
+#[test]
+fn a_ping_in_fragments_is_answered_in_fragments() {
+    let mut lab = Lab::new();
+    let payload: Vec<u8> = (0..3000u32).map(|n| n.to_be_bytes()[3]).collect();
+    let mut message = vec![8, 0, 0, 0, 0, 7, 0, 1];
+    message.extend_from_slice(&payload);
+    let sum = Sum::default().bytes(&message).finish();
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    for (n, piece) in (0u16..).zip(message.chunks(1480)) {
+        let more = if n < 2 { 0x2000 } else { 0 };
+        let frame = ipv4_frame(PROTOCOL_ICMP, more | (n * 185), false, piece);
+        lab.feed(&[frame]);
+    }
+    let mut answer = Vec::new();
+    for frame in lab.received() {
+        let frame = Frame::parse(&frame).unwrap();
+        let ip = IpPacket::parse(frame.ethernet.ethertype.get(), frame.body).unwrap();
+        let fragment = ip.fragment.unwrap();
+        assert_eq!((usize::from(fragment.offset), fragment.more), (answer.len(), answer.len() < 2960));
+        answer.extend_from_slice(ip.payload);
+    }
+    assert!(Sum::default().bytes(&answer).is_valid());
+    assert_eq!(answer[..2], [0, 0]);
+    assert!(answer[4..8] == message[4..8] && answer[8..] == payload);
+    // Other protocols are not put together.
+    let frame = ipv4_frame(PROTOCOL_TCP, 185, false, &[0; 80]);
+    lab.feed(&[frame]);
+    assert!(lab.is_alive());
 }

@@ -53,7 +53,7 @@ fn a_stream_in_any_order_comes_out_in_order() {
             }
             Placement::Unacceptable => {}
         }
-        let (a, b) = receive.pending_slices();
+        let (a, b) = receive.pending_slices(usize::MAX);
         out.extend_from_slice(a);
         out.extend_from_slice(b);
         let all = a.len() + b.len();
@@ -128,7 +128,7 @@ fn growing_keeps_what_is_held() {
         sent += 6000;
     }
     assert_eq!(receive.ring_size, 2 * INITIAL_RING);
-    let (a, b) = receive.pending_slices();
+    let (a, b) = receive.pending_slices(usize::MAX);
     let held = [a, b].concat();
     assert_eq!(held.len(), 60_000);
     for (n, chunk) in held.chunks(6000).enumerate() {
@@ -153,16 +153,22 @@ fn fin_is_acknowledged_after_the_last_byte() {
 }
 
 #[test]
-fn a_reset_is_believed_in_the_window_only() {
+fn resets_next_in_the_window_and_outside() {
     let mut receive = open(1000);
-    for (seq, want) in [(999, false), (1000, true), (66_280, true), (66_281, false)] {
-        assert_eq!(receive.admits_reset(Seq(seq)), want, "{seq}");
+    for (seq, want) in [
+        (999, Reset::Ignored),
+        (1000, Reset::Believed),
+        (1001, Reset::Challenged),
+        (66_280, Reset::Challenged),
+        (66_281, Reset::Ignored),
+    ] {
+        assert_eq!(receive.reset(Seq(seq)), want, "{seq}");
     }
     // The window is full and the stream has ended: the sender's next number is one beyond.
     receive.store(Seq(1000), &[0; 65_280]);
     receive.advance(65_280);
     receive.note_fin(Seq(66_280));
-    assert!(receive.admits_reset(Seq(66_281)));
+    assert_eq!(receive.reset(Seq(66_281)), Reset::Believed);
 }
 
 #[test]
@@ -174,4 +180,22 @@ fn stretches_are_bounded() {
     }
     assert!(receive.store_ahead(Seq(10), &[0; 580]));
     assert_eq!(receive.ahead().len(), 3);
+}
+
+#[test]
+fn an_urgent_byte_is_written_alone() {
+    let mut receive = open(0);
+    // Told of before it is there, and replaced by a later one.
+    receive.note_urgent(Seq(3));
+    receive.note_urgent(Seq(6));
+    assert!(!receive.is_direct());
+    receive.store(Seq(0), b"abcdeUf");
+    receive.advance(7);
+    for (want, is_urgent) in [(5, false), (1, true), (1, false)] {
+        assert_eq!(receive.writable(), (want, is_urgent));
+        receive.took(want);
+    }
+    assert!(receive.is_direct());
+    receive.note_urgent(Seq(7));
+    assert!(receive.is_direct(), "it has gone");
 }

@@ -1,0 +1,114 @@
+//! bypass4netns, the other bypass: a rootless container of runc whose filter's listener it holds.
+//!
+//! The container has an empty network namespace: what bypass4netns does not take out fails, so nothing is measured that
+//! it did not carry.
+
+use std::fs;
+use std::os::unix::fs::{chown, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use crate::lab::poll;
+use crate::lab::workspace::Workspace;
+use crate::lab::world::SELF;
+use crate::lab::world::{self, USER};
+use crate::machine::find;
+use crate::report::Report;
+use crate::station::Contender;
+
+/// The caller's own, as every path of the lab has it.
+const RUNTIME_DIR: &str = "/run/user/1000";
+/// What its own documentation has Docker and Podman stop.
+const STOPPED: [&str; 13] = [
+    "bind",
+    "close",
+    "connect",
+    "sendmsg",
+    "sendto",
+    "setsockopt",
+    "getpeername",
+    "accept",
+    "accept4",
+    "getsockname",
+    "fcntl",
+    "_exit",
+    "exit_group",
+];
+
+/// If it can be run here; the report says what is missing.
+pub fn installed(report: &mut Report) -> Option<Contender> {
+    let missing = ["bypass4netns", "runc"].into_iter().find(|program| find(program).is_none());
+    if let Some(program) = missing {
+        report.left_out("bypass4netns", &format!("no {program}"));
+    }
+    missing.is_none().then_some(Contender::Bypass4netns)
+}
+
+/// Standard output of a command run in such a container, started by the caller in the lab's host.
+pub fn run(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
+    let dir = tempfile::Builder::new().prefix("bypass4netns-").tempdir_in(RUNTIME_DIR)?;
+    let (bundle, socket) = (dir.path(), dir.path().join("listener"));
+    furnish(bundle, argv, &socket)?;
+    let said = |path: &Path| path.display().to_string();
+    let pid_file = bundle.join("pid");
+    // Killed when dropped: it never ends by itself.
+    let _supervisor = workspace
+        .program([
+            "bypass4netns",
+            "--log-file",
+            "/dev/null",
+            "--socket",
+            &said(&socket),
+            "--pid-file",
+            &said(&pid_file),
+        ])
+        .deadline(deadline)
+        .start(&workspace.lab.host)?;
+    poll("bypass4netns listens", Duration::from_secs(10), || Ok(socket.exists().then_some(())))?;
+    let root = said(&bundle.join("state"));
+    let container = workspace.program(["runc", "--root", &root, "run", "--bundle", &said(bundle), "figures"]);
+    container.deadline(deadline).run(&workspace.lab.host)?.output().context("a container with bypass4netns")
+}
+
+/// The container's configuration, and a root with the host's /usr in it.
+fn furnish(bundle: &Path, argv: &[String], socket: &Path) -> Result<()> {
+    let root = bundle.join("rootfs");
+    for dir in ["usr", "proc", "dev", "run/lab"] {
+        fs::create_dir_all(root.join(dir))?;
+    }
+    for link in ["bin", "sbin", "lib", "lib64"] {
+        symlink(format!("usr/{link}"), root.join(link))?;
+    }
+    fs::write(root.join(&SELF[1..]), "")?;
+    // In an ordinary user's world the container's user is mapped to the one id there is.
+    let id = json!([{ "containerID": 0, "hostID": USER, "size": 1 }]);
+    let namespaces = ["user", "mount", "pid", "network", "ipc", "uts"].map(|kind| json!({ "type": kind }));
+    let bound = |source: &str| json!({ "destination": source, "type": "none", "source": source, "options": ["rbind"] });
+    let configuration = json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": "rootfs" },
+        "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": argv, "env": ["PATH=/usr/bin:/bin"], "noNewPrivileges": true },
+        "mounts": [bound("/usr"), bound(SELF), { "destination": "/proc", "type": "proc", "source": "proc" }],
+        "linux": {
+            "uidMappings": id,
+            "gidMappings": id,
+            "namespaces": namespaces,
+            "seccomp": {
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "listenerPath": socket,
+                "syscalls": [{ "names": STOPPED, "action": "SCMP_ACT_NOTIFY" }],
+            },
+        },
+    });
+    fs::write(bundle.join("config.json"), configuration.to_string())?;
+    if !world::is_single_id() {
+        let everything = [".", "rootfs", "rootfs/usr", "rootfs/proc", "rootfs/dev", "rootfs/run", "rootfs/run/lab"];
+        for path in everything {
+            chown(bundle.join(path), Some(USER), Some(USER))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! UDP: what arrives of more datagrams than fit, in Gbit/s.
+
+use anyhow::Result;
+
+use crate::Arguments;
+use crate::bulk::{DIRECTIONS, received};
+use crate::figure::{Baseline, Comparison, Figure, Target};
+use crate::lab::REMOTE;
+use crate::peers;
+use crate::report::Report;
+use crate::station::{Contender, Station};
+
+/// As fast as the sender can, 1400 bytes each.
+const FLOOD: &str = "--udp --bitrate 0 --length 1400";
+
+pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    let ours = [Contender::Host, Contender::HostAgain, Contender::TAP];
+    let stations = Station::all(&[&ours[..], &peers::installed(report)].concat())?;
+    for (direction, flag) in DIRECTIONS {
+        let figure = Figure {
+            name: format!("UDP {direction}, 1400 bytes"),
+            unit: "Gbit/s",
+            comparison: Comparison::Rate,
+            targets: vec![Target::of(Contender::TAP, Baseline::BetterPeer, 2.0)],
+        };
+        let one = |station: &Station| received(station, REMOTE[0], FLOOD, flag, arguments.seconds);
+        report.add(figure.measure(&stations, arguments.rounds, one)?);
+    }
+    Ok(())
+}
