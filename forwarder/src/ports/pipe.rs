@@ -1,12 +1,17 @@
 //! One direction of a spliced connection: bytes go from socket to pipe to socket without being copied to us.
 //!
 //! A pipe is held only while bytes are in it, so idle connections have none; empty ones are kept for the next.
+//!
+//! splice(2) stops before an urgent byte for good, and gives the end of the stream there where that has come (Linux's
+//! tcp_read_sock): the byte is carried over by hand, once everything before it is.
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{Shutdown, shutdown, sockopt};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+
+use crate::sys::socket::is_at_mark;
 
 /// Bytes a pipe may hold; what the kernel refuses an ordinary user (pipe-max-size, pipe-user-pages-soft) stays at its
 /// default.
@@ -60,6 +65,8 @@ pub struct Direction {
     /// The sender may have more, the receiver may take more.
     pub readable: bool,
     pub writable: bool,
+    /// The sender has said something urgent that was not taken.
+    pub has_urgent: bool,
     has_ended: bool,
     /// The receiver has been told of the end.
     pub is_shut: bool,
@@ -72,7 +79,7 @@ impl Direction {
     pub fn turn(&mut self, from: &OwnedFd, to: &OwnedFd, pipes: &mut Pipes) -> rustix::io::Result<Turn> {
         let mut moved = 0;
         while moved < BYTES_A_TURN {
-            let taken = if self.readable && !self.has_ended { self.take(from, pipes)? } else { 0 };
+            let taken = if self.readable && !self.has_ended { self.take(from, to, pipes)? } else { 0 };
             let given = if self.level > 0 && self.writable { self.give(to)? } else { 0 };
             if self.level == 0 {
                 if let Some(pipe) = self.pipe.take() {
@@ -91,24 +98,51 @@ impl Direction {
         Ok(Turn::More)
     }
 
-    fn take(&mut self, from: &OwnedFd, pipes: &mut Pipes) -> rustix::io::Result<usize> {
+    fn take(&mut self, from: &OwnedFd, to: &OwnedFd, pipes: &mut Pipes) -> rustix::io::Result<usize> {
         let pipe = match self.pipe.take() {
             Some(pipe) => pipe,
             None => pipes.take()?,
         };
         let pipe = self.pipe.insert(pipe);
         match move_bytes(from, &pipe.write, PIPE_SIZE) {
-            Ok(0) => {
+            Ok(0) if !is_at_mark(from.as_fd()) => {
                 self.has_ended = true;
                 Ok(0)
             }
-            Ok(count) => {
+            Ok(count @ 1..) => {
                 self.level += count;
                 Ok(count)
             }
+            // With something in it, it may be the pipe that is full.
+            Ok(0) | Err(Errno::AGAIN) if self.level > 0 => Ok(0),
+            Ok(0) => self.carry_urgent(from, to),
+            Err(Errno::AGAIN) if self.has_urgent && is_at_mark(from.as_fd()) => self.carry_urgent(from, to),
             Err(Errno::AGAIN) => {
-                // With something in it, it may be the pipe that is full.
-                self.readable &= self.level > 0;
+                self.readable = false;
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Hands over the urgent byte, which is next and in the stream (SO_OOBINLINE).
+    fn carry_urgent(&mut self, from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<usize> {
+        if !self.writable {
+            return Ok(0);
+        }
+        let mut byte = [0];
+        if recv(from, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.1 == 0 {
+            return Ok(0);
+        }
+        match send(to, &byte, SendFlags::OOB | SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(_) => {
+                recv(from, &mut byte, RecvFlags::DONTWAIT)?;
+                self.has_urgent = false;
+                self.total += 1;
+                Ok(1)
+            }
+            Err(Errno::AGAIN) => {
+                self.writable = false;
                 Ok(0)
             }
             Err(error) => Err(error),
@@ -166,6 +200,38 @@ mod tests {
         let near = listener.accept().unwrap().0;
         near.set_nonblocking(true).unwrap();
         (far, near.into())
+    }
+
+    /// Urgent bytes arrive as such, and so does what is behind them; an end of stream right behind one does not hide it.
+    #[test]
+    fn urgent_bytes_are_carried_over() {
+        let ((sender, from), (mut receiver, to)) = (pair(), pair());
+        sockopt::set_socket_oobinline(&from, true).unwrap();
+        sockopt::set_socket_oobinline(&receiver, true).unwrap();
+        let (mut pipes, mut direction) = (Pipes::default(), Direction::default());
+        let say = |bytes: &[u8], flags| assert_eq!(send(&sender, bytes, flags), Ok(bytes.len()));
+        let mut turn = || {
+            (direction.readable, direction.writable, direction.has_urgent) = (true, true, true);
+            direction.turn(&from, &to, &mut pipes).unwrap();
+            direction.is_shut
+        };
+        say(b"before", SendFlags::empty());
+        say(b"!", SendFlags::OOB);
+        say(b"behind", SendFlags::empty());
+        assert!(!turn());
+        let mut text = [0; 20];
+        // Reads end before an urgent byte.
+        for part in ["before", "!behind"] {
+            let count = receiver.read(&mut text).unwrap();
+            assert_eq!(std::str::from_utf8(&text[..count]).unwrap(), part);
+        }
+        say(b"!", SendFlags::OOB);
+        shutdown(&sender, Shutdown::Write).unwrap();
+        assert!(turn());
+        let mut rest = String::new();
+        receiver.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "!");
+        assert_eq!(direction.total, 14);
     }
 
     /// A receiver that stalls, then reads on: nothing is lost, the end comes last, and no pipe is held after.

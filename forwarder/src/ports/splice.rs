@@ -70,12 +70,7 @@ impl Splices {
             return Some(client);
         }
         let Some(inside) = dial(edge, &key) else { return Some(client) };
-        // A close means a reset, until an end of stream has been handed on.
-        reset_at_death(&client);
-        reset_at_death(&inside);
-        // Whoever writes has decided already what to hold back.
-        let _ = sockopt::set_tcp_nodelay(&client, true);
-        let _ = sockopt::set_tcp_nodelay(&inside, true);
+        prepare(&client);
         self.made += 1;
         let inserted = self.connections.insert(self.made, |id| {
             edge.watch(&client, id).ok()?;
@@ -125,6 +120,8 @@ impl Splices {
             (&mut spliced.to_guest, &mut spliced.to_client)
         };
         from_it.readable |= reads;
+        // Every report is of all that is so now.
+        from_it.has_urgent = events.contains(EventFlags::PRI);
         to_it.writable |= writes;
         self.turn(edge, index);
     }
@@ -198,8 +195,6 @@ impl Splices {
             edge.counters.ports.refused += 1;
             return self.remove(index);
         };
-        reset_at_death(&inside);
-        let _ = sockopt::set_tcp_nodelay(&inside, true);
         if edge.watch(&inside, FlowId { kind: Kind::SplicedInside, ..spliced.id }).is_ok() {
             // The one that was refused is closed.
             (spliced.key, spliced.inside) = (key, inside);
@@ -214,9 +209,20 @@ impl Splices {
     }
 }
 
+/// What both ends are like. Whatever fails is only missing.
+fn prepare(socket: &OwnedFd) {
+    // A close means a reset, until an end of stream has been handed on.
+    reset_at_death(socket);
+    // Whoever writes has decided already what to hold back.
+    let _ = sockopt::set_tcp_nodelay(socket, true);
+    // An urgent byte is one of the stream.
+    let _ = sockopt::set_socket_oobinline(socket, true);
+}
+
 /// A socket inside on its way to the workspace's address; None where there is none to be had.
 fn dial(edge: &mut Edge, key: &FlowKey) -> Option<OwnedFd> {
     let socket = edge.stock.take(key.guest.is_ipv6())?;
+    prepare(&socket);
     match rustix::net::connect(&socket, &SocketAddr::new(key.guest, key.guest_port)) {
         Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Some(socket),
         // The workspace may have given up that address: the TAP shows what becomes of it.
