@@ -34,6 +34,7 @@ mod names;
 mod nested;
 mod netfilter;
 mod policy;
+mod ports;
 mod programs;
 mod routes;
 mod run;
@@ -74,6 +75,7 @@ fn main() -> anyhow::Result<ExitCode> {
         programs::CASES,
         isolation::CASES,
         policy::CASES,
+        ports::CASES,
         routes::CASES,
         netfilter::CASES,
         nested::CASES,

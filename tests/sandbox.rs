@@ -18,6 +18,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use nix::unistd::{Pid, getppid};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use sidestep_forwarder::sandbox;
 
 use crate::lab::REMOTE;
@@ -159,7 +160,7 @@ fn its_task(ws: Workspace) -> Result<()> {
     let done =
         ws.outside([SELF]).env(ATTEMPT, "task").arg(echo.addr.to_string()).arg(udp.to_string()).run(&ws.lab.host)?;
     ensure!(done.stderr.contains("a log line"), "{done}");
-    done.printed("tcp hello\nudp hello\nping sockets 2\nown address true\nmemory 67108864")
+    done.printed("tcp hello\nudp hello\nclient hello\nping sockets 2\nown address true\nmemory 67108864")
 }
 
 /// A panic ends it as it ends any program, and so does abort(3).
@@ -256,6 +257,7 @@ pub fn attempt() -> Result<Option<ExitCode>> {
 fn task() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<SocketAddr>());
     let (tcp, udp) = (arguments.next().context("no TCP server")??, arguments.next().context("no UDP server")??);
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     sandbox::enter()?;
     eprintln!("a log line");
     let mut stream = TcpStream::connect(tcp)?;
@@ -269,6 +271,15 @@ fn task() -> Result<()> {
     socket.send_to(b"hello", udp)?;
     let (count, _) = socket.recv_from(&mut echoed)?;
     println!("udp {}", String::from_utf8_lossy(&echoed[..count]));
+    let mut client = TcpStream::connect(port.local_addr()?)?;
+    client.write_all(b"hello")?;
+    let accepted = rustix::net::accept_with(&port, rustix::net::SocketFlags::CLOEXEC)?;
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    fcntl_setpipe_size(&write, 1 << 17)?;
+    let moved = splice(&accepted, None, &write, None, 1 << 17, SpliceFlags::MOVE)?;
+    splice(&read, None, &accepted, None, moved, SpliceFlags::MOVE)?;
+    client.read_exact(&mut echoed)?;
+    println!("client {}", String::from_utf8_lossy(&echoed));
     let families = [(AddressFamily::Inet, SockProtocol::Icmp), (AddressFamily::Inet6, SockProtocol::IcmpV6)];
     let pings = families.into_iter().filter(|&(family, kind)| open(family, SockType::Datagram, Some(kind)).is_ok());
     println!("ping sockets {}", pings.count());

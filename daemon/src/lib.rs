@@ -5,6 +5,7 @@ pub mod init;
 pub mod launcher;
 pub mod logging;
 pub mod monitor;
+pub mod publish;
 pub mod supervisor;
 pub mod sys;
 

@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 /// Bytes of a message at most; a page of flows is the longest, the start of a worker is well under a kilobyte.
 const MESSAGE_MAX: usize = 16 * 1024;
 /// Descriptors beside one message at most.
-const DESCRIPTORS_MAX: usize = 8;
+pub const DESCRIPTORS_MAX: usize = 8;
 
 /// One end. The standard library has no sequenced-packet socket; its datagram type makes the same system calls.
 #[derive(Debug)]

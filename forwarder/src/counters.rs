@@ -116,6 +116,20 @@ pub struct Dns {
     pub disabled: u64,
 }
 
+/// Clients of published ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    pub accepted: u64,
+    /// Nobody in the workspace listens.
+    pub refused: u64,
+    /// Of the accepted: by splice(2), not over the TAP.
+    pub spliced: u64,
+    /// Clients that sent datagrams.
+    pub udp_clients: u64,
+    /// Turned away, or left waiting, for want of descriptors or room in a table.
+    pub exhausted: u64,
+}
+
 /// Everything counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
@@ -127,4 +141,5 @@ pub struct Counters {
     pub udp: Udp,
     pub ping: Flows,
     pub dns: Dns,
+    pub ports: Ports,
 }

@@ -7,12 +7,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll;
+use rustix::io::Errno;
 
 use crate::counters::Counters;
 use crate::flow::FlowId;
 use crate::gateway::unreachable::{self, Reason};
 use crate::network::MacAddr;
 use crate::policy::{self, Egress, Request, Transport};
+use crate::ports::Stock;
 use crate::tap::{Tap, Written};
 use crate::timer::{Time, Wheel};
 use crate::wire::build::{Datagrams, Macs};
@@ -33,6 +35,8 @@ pub struct Edge {
     epoll: OwnedFd,
     pub timers: Wheel,
     pub counters: Counters,
+    /// Sockets of the workspace's network namespace.
+    pub stock: Stock,
     /// The time of the wake being handled.
     pub now: Time,
     /// The TAP was full: nothing is sent before it can be written again.
@@ -55,6 +59,7 @@ impl Edge {
             epoll,
             timers: Wheel::new(now),
             counters: Counters::default(),
+            stock: Stock::default(),
             now,
             tap_full: false,
             next_id: 0,
@@ -151,8 +156,19 @@ impl Edge {
     pub fn watch(&self, socket: impl AsFd, id: FlowId) -> io::Result<()> {
         let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
         let events = events | epoll::EventFlags::PRI;
-        epoll::add(&self.epoll, socket, epoll::EventData::new_u64(id.to_bits()), events)?;
+        let data = epoll::EventData::new_u64(id.to_bits());
+        match epoll::add(&self.epoll, &socket, data, events) {
+            // Another flow had it before.
+            Err(Errno::EXIST) => epoll::modify(&self.epoll, socket, data, events)?,
+            added => added?,
+        }
         Ok(())
+    }
+
+    /// Ends that for a socket of which others hold copies, whose closing does not.
+    pub fn unwatch(&self, socket: impl AsFd) {
+        // It was never watched, else.
+        let _ = epoll::delete(&self.epoll, socket);
     }
 
     /// Sends a TCP segment whose payload is in the frame buffer.

@@ -10,8 +10,9 @@ use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Place};
 use crate::flow::{FlowId, Kind};
 use crate::gateway::dhcp::Dhcp;
-use crate::gateway::{arp, ndp};
+use crate::gateway::{arp, ndp, unreachable};
 use crate::icmp::Icmp;
+use crate::ports::{Ports, Published};
 use crate::reassembly::Reassembly;
 use crate::tcp::{self, Tcp};
 use crate::timer::Time;
@@ -33,6 +34,7 @@ pub struct Engine {
     tcp: Tcp,
     udp: Udp,
     icmp: Icmp,
+    ports: Ports,
     dhcp: Dhcp,
     reassembly: Reassembly,
     /// When the gateway next says unasked what holds on its link.
@@ -46,6 +48,7 @@ impl Engine {
             tcp: Tcp::new(memory),
             udp: Udp::new(udp::MAX_FLOWS),
             icmp: Icmp::new(),
+            ports: Ports::new(),
             dhcp: Dhcp::default(),
             reassembly: Reassembly::default(),
             advertisement: Time(0),
@@ -128,7 +131,7 @@ impl Engine {
                 }
                 let is_uso = frame.vnet.gso_kind() == VnetHeader::GSO_UDP_L4;
                 let segment = is_uso.then(|| frame.vnet.gso_size.get()).filter(|&size| size > 0);
-                self.udp.datagram_from_tap(edge, &mut gather.udp, ip, &datagram, segment);
+                self.datagram_from_tap(edge, &mut gather.udp, ip, &datagram, segment);
                 Ok(())
             }
             PROTOCOL_ICMPV6 if ip.src.is_ipv6() && ndp::packet_from_tap(edge, ip)? => Ok(()),
@@ -137,12 +140,35 @@ impl Engine {
         }
     }
 
+    /// A datagram, or several of `segment` bytes each: to a client of a published port, or to anybody else.
+    fn datagram_from_tap<'b>(
+        &mut self,
+        edge: &mut Edge,
+        gather: &mut udp::Gather<'b>,
+        ip: &IpPacket<'b>,
+        datagram: &UdpDatagram<'b>,
+        segment: Option<u16>,
+    ) {
+        match self.ports.answered(edge, ip, datagram) {
+            Some(answer) => {
+                // What came before it goes before it.
+                self.udp.flush(edge, gather);
+                self.ports.answer(edge, answer, datagram.payload, segment);
+            }
+            None => self.udp.datagram_from_tap(edge, gather, ip, datagram, segment),
+        }
+    }
+
     /// A packet that came in fragments.
     fn whole_from_tap(&mut self, edge: &mut Edge, ip: &IpPacket<'_>) -> Result<(), Malformed> {
         if ip.protocol != PROTOCOL_UDP {
             return self.icmp_from_tap(edge, ip);
         }
-        self.udp.whole_from_tap(edge, ip, &UdpDatagram::parse(ip, false)?);
+        let datagram = UdpDatagram::parse(ip, false)?;
+        match self.ports.answered(edge, ip, &datagram) {
+            Some(answer) => self.ports.answer(edge, answer, datagram.payload, None),
+            None => self.udp.whole_from_tap(edge, ip, &datagram),
+        }
         Ok(())
     }
 
@@ -152,7 +178,10 @@ impl Engine {
         }
         match IcmpEcho::parse_request(ip)? {
             Some(echo) => self.icmp.echo_from_tap(edge, ip, &echo),
-            None => edge.counters.drops.unsupported += 1,
+            None => match unreachable::parse(ip) {
+                Some(quoted) if quoted.protocol == PROTOCOL_TCP => self.tcp.unreachable_from_tap(edge, &quoted),
+                _ => edge.counters.drops.unsupported += 1,
+            },
         }
         Ok(())
     }
@@ -163,6 +192,9 @@ impl Engine {
             Kind::Tcp => self.tcp.host_event(edge, id, events),
             Kind::Udp | Kind::Dns => self.udp.host_event(edge, id, events),
             Kind::Ping => self.icmp.host_event(edge, id, events),
+            Kind::Port | Kind::PortClient | Kind::SplicedClient | Kind::SplicedInside => {
+                self.ports.host_event(edge, &mut self.tcp, id, events);
+            }
         }
     }
 
@@ -172,7 +204,28 @@ impl Engine {
             Kind::Tcp => self.tcp.timer(edge, id),
             Kind::Udp | Kind::Dns => self.udp.timer(edge, id),
             Kind::Ping => self.icmp.timer(edge, id),
+            Kind::Port | Kind::PortClient => self.ports.timer(edge, &mut self.tcp, id),
+            Kind::SplicedClient | Kind::SplicedInside => {}
         }
+    }
+
+    /// Serves a published port. False: there is no room, or it is served already.
+    pub fn publish(&mut self, edge: &mut Edge, published: Published) -> bool {
+        self.ports.add(edge, published)
+    }
+
+    /// Closes the port with this number; its clients stay connected.
+    pub fn unpublish(&mut self, edge: &mut Edge, number: u64) {
+        self.ports.remove(edge, number);
+    }
+
+    pub fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    /// The workspace has ended: nobody else may come in.
+    pub fn close_ports(&mut self, edge: &mut Edge) {
+        self.ports.close(edge);
     }
 
     /// Takes over from a predecessor.
@@ -205,7 +258,7 @@ impl Engine {
 
     /// Something the workspace sent, or may still send, has not been given to the host.
     pub fn is_owed_to_host(&self) -> bool {
-        self.tcp.is_owed_to_host()
+        self.tcp.is_owed_to_host() || self.ports.is_owed_to_host()
     }
 
     /// One page of all flows, from where the page before it ended.
@@ -214,17 +267,19 @@ impl Engine {
         self.tcp.list(&mut page);
         self.udp.list(&mut page);
         self.icmp.list(&mut page);
+        self.ports.list_clients(&mut page);
         page.finish()
     }
 
     /// Flows wait for their turn to send.
     pub fn has_ready(&self) -> bool {
-        self.tcp.has_ready() || self.udp.has_ready()
+        self.tcp.has_ready() || self.udp.has_ready() || self.ports.has_ready()
     }
 
     pub fn run_ready(&mut self, edge: &mut Edge) {
         self.tcp.run_ready(edge);
         self.udp.run_ready(edge);
+        self.ports.run_ready(edge, &mut self.tcp);
     }
 }
 

@@ -33,6 +33,13 @@ pub enum Kind {
     Udp,
     Ping,
     Dns,
+    /// A published port.
+    Port,
+    /// A client of a published UDP port.
+    PortClient,
+    /// Both ends of a spliced connection: the client's, and the one inside.
+    SplicedClient,
+    SplicedInside,
 }
 
 /// A flow's number, as epoll and the timers carry it.
@@ -53,6 +60,10 @@ impl FlowId {
             Kind::Udp => 2,
             Kind::Ping => 3,
             Kind::Dns => 4,
+            Kind::Port => 5,
+            Kind::PortClient => 6,
+            Kind::SplicedClient => 7,
+            Kind::SplicedInside => 8,
         };
         kind << 56 | u64::from(self.generation & GENERATION_MASK) << 32 | u64::from(self.index)
     }
@@ -64,6 +75,10 @@ impl FlowId {
             2 => Kind::Udp,
             3 => Kind::Ping,
             4 => Kind::Dns,
+            5 => Kind::Port,
+            6 => Kind::PortClient,
+            7 => Kind::SplicedClient,
+            8 => Kind::SplicedInside,
             _ => return None,
         };
         let generation = u32::from_be_bytes([0, g2, g1, g0]);
@@ -174,7 +189,8 @@ mod tests {
 
     #[test]
     fn numbers_survive_epoll() {
-        for kind in [Kind::Tcp, Kind::Udp, Kind::Ping, Kind::Dns] {
+        let kinds = [Kind::Tcp, Kind::Udp, Kind::Ping, Kind::Dns, Kind::Port, Kind::PortClient];
+        for kind in kinds.into_iter().chain([Kind::SplicedClient, Kind::SplicedInside]) {
             let id = FlowId { kind, index: 0xdead_beef, generation: 0x00ab_cdef };
             assert_eq!(FlowId::from_bits(id.to_bits()), Some(id));
         }

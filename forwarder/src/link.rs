@@ -9,17 +9,18 @@
 //! a few things at a time means that it is gone, or stands still, and its successor asks for itself.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::channel::{Channel, Received};
+use crate::channel::{Channel, DESCRIPTORS_MAX, Received};
 use crate::counters::Counters;
 use crate::edge::Edge;
 use crate::engine::Engine;
 use crate::flow::list::{Listed, Place};
 use crate::gateway::ndp;
+use crate::ports::{Entry, Published};
 
 /// Messages taken in one wake of the forwarder; the rest makes the next wake.
 const MESSAGES_A_WAKE: usize = 4;
@@ -33,6 +34,14 @@ pub const SEARCH_MAX: usize = 32;
 pub enum ToForwarder {
     /// The host's resolvers, in order, and its search list, from now on.
     Resolvers { resolvers: Vec<SocketAddr>, search: Vec<String> },
+    /// Sockets of the workspace's network namespace, as many as come beside it; none where none can be made.
+    Sockets { ipv6: bool },
+    /// One more published port, its socket beside it; one that is served already is no news.
+    Publish(Entry),
+    /// The port with this number is published no more.
+    Unpublish { number: u64 },
+    /// Asks for [`ToSupervisor::Ports`], from this number on.
+    Ports { id: u64, from: u64 },
     /// Asks for [`ToSupervisor::Counters`].
     Counters { id: u64 },
     /// Asks for [`ToSupervisor::Flows`], from the start or where an earlier page ended.
@@ -44,6 +53,11 @@ pub enum ToForwarder {
 pub enum ToSupervisor {
     /// A forwarder has begun, and knows what the monitor told it at its own start; how many were there before it.
     Started { restarts: u64 },
+    /// Asks for [`ToForwarder::Sockets`]; what is not answered is asked again.
+    Sockets { ipv6: bool },
+    /// Published ports in the order of their numbers, as many as have room, with their sockets beside them; none at the
+    /// end.
+    Ports { id: u64, ports: Vec<Entry> },
     /// The answer to [`ToForwarder::Counters`].
     Counters { id: u64, counters: Box<Counters> },
     /// A page of flows, and where the next one begins; None: it was the last. Flows come and go between pages.
@@ -68,18 +82,20 @@ impl Link {
         self.send(&ToSupervisor::Started { restarts: self.restarts });
     }
 
-    /// Takes in what has come and answers it; without flows where the workspace has taken the TAP away.
-    pub fn messages(&self, mut edge: Option<&mut Edge>, engine: Option<&Engine>) {
+    /// Takes in what has come and answers it; without flows and ports where the workspace has taken the TAP away.
+    pub fn messages(&self, mut edge: Option<&mut Edge>, mut engine: Option<&mut Engine>) {
         for _ in 0..MESSAGES_A_WAKE {
             match self.channel.receive(Some(Duration::ZERO)) {
-                Ok(Received::Message(message, _)) => self.message(edge.as_deref_mut(), engine, message),
+                Ok(Received::Message(message, fds)) => {
+                    self.message(edge.as_deref_mut(), engine.as_deref_mut(), message, fds);
+                }
                 Ok(Received::Timeout | Received::Closed) => return,
                 Err(error) => tracing::debug!("from the supervisor: {error:#}"),
             }
         }
     }
 
-    fn message(&self, edge: Option<&mut Edge>, engine: Option<&Engine>, message: ToForwarder) {
+    fn message(&self, edge: Option<&mut Edge>, engine: Option<&mut Engine>, message: ToForwarder, fds: Vec<OwnedFd>) {
         match message {
             ToForwarder::Resolvers { resolvers, search } => {
                 if let Some(edge) = edge {
@@ -90,6 +106,26 @@ impl Link {
                         ndp::advertise(edge);
                     }
                 }
+            }
+            ToForwarder::Sockets { ipv6 } => {
+                if let Some(edge) = edge {
+                    edge.stock.add(ipv6, fds);
+                }
+            }
+            ToForwarder::Publish(entry) => {
+                if let (Some(edge), Some(engine), Some(socket)) = (edge, engine, fds.into_iter().next()) {
+                    engine.publish(edge, Published { entry, socket });
+                }
+            }
+            ToForwarder::Unpublish { number } => {
+                if let (Some(edge), Some(engine)) = (edge, engine) {
+                    engine.unpublish(edge, number);
+                }
+            }
+            ToForwarder::Ports { id, from } => {
+                let listed = engine.map(|engine| engine.ports().list(from, DESCRIPTORS_MAX)).unwrap_or_default();
+                let (ports, sockets): (Vec<_>, Vec<_>) = listed.into_iter().unzip();
+                self.send_with(&ToSupervisor::Ports { id, ports }, &sockets);
             }
             ToForwarder::Counters { id } => {
                 let counters = edge.map_or_else(Counters::default, |edge| edge.counters);
@@ -103,8 +139,19 @@ impl Link {
         }
     }
 
+    /// Asks for what the edge lacks.
+    pub fn ask(&self, edge: &mut Edge) {
+        while let Some(ipv6) = edge.stock.lacking(edge.now) {
+            self.send(&ToSupervisor::Sockets { ipv6 });
+        }
+    }
+
     fn send(&self, message: &ToSupervisor) {
-        match self.channel.try_send(message, &[]) {
+        self.send_with(message, &[]);
+    }
+
+    fn send_with(&self, message: &ToSupervisor, fds: &[BorrowedFd<'_>]) {
+        match self.channel.try_send(message, fds) {
             Ok(true) => {}
             Ok(false) => tracing::debug!("no room for a message to the supervisor"),
             Err(error) => tracing::debug!("to the supervisor: {error:#}"),

@@ -23,6 +23,7 @@ use crate::link::Link;
 use crate::network::VirtualNetwork;
 use crate::outbound::Outbound;
 use crate::policy::Policy;
+use crate::ports::Published;
 use crate::sandbox;
 use crate::tap::Tap;
 use crate::timer::Time;
@@ -68,6 +69,8 @@ pub struct Handles {
     pub link: Option<Link>,
     /// `--pcap`: where frames are captured, see [`crate::capture`].
     pub capture: Option<OwnedFd>,
+    /// Published ports.
+    pub ports: Vec<Published>,
 }
 
 /// Frames of one wake, each in a slot of its own.
@@ -88,7 +91,7 @@ pub fn run(
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     raise_descriptor_limit();
-    let Handles { tap, stop, link, capture } = handles;
+    let Handles { tap, stop, link, capture, ports } = handles;
     let mut tap = match Tap::adopt(tap) {
         Err(error) if is_deleted(&error) => {
             sandbox::enter()?;
@@ -125,6 +128,12 @@ pub fn run(
     };
     sandbox::enter()?;
     worker.engine.recall(&mut worker.edge);
+    for published in ports {
+        let publication = published.entry.publication;
+        if !worker.engine.publish(&mut worker.edge, published) {
+            tracing::warn!("port {} cannot be served", publication.host_addr());
+        }
+    }
     ready()?;
     worker.run(&stop)
 }
@@ -159,11 +168,12 @@ impl Worker {
                     STOP_EVENT if is_closed(stop, event.flags) => {
                         epoll::delete(self.edge.epoll(), stop).context("cannot stop watching the stop descriptor")?;
                         self.draining = Some((self.edge.now, self.edge.now));
+                        self.engine.close_ports(&mut self.edge);
                     }
                     STOP_EVENT => {}
                     LINK_EVENT => {
                         if let Some(link) = &self.link {
-                            link.messages(Some(&mut self.edge), Some(&self.engine));
+                            link.messages(Some(&mut self.edge), Some(&mut self.engine));
                         }
                     }
                     _ => {
@@ -194,6 +204,9 @@ impl Worker {
             self.engine.probe_orphans(&mut self.edge);
             self.engine.advertise(&mut self.edge);
             self.engine.run_ready(&mut self.edge);
+            if let Some(link) = self.link.as_ref().filter(|_| self.draining.is_none()) {
+                link.ask(&mut self.edge);
+            }
             if self.is_drained(!events.is_empty()) {
                 return Ok(());
             }

@@ -40,6 +40,10 @@ const FREELY: &[c_long] = &[
     // Flows to the host; where a datagram's port is kept, and whether an address is the host's own.
     libc::SYS_connect,
     libc::SYS_bind,
+    // Clients of published ports, whose listening sockets come from outside; it listens at none of its own.
+    libc::SYS_accept4,
+    // Clients of the host's loopback: from socket to pipe to socket, without a copy here.
+    libc::SYS_splice,
     // Bytes and datagrams of flows; errors of their queues; messages and descriptors of the monitor.
     libc::SYS_sendto,
     libc::SYS_recvfrom,
@@ -170,8 +174,10 @@ fn with_arguments(own_pid: c_int) -> Vec<(c_long, Vec<Argument>)> {
     // Memory of its own that holds no code.
     let anonymous = Argument::has_bits(3, libc::MAP_ANONYMOUS);
     rules.push((libc::SYS_mmap, vec![Argument::has_none_of(2, libc::PROT_EXEC), anonymous]));
-    // Copies of descriptors, and O_NONBLOCK on those that it is sent.
-    for command in [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_GETFL, libc::F_SETFL] {
+    // Pipes for splice(2). None for kernel notifications (O_NOTIFICATION_PIPE).
+    rules.push((libc::SYS_pipe2, vec![int(1, libc::O_CLOEXEC | libc::O_NONBLOCK)]));
+    // Copies of descriptors, and O_NONBLOCK on those that it is sent; pipes that hold more.
+    for command in [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_SETPIPE_SZ] {
         rules.push((libc::SYS_fcntl, vec![int(1, command)]));
     }
     // O_NONBLOCK as the standard library sets it; how much a socket holds, and whether urgent data is next. Nothing of
@@ -280,6 +286,12 @@ mod tests {
             (libc::SYS_ioctl, [3, libc::FIONREAD, 0, 0, 0, 0], allow),
             (libc::SYS_fcntl, [3, int(libc::F_SETFL), 0, 0, 0, 0], allow),
             (libc::SYS_fcntl, [3, int(libc::F_SETOWN), 1, 0, 0, 0], refused),
+            (libc::SYS_fcntl, [3, int(libc::F_SETPIPE_SZ), 1 << 20, 0, 0, 0], allow),
+            (libc::SYS_pipe2, [0, int(libc::O_CLOEXEC | libc::O_NONBLOCK), 0, 0, 0, 0], allow),
+            (libc::SYS_pipe2, [0, int(libc::O_EXCL), 0, 0, 0, 0], refused),
+            (libc::SYS_accept4, [0; 6], allow),
+            (libc::SYS_listen, [3, 1, 0, 0, 0, 0], refused),
+            (libc::SYS_vmsplice, [0; 6], refused),
             (libc::SYS_setsockopt, [3, int(libc::IPPROTO_TCP), int(libc::TCP_ULP), 0, 0, 0], refused),
             (libc::SYS_setsockopt, [3, int(libc::SOL_SOCKET), int(libc::SO_LINGER), 0, 0, 0], allow),
         ];

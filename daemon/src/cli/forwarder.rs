@@ -16,10 +16,11 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let memory = fds.next().context("no memory received")?;
     let link = fds.next().context("no channel to the supervisor received")?;
     let memory = shared_memory::map_words(memory, MEMORY_WORDS).context("cannot map the connections' ledger")?;
+    let ports = worker::receive_ports(&started.channel)?;
     let ready = worker::ready(&started.channel)?;
     let ForwarderStart { config, restarts } = started.config;
     let link = Some(Link::new(link.into(), restarts));
-    let handles = Handles { tap, stop: started.channel.into(), link, capture: fds.next() };
+    let handles = Handles { tap, stop: started.channel.into(), link, capture: fds.next(), ports };
     sidestep_forwarder::run(config, handles, memory, ready)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 mod egress;
 mod forwarder;
 mod init;
+mod ports;
 mod run;
 mod stats;
 mod supervisor;
@@ -29,6 +30,7 @@ struct Cli {
 enum Command {
     Run(run::Run),
     Stats(stats::Stats),
+    Ports(ports::Ports),
     #[command(hide = true)]
     Supervisor,
     #[command(hide = true)]
@@ -50,6 +52,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Run(run) => run.run(),
         Command::Stats(stats) => stats.run(),
+        Command::Ports(ports) => ports.run(),
         Command::Supervisor => supervisor::run(),
         Command::Forwarder => forwarder::run(),
         Command::Init(init) => init.run(),

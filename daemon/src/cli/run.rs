@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use super::egress::EgressRules;
 use crate::launcher::{Bypass, Choice, Mtu, Settings};
 use crate::logging::{self, LogFormat, LogLevel, LogSettings};
 use crate::monitor;
+use crate::publish::Spec;
 
 /// Run a command in user and network namespaces of its own.
 #[derive(Debug, Args)]
@@ -107,6 +109,21 @@ pub struct Run {
     #[command(flatten)]
     egress: EgressRules,
 
+    /// Lead a port of the host into the workspace; may be repeated
+    ///
+    /// Without IP it is open at all addresses of the host, of both families, as with docker: 127.0.0.1:8080:80 keeps it
+    /// to this machine. A taken port is an error. The workspace sees the client's own address; clients of the host's
+    /// loopback come from the gateway's. What listens on 127.0.0.1 inside is not reached.
+    #[arg(short, long, value_name = "[IP:]PORT[-PORT]:PORT[-PORT][/tcp|udp]")]
+    publish: Vec<Spec>,
+
+    /// Publish every TCP port from 1024 on that something inside listens at, for as long as it does
+    ///
+    /// Under its own number, at all addresses of the host or at the one given. What listens on 127.0.0.1 inside stays
+    /// there. A port that the host has already is named in a warning and left out; 128 ports at most.
+    #[arg(long, value_name = "IP", num_args = 0..=1, require_equals = true)]
+    publish_auto: Option<Option<IpAddr>>,
+
     /// Pid namespace: nothing is left behind when it ends; auto: wherever /proc can be mounted
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", require_equals = true)]
     pidns: Choice,
@@ -167,6 +184,8 @@ impl Run {
             disable_dns: self.disable_dns,
             host_loopback: self.host_loopback && !self.disable_host_loopback,
             egress_rules: self.egress.0,
+            publish: self.publish,
+            publish_auto: self.publish_auto,
             pidns: self.pidns,
             keep_id: self.keep_id,
             state_dir: self.state_dir,

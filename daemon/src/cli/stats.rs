@@ -80,7 +80,7 @@ fn parse<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
 }
 
 /// The state directory of the workspace meant, among those in `parent`.
-fn choose(parent: &Path, pid: Option<u32>) -> anyhow::Result<PathBuf> {
+pub(super) fn choose(parent: &Path, pid: Option<u32>) -> anyhow::Result<PathBuf> {
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     let mut running: Vec<_> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())
@@ -140,6 +140,7 @@ impl Display for Table {
         row(f, "UDP", &forwarder.udp.flows)?;
         row(f, "ping", &forwarder.ping)?;
         row(f, "DNS", &forwarder.dns)?;
+        row(f, "ports", &forwarder.ports)?;
         let Some(Flows { total, flows }) = flows else { return Ok(()) };
         writeln!(f, "{:<12}{total}", "flows")?;
         for flow in flows.iter().take(FLOWS_SHOWN) {

@@ -22,6 +22,7 @@ mod tap;
 mod workspace;
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -33,6 +34,7 @@ pub use plan::Plan;
 pub use workspace::{Made, Workspace, launch};
 
 use crate::logging::LogSettings;
+use crate::publish::Spec;
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -51,6 +53,8 @@ pub struct Settings {
     pub disable_dns: bool,
     pub host_loopback: bool,
     pub egress_rules: Vec<Rule>,
+    pub publish: Vec<Spec>,
+    pub publish_auto: Option<Option<IpAddr>>,
     pub pidns: Choice,
     pub keep_id: bool,
     pub state_dir: Option<PathBuf>,

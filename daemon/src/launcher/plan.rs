@@ -10,13 +10,15 @@ use anyhow::{Context, ensure};
 use sidestep_forwarder::network::{Ipv6Subnet, VirtualNetwork};
 use sidestep_forwarder::outbound::Outbound;
 use sidestep_forwarder::policy::{Policy, Transport};
+use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin, Published};
 
 use super::confine::Confinement;
 use super::id_map::IdMaps;
 use super::resolv_conf::{self, ResolvConf};
 use super::{Bypass, Choice, Mtu, Settings, host, outbound};
 use crate::logging::LogFormat;
-use crate::supervisor::Extent;
+use crate::publish::{self, Spec};
+use crate::supervisor::{Extent, PublishAuto};
 
 pub struct Plan {
     pub network: VirtualNetwork,
@@ -28,7 +30,11 @@ pub struct Plan {
     pub resolvers: Vec<SocketAddr>,
     pub search: Vec<String>,
     pub ifname: String,
+    /// Published ports, taken already.
+    pub ports: Vec<Published>,
     pub confinement: Confinement,
+    /// `--publish-auto`.
+    pub publish_auto: Option<PublishAuto>,
     pub(super) pidns: Choice,
     pub(super) id_maps: IdMaps,
     /// Text of the workspace's resolv.conf.
@@ -70,13 +76,22 @@ impl Plan {
             network,
             ifname: settings.ifname.clone(),
             confinement: Confinement::choose(settings.bypass)?,
+            publish_auto: settings.publish_auto.map(|host| PublishAuto { host }),
             pidns: settings.pidns,
             id_maps: IdMaps::plan(settings.keep_id)?,
             command: command.collect::<Result<_, _>>().context("an argument has a zero byte in it")?,
             log_format: settings.log.format,
             sigmask,
+            ports: take_ports(&settings.publish)?,
         })
     }
+}
+
+fn take_ports(specs: &[Spec]) -> anyhow::Result<Vec<Published>> {
+    let count = specs.iter().flat_map(Spec::publications).count();
+    ensure!(count <= MAX_PORTS, "--publish: {count} ports, and {MAX_PORTS} are possible");
+    let entries = (1..).zip(specs.iter().flat_map(Spec::publications));
+    entries.map(|(number, publication)| publish::listen(Entry { number, origin: Origin::Start, publication })).collect()
 }
 
 fn extent(settings: &Settings, policy: &Policy) -> anyhow::Result<Extent> {

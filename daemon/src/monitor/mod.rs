@@ -48,11 +48,11 @@ pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC)?;
 
     let capture = settings.pcap.as_deref().map(capture::open).transpose()?;
-    let plan = Plan::new(&settings, mask_to_bits(&caller_mask))?;
+    let mut plan = Plan::new(&settings, mask_to_bits(&caller_mask))?;
     let (workspace, made) = launcher::launch(&plan)?;
     // Only now, just before the supervisor exists, which removes it where a monitor is killed.
     let state_dir = StateDir::create(settings.state_dir.as_deref())?;
-    let workers = Workers::start(&plan, made, settings.log, state_dir.path(), capture.map(OwnedFd::from))?;
+    let workers = Workers::start(&mut plan, made, settings.log, state_dir.path(), capture.map(OwnedFd::from))?;
     let mut monitor = Monitor { plan, workspace, workers, state_dir };
     monitor.write_state()?;
     tracing::info!("{}", start_line(&monitor.plan, monitor.workers.made()));

@@ -17,8 +17,9 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::MEMORY_WORDS;
+use sidestep_forwarder::ports::{Entry, Published};
 
-use crate::channel::{Channel, Received};
+use crate::channel::{Channel, DESCRIPTORS_MAX, Received};
 use crate::launcher::{Active, Made, Plan};
 use crate::logging::{self, LogSettings};
 use crate::supervisor::counters::Restarts;
@@ -76,6 +77,8 @@ struct Kept {
     connections: OwnedFd,
     /// The link between the two: the supervisor's end and the forwarder's.
     link: (Channel, Channel),
+    /// The forwarder's: nobody who connects while there is none is turned away.
+    ports: Vec<Published>,
     /// `--pcap`: the forwarder's file.
     capture: Option<OwnedFd>,
 }
@@ -94,7 +97,7 @@ pub struct Workers {
 impl Workers {
     /// Starts both and waits until they are ready.
     pub fn start(
-        plan: &Plan,
+        plan: &mut Plan,
         made: Made,
         log: LogSettings,
         state_dir: &Path,
@@ -105,6 +108,7 @@ impl Workers {
             connections: memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?,
             link: Channel::pair().context("cannot make a socket pair")?,
             capture,
+            ports: std::mem::take(&mut plan.ports),
             made,
         };
         let made = &kept.made;
@@ -115,6 +119,7 @@ impl Workers {
             outbound: plan.outbound,
             extent: plan.extent,
             tap_ifindex: made.tap_ifindex,
+            publish_auto: plan.publish_auto,
             state_dir: state_dir.to_owned(),
             restarts: Restarts::default(),
         };
@@ -128,6 +133,7 @@ impl Workers {
         let forwarder_start = ForwarderStart { config, restarts: 0 };
         let supervisor = start(Kind::Supervisor, log, &supervisor_start, &kept.supervisor_fds())?;
         let forwarder = start(Kind::Forwarder, log, &forwarder_start, &kept.forwarder_fds())?;
+        forwarder.send_ports(&kept.ports);
         for worker in [&supervisor, &forwarder] {
             worker.wait_ready()?;
         }
@@ -169,6 +175,7 @@ impl Workers {
                 self.supervisor_start.restarts.forwarder += 1;
                 self.forwarder_start.restarts += 1;
                 self.forwarder = start(kind, self.log, &self.forwarder_start, &self.kept.forwarder_fds())?;
+                self.forwarder.send_ports(&self.kept.ports);
             }
         }
         Ok(true)
@@ -247,6 +254,20 @@ impl Kind {
 }
 
 impl Worker {
+    /// Gives the forwarder the published ports, some at a time, and none at the end. They come after its start, as all
+    /// of them may be more than a channel holds.
+    fn send_ports(&self, ports: &[Published]) {
+        for part in ports.chunks(DESCRIPTORS_MAX).chain([&[][..]]) {
+            let entries: Vec<_> = part.iter().map(|port| port.entry).collect();
+            let sockets: Vec<_> = part.iter().map(|port| port.socket.as_fd()).collect();
+            if let Err(error) = self.channel.send(&entries, &sockets) {
+                // It is dead: whoever reaps it starts another.
+                tracing::debug!("ports to the forwarder: {error:#}");
+                return;
+            }
+        }
+    }
+
     fn wait_ready(&self) -> anyhow::Result<()> {
         match self.channel.receive::<String>(Some(READY_WITHIN))? {
             Received::Message(text, _) if text == READY => Ok(()),
@@ -273,6 +294,21 @@ pub fn receive_start<T: DeserializeOwned>(name: &CStr) -> anyhow::Result<(Starte
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     Ok((Started { config: start.config, channel }, fds))
+}
+
+/// In the forwarder: the published ports.
+pub fn receive_ports(channel: &Channel) -> anyhow::Result<Vec<Published>> {
+    let mut ports = Vec::new();
+    loop {
+        match channel.receive::<Vec<Entry>>(Some(READY_WITHIN))? {
+            Received::Message(part, _) if part.is_empty() => return Ok(ports),
+            Received::Message(part, sockets) => {
+                let pairs = part.into_iter().zip(sockets);
+                ports.extend(pairs.map(|(entry, socket)| Published { entry, socket }));
+            }
+            Received::Timeout | Received::Closed => bail!("the monitor has not sent the published ports"),
+        }
+    }
 }
 
 /// In a worker: what to call once it works.

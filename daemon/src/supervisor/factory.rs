@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
-use crate::channel::{Channel, Received};
+use crate::channel::{Channel, DESCRIPTORS_MAX, Received};
 use crate::sys::{fork, socket};
 
 use super::tracee::{self, Credentials};
@@ -26,8 +26,8 @@ const DESCRIPTORS: usize = 3;
 
 #[derive(Serialize, Deserialize)]
 enum Job {
-    /// In the network namespace given: a socket.
-    Socket { domain: i32, kind: i32, protocol: i32 },
+    /// In the network namespace given: so many sockets.
+    Sockets { domain: i32, kind: i32, protocol: i32, count: usize },
     /// In the network namespace given: the names of its legacy iptables, a file of /proc/net.
     LegacyTables { ipv6: bool },
     /// In the network namespace given: its first unprivileged port.
@@ -39,7 +39,7 @@ enum Job {
 #[derive(Serialize, Deserialize)]
 enum Answer {
     /// What was made comes beside it.
-    Descriptor,
+    Descriptors,
     Number(i64),
     Errno(i32),
 }
@@ -62,18 +62,24 @@ impl Factory {
     }
 
     /// A nonblocking socket that belongs to `netns`, which `userns` owns.
-    pub fn socket(
+    pub fn socket(&self, userns: BorrowedFd<'_>, netns: BorrowedFd<'_>, kind: (i32, i32, i32)) -> io::Result<OwnedFd> {
+        only(self.sockets(userns, netns, kind, 1)?)
+    }
+
+    /// Several of them, at most [`DESCRIPTORS_MAX`].
+    pub fn sockets(
         &self,
         userns: BorrowedFd<'_>,
         netns: BorrowedFd<'_>,
         (domain, kind, protocol): (i32, i32, i32),
-    ) -> io::Result<OwnedFd> {
-        self.descriptor(&Job::Socket { domain, kind, protocol }, userns, netns)
+        count: usize,
+    ) -> io::Result<Vec<OwnedFd>> {
+        self.descriptors(&Job::Sockets { domain, kind, protocol, count }, userns, netns)
     }
 
     /// The names of the legacy iptables or ip6tables that `netns` has, one a line; they may be read again and again.
     pub fn legacy_tables(&self, userns: BorrowedFd<'_>, netns: BorrowedFd<'_>, ipv6: bool) -> io::Result<OwnedFd> {
-        self.descriptor(&Job::LegacyTables { ipv6 }, userns, netns)
+        only(self.descriptors(&Job::LegacyTables { ipv6 }, userns, netns)?)
     }
 
     /// net.ipv4.ip_unprivileged_port_start of `netns`.
@@ -87,9 +93,9 @@ impl Factory {
         self.number(&Job::Listen { tid, backlog }, userns, on).map(drop)
     }
 
-    fn descriptor(&self, job: &Job, userns: BorrowedFd<'_>, beside: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    fn descriptors(&self, job: &Job, userns: BorrowedFd<'_>, beside: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
         match self.run(job, userns, beside)? {
-            (Answer::Descriptor, Some(made)) => Ok(made),
+            (Answer::Descriptors, made) => Ok(made),
             (Answer::Errno(errno), _) => Err(io::Error::from_raw_os_error(errno)),
             _ => Err(io::Error::other("the socket factory answered something else")),
         }
@@ -99,20 +105,24 @@ impl Factory {
         match self.run(job, userns, beside)? {
             (Answer::Number(number), _) => Ok(number),
             (Answer::Errno(errno), _) => Err(io::Error::from_raw_os_error(errno)),
-            (Answer::Descriptor, _) => Err(io::Error::other("the socket factory answered something else")),
+            (Answer::Descriptors, _) => Err(io::Error::other("the socket factory answered something else")),
         }
     }
 
-    fn run(&self, job: &Job, userns: BorrowedFd<'_>, beside: BorrowedFd<'_>) -> io::Result<(Answer, Option<OwnedFd>)> {
+    fn run(&self, job: &Job, userns: BorrowedFd<'_>, beside: BorrowedFd<'_>) -> io::Result<(Answer, Vec<OwnedFd>)> {
         let (ours, theirs) = Channel::pair()?;
         self.jobs.send(job, &[theirs.as_fd(), userns, beside]).map_err(io::Error::other)?;
         drop(theirs);
         match ours.receive(Some(TIME_LIMIT)).map_err(io::Error::other)? {
-            Received::Message(answer, mut descriptors) => Ok((answer, descriptors.pop())),
+            Received::Message(answer, descriptors) => Ok((answer, descriptors)),
             Received::Timeout => Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)),
             Received::Closed => Err(io::Error::other("the socket factory ended in the middle of a job")),
         }
     }
+}
+
+fn only(made: Vec<OwnedFd>) -> io::Result<OwnedFd> {
+    made.into_iter().next().ok_or_else(|| io::Error::other("the socket factory answered something else"))
 }
 
 /// The factory's life: a child for each job, until the supervisor is gone.
@@ -124,7 +134,7 @@ fn serve(jobs: &Channel) -> anyhow::Result<()> {
         let _ = fork::fork(|| {
             let (answer, made) = match work(&job, &userns, &beside) {
                 Ok((answer, made)) => (answer, made),
-                Err(error) => (Answer::Errno(error.raw_os_error().unwrap_or(libc::EIO)), None),
+                Err(error) => (Answer::Errno(error.raw_os_error().unwrap_or(libc::EIO)), Vec::new()),
             };
             let descriptors: Vec<_> = made.iter().map(AsFd::as_fd).collect();
             i32::from(Channel::from(reply).send(&answer, &descriptors).is_err())
@@ -133,27 +143,28 @@ fn serve(jobs: &Channel) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn work(job: &Job, userns: &OwnedFd, beside: &OwnedFd) -> io::Result<(Answer, Option<OwnedFd>)> {
+fn work(job: &Job, userns: &OwnedFd, beside: &OwnedFd) -> io::Result<(Answer, Vec<OwnedFd>)> {
     enter(userns, CloneFlags::CLONE_NEWUSER)?;
     match *job {
-        Job::Socket { domain, kind, protocol } => {
+        Job::Sockets { domain, kind, protocol, count } => {
             enter(beside, CloneFlags::CLONE_NEWNET)?;
-            Ok((Answer::Descriptor, Some(socket::new(domain, kind, protocol)?)))
+            let made = (0..count.min(DESCRIPTORS_MAX)).map(|_| socket::new(domain, kind, protocol));
+            Ok((Answer::Descriptors, made.collect::<io::Result<_>>()?))
         }
         Job::LegacyTables { ipv6 } => {
             enter(beside, CloneFlags::CLONE_NEWNET)?;
             let name = if ipv6 { "/proc/self/net/ip6_tables_names" } else { "/proc/self/net/ip_tables_names" };
-            Ok((Answer::Descriptor, Some(fs::File::open(name)?.into())))
+            Ok((Answer::Descriptors, vec![fs::File::open(name)?.into()]))
         }
         Job::UnprivilegedPort => {
             enter(beside, CloneFlags::CLONE_NEWNET)?;
             let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")?;
-            Ok((Answer::Number(text.trim().parse().map_err(io::Error::other)?), None))
+            Ok((Answer::Number(text.trim().parse().map_err(io::Error::other)?), Vec::new()))
         }
         Job::Listen { tid, backlog } => {
             become_user_of(tid)?;
             socket::listen(beside.as_fd(), backlog)?;
-            Ok((Answer::Number(0), None))
+            Ok((Answer::Number(0), Vec::new()))
         }
     }
 }

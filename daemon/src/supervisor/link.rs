@@ -2,10 +2,10 @@
 //! kept here and said to each forwarder that begins; what it is asked has a number, a time limit, and company of at most
 //! [`REQUESTS_MAX`] others, so that the link cannot fill.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sidestep_forwarder::counters::Counters;
 use sidestep_forwarder::link::{ToForwarder, ToSupervisor};
 use sidestep_forwarder::list::Listed;
+use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -24,15 +25,19 @@ use tokio::time::timeout;
 use crate::channel::{Channel, Received};
 use crate::sys::readiness;
 
+use super::inside::Inside;
+
 /// How long the forwarder may take to answer; one that is being started again takes some 100 ms.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Requests under way at a time: their answers, of up to 16 KB each, have room in the link (net.core.wmem_default).
 const REQUESTS_MAX: usize = 4;
 
+/// With its descriptors.
+type Answer = (ToSupervisor, Vec<OwnedFd>);
 /// Flows in one listing.
 pub const FLOWS_MAX: usize = 1000;
-/// The forwarder has room for 42,000 flows, 48 a page.
-const PAGES_MAX: usize = 1000;
+/// The forwarder has room for 51,000 flows, 48 a page.
+const PAGES_MAX: usize = 1200;
 
 /// The largest of the forwarder's flows, and how many there are.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,6 +51,15 @@ pub struct Flows {
 #[error("the forwarder does not answer")]
 pub struct Silent;
 
+/// Ports published while the workspace runs. Whichever of forwarder and supervisor dies has its sockets from the other;
+/// where both do at once, they are lost.
+#[derive(Default)]
+struct Ports {
+    published: BTreeMap<u64, (Entry, Arc<OwnedFd>)>,
+    /// To be told to the forwarder.
+    withdrawn: Vec<u64>,
+}
+
 pub struct Link {
     channel: Channel,
     watched: AsyncFd<OwnedFd>,
@@ -53,16 +67,21 @@ pub struct Link {
     news: Notify,
     /// The host's resolvers and its search list.
     resolvers: Mutex<Option<(Vec<SocketAddr>, Vec<String>)>>,
+    ports: Mutex<Ports>,
     requests: Semaphore,
     listing: Semaphore,
     next_id: AtomicU64,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
+    /// Where the forwarder's sockets inside come from.
+    inside: Option<Arc<Inside>>,
+    /// The forwarder asks for those of one family once at a time.
+    supplies: Semaphore,
     forwarder_restarts: AtomicU64,
 }
 
 impl Link {
     /// Begins to listen, in the event loop of the caller.
-    pub fn start(channel: OwnedFd, forwarder_restarts: u64) -> anyhow::Result<Arc<Self>> {
+    pub fn start(channel: OwnedFd, inside: Option<Inside>, forwarder_restarts: u64) -> anyhow::Result<Arc<Self>> {
         let channel = Channel::from(channel);
         let watched = readiness::register(channel.try_clone()?.into(), Interest::READABLE | Interest::WRITABLE)
             .context("cannot watch the channel to the forwarder")?;
@@ -71,11 +90,14 @@ impl Link {
             watched,
             news: Notify::new(),
             resolvers: Mutex::default(),
+            ports: Mutex::default(),
             requests: Semaphore::new(REQUESTS_MAX),
             listing: Semaphore::new(1),
             // A predecessor's answers may still come.
             next_id: AtomicU64::new(RandomState::new().hash_one(std::process::id())),
             waiting: Mutex::default(),
+            inside: inside.map(Arc::new),
+            supplies: Semaphore::new(2),
             forwarder_restarts: AtomicU64::new(forwarder_restarts),
         });
         tokio::spawn(Arc::clone(&link).listen());
@@ -87,6 +109,39 @@ impl Link {
     pub fn set_resolvers(&self, resolvers: Vec<SocketAddr>, search: Vec<String>) {
         *self.resolvers.lock().unwrap_or_else(PoisonError::into_inner) = Some((resolvers, search));
         self.news.notify_one();
+    }
+
+    /// Has this forwarder and every later one serve the port.
+    pub fn publish(&self, entry: Entry, socket: OwnedFd) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.published.insert(entry.number, (entry, Arc::new(socket)));
+        self.news.notify_one();
+    }
+
+    /// Ends that.
+    pub fn unpublish(&self, number: u64) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.published.remove(&number);
+        ports.withdrawn.push(number);
+        self.news.notify_one();
+    }
+
+    /// Takes over the ports that a supervisor before this one has published; gives all that there are.
+    pub async fn recover_ports(&self) -> Result<Vec<Entry>, Silent> {
+        let (mut entries, mut from) = (Vec::new(), 0);
+        while entries.len() < MAX_PORTS {
+            let answer = self.ask_with(|id| ToForwarder::Ports { id, from }).await?;
+            let (ToSupervisor::Ports { ports, .. }, sockets) = answer else { return Err(Silent) };
+            let Some(last) = ports.last() else { break };
+            from = last.number + 1;
+            for (&entry, socket) in ports.iter().zip(sockets) {
+                entries.push(entry);
+                if entry.origin != Origin::Start {
+                    self.publish(entry, socket);
+                }
+            }
+        }
+        Ok(entries)
     }
 
     /// How often the forwarder has died.
@@ -125,22 +180,26 @@ impl Link {
     }
 
     async fn ask(&self, request: impl FnOnce(u64) -> ToForwarder) -> Result<ToSupervisor, Silent> {
+        self.ask_with(request).await.map(|(answer, _)| answer)
+    }
+
+    async fn ask_with(&self, request: impl FnOnce(u64) -> ToForwarder) -> Result<Answer, Silent> {
         let _turn = self.requests.acquire().await.map_err(|_| Silent)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (to, answer) = oneshot::channel();
         let _waiting = Waiting::new(&self.waiting, id, to);
         let asked = async {
-            self.send(&request(id)).await.map_err(|_| Silent)?;
+            self.send(&request(id), &[]).await.map_err(|_| Silent)?;
             answer.await.map_err(|_| Silent)
         };
         timeout(ANSWER_WITHIN, asked).await.unwrap_or(Err(Silent))
     }
 
     /// Waits for room: a forwarder that stands still may go on.
-    async fn send(&self, message: &ToForwarder) -> anyhow::Result<()> {
+    async fn send(&self, message: &ToForwarder, fds: &[BorrowedFd<'_>]) -> anyhow::Result<()> {
         loop {
             let mut room = self.watched.writable().await?;
-            if self.channel.try_send(message, &[])? {
+            if self.channel.try_send(message, fds)? {
                 return Ok(());
             }
             room.clear_ready();
@@ -150,7 +209,7 @@ impl Link {
     async fn listen(self: Arc<Self>) {
         while let Ok(mut ready) = self.watched.readable().await {
             match self.channel.receive(Some(Duration::ZERO)) {
-                Ok(Received::Message(message, _)) => self.message(message),
+                Ok(Received::Message(message, fds)) => self.message(message, fds),
                 Ok(Received::Timeout) => ready.clear_ready(),
                 Ok(Received::Closed) => return,
                 Err(error) => {
@@ -161,18 +220,37 @@ impl Link {
         }
     }
 
-    fn message(&self, message: ToSupervisor) {
+    fn message(self: &Arc<Self>, message: ToSupervisor, fds: Vec<OwnedFd>) {
         match message {
             ToSupervisor::Started { restarts } => {
                 self.forwarder_restarts.fetch_max(restarts, Ordering::Relaxed);
                 self.news.notify_one();
             }
-            ToSupervisor::Counters { id, .. } | ToSupervisor::Flows { id, .. } => {
+            ToSupervisor::Sockets { ipv6 } => drop(tokio::spawn(Arc::clone(self).supply(ipv6))),
+            ToSupervisor::Counters { id, .. } | ToSupervisor::Flows { id, .. } | ToSupervisor::Ports { id, .. } => {
                 // Nobody waits for what comes late.
                 if let Some(to) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
-                    let _ = to.send(message);
+                    let _ = to.send((message, fds));
                 }
             }
+        }
+    }
+
+    /// Has sockets made inside for the forwarder. What it does not get it asks for again.
+    async fn supply(self: Arc<Self>, ipv6: bool) {
+        let (Some(inside), Ok(_turn)) = (self.inside.clone(), self.supplies.try_acquire()) else { return };
+        let made = tokio::task::spawn_blocking(move || inside.tcp_sockets(ipv6)).await;
+        let sockets = match made {
+            Ok(Ok(sockets)) => sockets,
+            Ok(Err(error)) => {
+                tracing::debug!("sockets for the forwarder: {error}");
+                Vec::new()
+            }
+            Err(_) => return,
+        };
+        let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = self.send(&ToForwarder::Sockets { ipv6 }, &fds).await {
+            tracing::debug!("to the forwarder: {error:#}");
         }
     }
 
@@ -181,11 +259,29 @@ impl Link {
             self.news.notified().await;
             let resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).clone();
             if let Some((resolvers, search)) = resolvers
-                && let Err(error) = self.send(&ToForwarder::Resolvers { resolvers, search }).await
+                && let Err(error) = self.send(&ToForwarder::Resolvers { resolvers, search }, &[]).await
             {
                 tracing::debug!("to the forwarder: {error:#}");
             }
+            if let Err(error) = self.tell_ports().await {
+                tracing::debug!("to the forwarder: {error:#}");
+            }
         }
+    }
+
+    /// A forwarder that has a port already takes no notice.
+    async fn tell_ports(&self) -> anyhow::Result<()> {
+        let (withdrawn, published) = {
+            let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+            (std::mem::take(&mut ports.withdrawn), ports.published.values().cloned().collect::<Vec<_>>())
+        };
+        for number in withdrawn {
+            self.send(&ToForwarder::Unpublish { number }, &[]).await?;
+        }
+        for (entry, socket) in published {
+            self.send(&ToForwarder::Publish(entry), &[socket.as_fd()]).await?;
+        }
+        Ok(())
     }
 }
 
@@ -196,16 +292,12 @@ fn keep_largest(flows: &mut Vec<Listed>) {
 
 /// An answer somebody waits for, until it comes or they give up.
 struct Waiting<'a> {
-    all: &'a Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
+    all: &'a Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
     id: u64,
 }
 
 impl<'a> Waiting<'a> {
-    fn new(
-        all: &'a Mutex<HashMap<u64, oneshot::Sender<ToSupervisor>>>,
-        id: u64,
-        to: oneshot::Sender<ToSupervisor>,
-    ) -> Self {
+    fn new(all: &'a Mutex<HashMap<u64, oneshot::Sender<Answer>>>, id: u64, to: oneshot::Sender<Answer>) -> Self {
         all.lock().unwrap_or_else(PoisonError::into_inner).insert(id, to);
         Self { all, id }
     }
@@ -225,7 +317,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, theirs) = Channel::pair().unwrap();
-            test(Link::start(ours.into(), 0).unwrap(), theirs).await;
+            test(Link::start(ours.into(), None, 0).unwrap(), theirs).await;
         });
     }
 

@@ -7,6 +7,7 @@
 //! together and sends the reply.
 
 mod active;
+mod auto;
 pub mod control;
 pub mod counters;
 mod decide;
@@ -19,15 +20,18 @@ mod facts;
 mod fuzz;
 mod host_socket;
 mod in_place;
+mod inside;
 mod known_routes;
 pub mod ledger;
 mod link;
+mod listening;
 mod nested;
 mod netfilter;
 mod netlink;
 mod notices;
 mod notification;
 mod options;
+mod ports;
 mod privileged_port;
 mod receivers;
 mod resolvers;
@@ -41,6 +45,7 @@ mod waits;
 mod ways;
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -58,15 +63,19 @@ use crate::sys::listener::Listener;
 use crate::sys::{namespace, readiness, shared_memory, socket, thread};
 
 use self::active::{Active, STUCK_REPLY};
+use self::auto::Auto;
 use self::control::Control;
 use self::counters::{Counters, Restarts};
 use self::decide::Ground;
 use self::epoll::Epolls;
 use self::factory::Factory;
 use self::host_socket::Untouched;
+use self::inside::Inside;
 use self::ledger::Ledger;
 use self::link::Link;
+use self::listening::Listening;
 use self::nested::{Namespace, Nested};
+use self::ports::Ports;
 use self::route::Oracle;
 use self::session::Session;
 use self::swap::Swap;
@@ -89,10 +98,19 @@ pub struct Start {
     pub extent: Extent,
     /// Index of the TAP inside the workspace's network namespace.
     pub tap_ifindex: u32,
+    /// `--publish-auto`.
+    pub publish_auto: Option<PublishAuto>,
     /// Where the control socket goes, and what the monitor wrote.
     pub state_dir: PathBuf,
     /// How often each worker has died by now.
     pub restarts: Restarts,
+}
+
+/// Where ports are published by themselves.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct PublishAuto {
+    /// None: at all addresses of the host.
+    pub host: Option<IpAddr>,
 }
 
 /// What the bypass takes out besides TCP of the workspace's own namespace.
@@ -126,10 +144,8 @@ pub fn run(
 ) -> anyhow::Result<()> {
     abort_on_panic();
     // The one thing that must come before any thread.
-    let session = match handles.listener.take() {
-        Some(listener) => Some((listener, Factory::start().context("cannot start the socket factory")?)),
-        None => None,
-    };
+    let factory = Arc::new(Factory::start().context("cannot start the socket factory")?);
+    let inside = Inside::new(Arc::clone(&factory), &handles.userns, &handles.netns)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(MAX_WORKERS)
@@ -138,11 +154,19 @@ pub fn run(
         .context("cannot start the event loop")?;
     let counters = Arc::new(Counters::default());
     let _in_event_loop = runtime.enter();
-    let link = Link::start(link, start.restarts.forwarder)?;
-    start_control(&start, &counters, &link);
+    let auto = start
+        .publish_auto
+        .map(|asked| (asked.host, inside.sock_diag().and_then(Listening::new), start.network.clone()));
+    let link = Link::start(link, Some(inside), start.restarts.forwarder)?;
+    let ports = Ports::start(Arc::clone(&link));
+    start_control(&start, &counters, &link, &ports);
     tokio::spawn(resolvers::follow(link));
-    let session = match session {
-        Some((listener, factory)) => {
+    if let Some((host, listening, network)) = auto {
+        let listening = listening.context("--publish-auto: cannot ask what listens in the workspace")?;
+        runtime.spawn(Auto { host, network, listening: Arc::new(listening), ports }.run());
+    }
+    let session = match handles.listener.take() {
+        Some(listener) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;
             Some(serve(start, handles, listener, factory, Waits::new(runtime.handle().clone()), counters)?)
         }
@@ -153,13 +177,14 @@ pub fn run(
 }
 
 /// Without a control socket (somebody has taken the directory away) a workspace still has its network.
-fn start_control(start: &Start, counters: &Arc<Counters>, link: &Arc<Link>) {
+fn start_control(start: &Start, counters: &Arc<Counters>, link: &Arc<Link>, ports: &Arc<Ports>) {
     match control::bind(&start.state_dir) {
         Ok(listener) => {
             let control = Control {
                 state_dir: start.state_dir.clone(),
                 counters: Arc::clone(counters),
                 link: Arc::clone(link),
+                ports: Arc::clone(ports),
                 restarts: start.restarts.supervisor,
             };
             tokio::spawn(control::serve(listener, Arc::new(control)));
@@ -178,7 +203,7 @@ fn serve(
     start: Start,
     handles: Handles,
     listener: OwnedFd,
-    factory: Factory,
+    factory: Arc<Factory>,
     waits: Waits,
     counters: Arc<Counters>,
 ) -> anyhow::Result<Arc<Session>> {

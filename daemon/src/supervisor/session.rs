@@ -36,7 +36,7 @@ pub struct Session {
     pub inherited: Mutex<Vec<Slot>>,
     pub active: Active,
     pub tracees: Tracees,
-    pub factory: Factory,
+    pub factory: Arc<Factory>,
     pub inside: Oracle,
     pub netfilter: netfilter::Oracle,
     /// None: without `--bypass-nested`.

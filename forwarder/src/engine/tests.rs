@@ -249,6 +249,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
 
 mod fuzz;
 mod gateway;
+mod ports;
 mod tcp;
 mod udp;
 

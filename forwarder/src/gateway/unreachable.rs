@@ -12,9 +12,20 @@ use crate::edge::Edge;
 use crate::network::VirtualNetwork;
 use crate::policy::Denial;
 use crate::sys::socket::{ErrorReport, Origin, next_error};
-use crate::wire::FrameBuffer;
 use crate::wire::ip::{Ipv4Header, Ipv6Header};
 use crate::wire::transport::IcmpHeader;
+use crate::wire::{EthernetHeader, FrameBuffer, IpPacket};
+
+/// The packet that a destination unreachable of the workspace's quotes, if it quotes all of it, as Linux does with
+/// segments that have no payload.
+pub fn parse<'a>(ip: &IpPacket<'a>) -> Option<IpPacket<'a>> {
+    let (header, quoted) = IcmpHeader::ref_from_prefix(ip.payload).ok()?;
+    let (kind, ethertype) = if ip.src.is_ipv4() { (3, EthernetHeader::IPV4) } else { (1, EthernetHeader::IPV6) };
+    if header.kind != kind {
+        return None;
+    }
+    IpPacket::parse(ethertype, quoted).ok()
+}
 
 /// What is unreachable, as the workspace's errno will say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ const METADATA: [IpAddr; 3] = [
 ];
 
 /// What is asked to leave. A ping has no port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Transport {
     Tcp,
     Udp,

@@ -2,5 +2,6 @@
 
 #![allow(unsafe_code)]
 
+pub mod pktinfo;
 pub mod socket;
 pub mod tun;

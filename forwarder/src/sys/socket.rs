@@ -163,11 +163,11 @@ pub fn next_error(socket: &OwnedFd) -> Option<ErrorReport> {
     Some(ErrorReport { errno, origin, is_ipv4, info: error.ee_info, offender, destination, payload, payload_len })
 }
 
-fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
+pub(super) fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = address.as_sockaddr_in().map(|a| SocketAddr::from((a.ip(), a.port())));
-    v4.or_else(|| address.as_sockaddr_in6().map(|a| SocketAddr::from((a.ip(), a.port()))))
+    v4.or_else(|| address.as_sockaddr_in6().map(|&a| SocketAddr::V6(a.into())))
 }
 
-fn errno(error: nix::errno::Errno) -> Errno {
+pub(super) fn errno(error: nix::errno::Errno) -> Errno {
     Errno::from_raw_os_error(error as i32)
 }

@@ -25,6 +25,8 @@ pub enum State {
     Dialing,
     /// The host is connected; our SYN-ACK waits for its acknowledgement.
     SynReceived,
+    /// The host's client is connected; our SYN waits for the workspace's answer.
+    Opening,
     /// Both are connected; data flows.
     Established,
 }
@@ -34,7 +36,7 @@ pub enum State {
 pub enum Deadline {
     /// The host's connect has taken too long.
     Dial,
-    /// The SYN-ACK, or data, was not acknowledged in time.
+    /// The SYN, the SYN-ACK, or data, was not acknowledged in time.
     Retransmit,
     /// The workspace's window is closed and nothing will open it but a probe.
     Persist,
@@ -74,7 +76,7 @@ pub struct Flow {
     pub socket: OwnedFd,
     /// The workspace's SYN's sequence number.
     pub irs: Seq,
-    pub options: SynAckOptions,
+    pub options: SynOptions,
     pub timer: TimerId,
     /// Its place in the ledger.
     pub record: Option<Record>,
@@ -85,6 +87,8 @@ pub struct Flow {
     pub last_heard: Time,
     /// The how-manieth resolver was dialled, for TCP to the virtual one.
     pub resolver: Option<usize>,
+    /// It came from the host, to a published port.
+    pub inbound: Option<Inbound>,
     /// Something new was acknowledged: the retransmission timer starts anew (RFC 6298 5.3).
     pub restarts_timer: bool,
     /// An acknowledgement is owed.
@@ -107,9 +111,16 @@ pub struct Flow {
     peek: PeekOffset,
 }
 
-/// What our SYN-ACK says.
+/// What is only of interest for a connection from the host.
 #[derive(Clone, Copy, Debug)]
-pub struct SynAckOptions {
+pub struct Inbound {
+    /// Where else to try it when the workspace refuses.
+    pub other: Option<FlowKey>,
+}
+
+/// What our SYN or SYN-ACK says.
+#[derive(Clone, Copy, Debug)]
+pub struct SynOptions {
     pub mss: u16,
     pub window_scale: bool,
     pub sack: bool,
@@ -124,7 +135,7 @@ impl Flow {
         receive: Receive,
         send: Send,
         irs: Seq,
-        options: SynAckOptions,
+        options: SynOptions,
         timer: TimerId,
         now: Time,
     ) -> Self {
@@ -144,6 +155,7 @@ impl Flow {
             since: now,
             last_heard: now,
             resolver: None,
+            inbound: None,
             restarts_timer: false,
             ack_due: false,
             is_dirty: false,
@@ -162,7 +174,7 @@ impl Flow {
     /// Where it stands, as a person would ask.
     pub fn listed_state(&self) -> list::State {
         match self.state {
-            State::Dialing | State::SynReceived => list::State::Opening,
+            State::Dialing | State::SynReceived | State::Opening => list::State::Opening,
             State::Established if self.receive.is_finished() || self.send.has_fin() => list::State::Closing,
             State::Established => list::State::Open,
         }
@@ -361,7 +373,7 @@ mod tests {
             FlowKey { guest: [10, 0, 2, 100].into(), guest_port: 1, remote: [192, 0, 2, 1].into(), remote_port: 2 };
         let mut send = Send::new(Seq(0), 60_000, 0, 1460);
         send.established(Time(0));
-        let options = SynAckOptions { mss: 1460, window_scale: true, sack: true };
+        let options = SynOptions { mss: 1460, window_scale: true, sack: true };
         let timer = Wheel::new(Time(0)).insert(id);
         let receive = Receive::new(Seq(0), true);
         Flow::new(id, key, socket.into(), receive, send, Seq(0), options, timer, Time(0))

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::flow::{Flow, State, SynAckOptions, reset_at_death};
+use super::flow::{Flow, State, SynOptions, reset_at_death};
 use super::receive::{Placement, Receive, Reset};
 use super::send::{Ack, Send};
 use super::{Gather, Tcp, limits, to_tap};
@@ -54,6 +54,7 @@ impl Tcp {
             }
             State::Dialing => self.while_dialing(edge, index, segment),
             State::SynReceived => self.while_syn_received(edge, gather, index, segment),
+            State::Opening => self.while_opening(edge, index, segment),
             State::Established => self.while_established(edge, gather, index, segment),
         }
     }
@@ -82,15 +83,13 @@ impl Tcp {
             }
         };
         let options = segment.syn_options();
-        let overhead = if key.remote.is_ipv4() { IPV4_LEN + TCP_LEN } else { IPV6_LEN + TCP_LEN };
-        let link_mss = edge.config.network.mtu.saturating_sub(u16::try_from(overhead).unwrap_or(0));
-        let default_mss = if key.remote.is_ipv4() { limits::DEFAULT_MSS_V4 } else { limits::DEFAULT_MSS_V6 };
-        let mss = options.mss.unwrap_or(default_mss).min(link_mss).max(limits::MIN_MSS);
+        let link_mss = link_mss(edge, key);
+        let mss = mss(options.mss, link_mss, key);
         let iss = self.initial_seq(key, edge);
         let send = Send::new(iss, segment.window, options.window_scale.unwrap_or(0), mss);
         let receive = Receive::new(segment.seq + 1, options.window_scale.is_some());
         let ours =
-            SynAckOptions { mss: link_mss, window_scale: options.window_scale.is_some(), sack: options.sack_permitted };
+            SynOptions { mss: link_mss, window_scale: options.window_scale.is_some(), sack: options.sack_permitted };
 
         if self.flows.is_full() {
             edge.counters.tcp.flows.exhausted += 1;
@@ -145,7 +144,7 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         let flags = segment.flags;
         if flags.has(TcpFlags::SYN) && segment.seq == flow.irs {
-            return to_tap::send_syn_ack(flow, edge);
+            return to_tap::send_handshake(flow, edge);
         }
         if flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::RST) {
             if !flow.send.acks_syn(segment.ack) {
@@ -295,6 +294,18 @@ impl Tcp {
             left -= rest.len();
         }
     }
+}
+
+/// The largest segment the link carries.
+pub(super) fn link_mss(edge: &Edge, key: &FlowKey) -> u16 {
+    let overhead = if key.remote.is_ipv4() { IPV4_LEN + TCP_LEN } else { IPV6_LEN + TCP_LEN };
+    edge.config.network.mtu.saturating_sub(u16::try_from(overhead).unwrap_or(0))
+}
+
+/// The segments to send to the workspace, whose SYN named `theirs` or nothing.
+pub(super) fn mss(theirs: Option<u16>, link_mss: u16, key: &FlowKey) -> u16 {
+    let default = if key.remote.is_ipv4() { limits::DEFAULT_MSS_V4 } else { limits::DEFAULT_MSS_V6 };
+    theirs.unwrap_or(default).min(link_mss).max(limits::MIN_MSS)
 }
 
 /// The workspace gave up a connect, which needs no segment, and uses its port for another one.

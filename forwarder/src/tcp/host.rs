@@ -27,10 +27,13 @@ impl Tcp {
                 return;
             }
             flow.state = State::SynReceived;
-            flow.deadline = (Deadline::Retransmit, edge.now.after(limits::SYN_ACK_RTO_MS));
+            flow.deadline = (Deadline::Retransmit, edge.now.after(limits::SYN_RTO_MS));
             edge.timers.set_at_latest(flow.timer, flow.deadline.1);
             flow.send.syn_sent(edge.now);
-            to_tap::send_syn_ack(flow, edge);
+            to_tap::send_handshake(flow, edge);
+        }
+        if flow.state == State::Opening && events.intersects(EventFlags::ERR | EventFlags::HUP) {
+            return self.abort(edge, index);
         }
         let reads = EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
         flow.readable |= events.intersects(reads);

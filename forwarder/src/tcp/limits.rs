@@ -6,10 +6,16 @@ pub const RESOLVER_DIAL_MS: u64 = 2_000;
 pub const MAX_FLOWS: usize = 32_768;
 /// A host connect gives up by itself after about 130 s (tcp_syn_retries 6); this is for the kernel that does not.
 pub const DIAL_MS: u64 = 150_000;
-/// First retransmission of a SYN-ACK (RFC 6298 2.1).
-pub const SYN_ACK_RTO_MS: u64 = 1_000;
-/// SYN-ACKs sent again before giving up: Linux's tcp_synack_retries.
-pub const SYN_ACK_TRIES: u8 = 5;
+/// First retransmission of a SYN or SYN-ACK (RFC 6298 2.1).
+pub const SYN_RTO_MS: u64 = 1_000;
+/// How often they are sent again before giving up: Linux's tcp_synack_retries; 63 s.
+pub const SYN_TRIES: u8 = 5;
+/// Connections from the host at once: the workspace's own always find room.
+pub const MAX_INBOUND: usize = MAX_FLOWS / 2;
+/// Those of them that the workspace has not answered yet: somaxconn, for more would wait there just as well.
+pub const MAX_OPENING: usize = 4096;
+/// Other ports tried for a client whose own is taken by another connection to the same port of the workspace.
+pub const PORT_TRIES: u64 = 16;
 /// Retransmission of data at the earliest: above Linux's longest delayed acknowledgement, 200 ms, or idle ends would be
 /// resent.
 pub const RTO_MS: u64 = 300;

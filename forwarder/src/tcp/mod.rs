@@ -9,6 +9,9 @@
 //! - **host to workspace** ([`send`]): the socket's receive queue is the retransmission buffer. Bytes are peeked into
 //!   the frame being built, up to 64 KB for the workspace's kernel to cut, and taken from the queue when acknowledged.
 //!
+//! A client of a published port comes the other way round ([`inbound`]): its host socket is connected, and we dial the
+//! workspace.
+//!
 //! Files: [`seq`] numbers and [`stretches`] of them; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`flow`], one connection with its socket;
 //! [`from_tap`], [`host`] and [`timers`], what the three kinds of events do; [`to_tap`], the segments sent.
 #![forbid(unsafe_code)]
@@ -16,6 +19,7 @@
 mod flow;
 mod from_tap;
 mod host;
+mod inbound;
 pub mod ledger;
 mod limits;
 mod orphans;
@@ -32,13 +36,14 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 
+pub use flow::reset_at_death;
 pub use seq::Seq;
 
 use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Protocol};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::timer::Time;
-use flow::Flow;
+use flow::{Flow, State};
 use ledger::Ledger;
 use orphans::Orphans;
 
@@ -61,6 +66,9 @@ pub struct Tcp {
     scratch: Vec<u8>,
     /// Bytes the windows of all connections have grown by, at most [`limits::MAX_GROWN_WINDOWS`].
     grown: usize,
+    /// Connections from the host, and those of them that the workspace has not answered yet.
+    inbound: usize,
+    opening: usize,
     /// Keys the initial sequence numbers (RFC 6528).
     iss_key: RandomState,
 }
@@ -91,6 +99,8 @@ impl Tcp {
             ready: VecDeque::new(),
             scratch: vec![0; SCRATCH],
             grown: 0,
+            inbound: 0,
+            opening: 0,
             iss_key: RandomState::new(),
         }
     }
@@ -168,14 +178,21 @@ impl Tcp {
     }
 
     fn remove(&mut self, edge: &mut Edge, index: u32) {
-        if let Some(flow) = self.flows.remove(index) {
-            edge.timers.remove(flow.timer);
-            if let Some(record) = flow.record {
-                self.ledger.forget(record);
-            }
-            self.grown = self.grown.saturating_sub(flow.receive.grown());
-            edge.counters.tcp.flows.closed += 1;
+        drop(self.take(edge, index));
+    }
+
+    /// Removes the connection, but leaves its host socket open.
+    fn take(&mut self, edge: &mut Edge, index: u32) -> Option<Flow> {
+        let flow = self.flows.remove(index)?;
+        edge.timers.remove(flow.timer);
+        if let Some(record) = flow.record {
+            self.ledger.forget(record);
         }
+        self.grown = self.grown.saturating_sub(flow.receive.grown());
+        self.inbound -= usize::from(flow.inbound.is_some());
+        self.opening -= usize::from(flow.state == State::Opening);
+        edge.counters.tcp.flows.closed += 1;
+        Some(flow)
     }
 
     /// Closes the host's socket with a reset instead of an orderly end.

@@ -132,6 +132,12 @@ impl Send {
         self.fin.is_some_and(|fin| fin.before(self.una))
     }
 
+    /// The workspace's SYN has answered ours, and says what [`Self::new`] was not told.
+    pub fn answered(&mut self, window: u16, shift: u8, mss: u16, now: Time) {
+        *self = Self { timed: self.timed, ..Self::new(self.una, window, shift, mss) };
+        self.established(now);
+    }
+
     /// Our SYN is sent: its acknowledgement is the first measurement, unless it is sent again.
     pub fn syn_sent(&mut self, now: Time) {
         self.timed = Some((self.nxt, now));

@@ -24,7 +24,7 @@ impl Tcp {
                 edge.counters.tcp.flows.timed_out += 1;
                 self.remove(edge, index);
             }
-            (_, State::SynReceived) => self.syn_ack_unanswered(edge, index),
+            (_, State::SynReceived | State::Opening) => self.handshake_unanswered(edge, index),
             (Deadline::Retransmit, State::Established) => self.retransmission_timeout(edge, index),
             (Deadline::Persist, State::Established) => {
                 flow.tries = flow.tries.saturating_add(1);
@@ -40,16 +40,16 @@ impl Tcp {
         }
     }
 
-    fn syn_ack_unanswered(&mut self, edge: &mut Edge, index: u32) {
+    fn handshake_unanswered(&mut self, edge: &mut Edge, index: u32) {
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.tries += 1;
-        if flow.tries > limits::SYN_ACK_TRIES {
+        if flow.tries > limits::SYN_TRIES {
             edge.counters.tcp.flows.timed_out += 1;
             return self.reset_host(edge, index);
         }
         flow.send.syn_sent_again();
-        to_tap::send_syn_ack(flow, edge);
-        flow.deadline.1 = edge.now.after(backoff(limits::SYN_ACK_RTO_MS, flow.tries));
+        to_tap::send_handshake(flow, edge);
+        flow.deadline.1 = edge.now.after(backoff(limits::SYN_RTO_MS, flow.tries));
         edge.timers.set(flow.timer, flow.deadline.1);
     }
 

@@ -217,10 +217,11 @@ pub(super) fn send_ack(flow: &mut Flow, edge: &mut Edge) {
     }
 }
 
-/// Our SYN-ACK, for the first time or again.
-pub(super) fn send_syn_ack(flow: &mut Flow, edge: &mut Edge) {
+/// Our SYN or SYN-ACK, for the first time or again.
+pub(super) fn send_handshake(flow: &mut Flow, edge: &mut Edge) {
     let ends = flow.ends();
-    let header = flow.header(flow.send.una(), TcpFlags::SYN.with(TcpFlags::ACK));
+    let flags = if flow.state == State::Opening { TcpFlags::SYN } else { TcpFlags::SYN.with(TcpFlags::ACK) };
+    let header = flow.header(flow.send.una(), flags);
     let [high, low] = flow.options.mss.to_be_bytes();
     let mut options = [OPTION_NOP; 12];
     options[..4].copy_from_slice(&[OPTION_MSS, 4, high, low]);

@@ -13,7 +13,6 @@
 
 mod from_tap;
 mod mapping;
-mod recency;
 mod to_tap;
 
 use std::collections::VecDeque;
@@ -28,10 +27,10 @@ use crate::flow::{FlowId, Kind, Table};
 use crate::gateway::dns::{self, Dns};
 use crate::gateway::unreachable::Reason;
 use crate::marks::{Marked, Marks};
+use crate::recency::Recency;
 use crate::wire::{IpPacket, UdpDatagram};
 pub use from_tap::Gather;
 use mapping::Mapping;
-use recency::Recency;
 
 /// Mappings at once: each holds a descriptor, and busy resolvers or peer-to-peer programs open thousands. What waits in
 /// them is in the host's socket buffers, which the kernel bounds.

@@ -75,7 +75,8 @@ fn supervisor(text: &mut Text, counted: &Snapshot) {
 }
 
 fn forwarder(text: &mut Text, counters: &sidestep_forwarder::counters::Counters) {
-    let sidestep_forwarder::counters::Counters { from_tap, to_tap, drops, denied, tcp, udp, ping, dns } = counters;
+    let sidestep_forwarder::counters::Counters { from_tap, to_tap, drops, denied, tcp, udp, ping, dns, ports } =
+        counters;
     let frames = [("from_tap", from_tap.frames), ("to_tap", to_tap.frames)];
     text.each("sidestep_frames_total", "Frames on the TAP.", "direction", frames);
     let bytes = [("from_tap", from_tap.bytes), ("to_tap", to_tap.bytes)];
@@ -105,6 +106,7 @@ fn forwarder(text: &mut Text, counters: &sidestep_forwarder::counters::Counters)
     text.one("sidestep_dns_answers_total", "Answers to them.", dns.answers);
     text.one("sidestep_dns_failovers_total", "Queries sent to another resolver.", dns.failovers);
     text.one("sidestep_dns_unanswered_total", "Queries without an answer.", dns.unanswered);
+    text.each("sidestep_ports_total", "Clients of published ports.", "what", pairs(&fields(ports)));
 }
 
 fn pairs(values: &BTreeMap<String, u64>) -> impl Iterator<Item = (&str, u64)> {

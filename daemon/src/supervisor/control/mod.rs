@@ -6,6 +6,9 @@
 //! | `GET /v1/state`    | what state.json says                               |
 //! | `GET /v1/counters` | what supervisor and forwarder have counted         |
 //! | `GET /v1/flows`    | the largest flows of the forwarder                 |
+//! | `GET /v1/ports`    | published ports                                    |
+//! | `POST /v1/ports`   | `{"publish": "8080:80"}`: those published by it     |
+//! | `DELETE /v1/ports/N` | publishes the port with number N no more         |
 //! | `GET /metrics`     | the counters as Prometheus reads them              |
 //!
 //! A connection carries one request, and is closed after [`WITHIN`] whatever it has come to. Errors are
@@ -25,22 +28,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sidestep_forwarder::ports::Origin;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use crate::monitor::state_dir::{CONTROL_SOCKET, STATE_FILE};
+use crate::publish::Spec;
 
 use super::counters::{self, Counters};
 use super::link::{Link, Silent};
+use super::ports::{Ports, Refused};
 
 /// Connections at a time; more wait in the socket's backlog.
 const CONNECTIONS_MAX: usize = 16;
@@ -50,6 +56,8 @@ const WITHIN: Duration = Duration::from_secs(5);
 const HEAD_MAX: usize = 8 * 1024;
 /// state.json is some 2 KB, with many rules more.
 const STATE_MAX: u64 = 1 << 20;
+/// A body: one wish for ports.
+const WISH_MAX: usize = 1024;
 /// Out of descriptors, say: a moment later there may be some.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -58,6 +66,7 @@ pub struct Control {
     pub state_dir: PathBuf,
     pub counters: Arc<Counters>,
     pub link: Arc<Link>,
+    pub ports: Arc<Ports>,
     /// Deaths of supervisors before this one.
     pub restarts: u64,
 }
@@ -121,6 +130,9 @@ fn refuse(stream: &UnixStream) {
 impl Control {
     async fn answer(&self, request: Request<Incoming>) -> Result<Answer, Infallible> {
         let path = request.uri().path();
+        if path == "/v1/ports" || path.starts_with("/v1/ports/") {
+            return Ok(self.ports(request).await);
+        }
         if !matches!(path, "/v1/state" | "/v1/counters" | "/v1/flows" | "/metrics") {
             return Ok(error(StatusCode::NOT_FOUND, &format!("no {path} here")));
         }
@@ -141,6 +153,39 @@ impl Control {
         })
     }
 
+    async fn ports(&self, request: Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path();
+        let number = path.strip_prefix("/v1/ports/").map(str::parse);
+        let done = match (head.method, number) {
+            (Method::GET, None) => self.ports.list().await.map_err(Refused::from).map(|all| (StatusCode::OK, all)),
+            (Method::POST, None) => match read_spec(body).await {
+                Ok(spec) => {
+                    let added = self.ports.add(Origin::Added, spec.publications().collect()).await;
+                    added.map(|added| (StatusCode::CREATED, added))
+                }
+                Err(failed) => return error(StatusCode::BAD_REQUEST, &format!("{failed:#}")),
+            },
+            (Method::DELETE, Some(Ok(number))) => {
+                self.ports.remove(number).await.map(|()| (StatusCode::OK, Vec::new()))
+            }
+            (_, Some(Err(_))) => return error(StatusCode::NOT_FOUND, &format!("no {path} here")),
+            (_, None) => return error(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} is for GET and POST")),
+            (_, Some(Ok(_))) => return error(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} is for DELETE")),
+        };
+        match done {
+            Ok((status, entries)) => json_answer(status, &entries),
+            Err(refused) => {
+                let status = match refused {
+                    Refused::Unknown(_) => StatusCode::NOT_FOUND,
+                    Refused::Silent(_) => StatusCode::SERVICE_UNAVAILABLE,
+                    Refused::Lasting(_) | Refused::Full | Refused::Taken(_) => StatusCode::CONFLICT,
+                };
+                error(status, &refused.to_string())
+            }
+        }
+    }
+
     /// Without the forwarder's part where it does not answer.
     async fn counted(&self) -> counters::All {
         counters::All {
@@ -149,6 +194,17 @@ impl Control {
             restarts: counters::Restarts { supervisor: self.restarts, forwarder: self.link.forwarder_restarts() },
         }
     }
+}
+
+#[derive(Deserialize)]
+struct Wish {
+    publish: String,
+}
+
+async fn read_spec(body: Incoming) -> anyhow::Result<Spec> {
+    let body = Limited::new(body, WISH_MAX).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
+    let wish: Wish = serde_json::from_slice(&body).context("not {\"publish\": \"8080:80\"}")?;
+    wish.publish.parse::<Spec>().with_context(|| wish.publish.clone())
 }
 
 /// The workspace may have put something else there: a pipe is not to be waited for, nor a link followed.

@@ -1,5 +1,6 @@
-//! Which mapping was used longest ago: a list of their indices through one array, the last used first. Everything is
-//! O(1), and the array grows with the table of mappings.
+//! Which flow of a table was used longest ago: a list of their indices through one array, the last used first.
+//! Everything is O(1), and the array grows with the table.
+#![forbid(unsafe_code)]
 
 const NONE: u32 = u32::MAX;
 

@@ -1,0 +1,107 @@
+//! The host's sockets of published ports, and why one cannot be had.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use anyhow::anyhow;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+use sidestep_forwarder::policy::Transport;
+use sidestep_forwarder::ports::{Entry, Publication, Published};
+
+use super::owner;
+
+/// Clients that wait for the forwarder; the kernel lowers it to net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// Takes the port. From here on clients of a TCP port can connect, and wait.
+pub fn listen(entry: Entry) -> anyhow::Result<Published> {
+    let publication = entry.publication;
+    let address = publication.host_addr();
+    let opened = match open(&publication, address) {
+        // A host without IPv6 has one family to listen at.
+        Err(Errno::AFNOSUPPORT) if publication.host.is_none() => {
+            open(&publication, SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), publication.host_port))
+        }
+        opened => opened,
+    };
+    let socket = opened.map_err(|errno| refusal(&publication, errno))?;
+    Ok(Published { entry, socket })
+}
+
+fn open(publication: &Publication, address: SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let kind = if publication.transport == Transport::Udp { SocketType::DGRAM } else { SocketType::STREAM };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, publication.host.is_some())?;
+    }
+    if kind == SocketType::STREAM {
+        // Connections of an earlier workspace in TIME-WAIT are no reason to wait. (With UDP it would share the port.)
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    bind(&socket, &address)?;
+    if kind == SocketType::STREAM {
+        rustix::net::listen(&socket, BACKLOG)?;
+    }
+    Ok(socket)
+}
+
+/// One sentence with the cause and the fix.
+fn refusal(publication: &Publication, errno: Errno) -> anyhow::Error {
+    let port = publication.host_port;
+    let place = match publication.host {
+        Some(host) => format!("port {port} on {host}"),
+        None => format!("port {port}"),
+    };
+    match errno {
+        Errno::ADDRINUSE => match owner::of(publication.transport, port) {
+            Some(owner) if owner.pid == std::process::id() => anyhow!("{place} is published twice"),
+            Some(owner) => anyhow!("{place} is taken by {} (process {}): choose another", owner.name, owner.pid),
+            None => anyhow!("{place} is taken by another program: choose another"),
+        },
+        Errno::ACCESS => anyhow!(
+            "{place} needs a privilege: choose one from {} on or, as root, sysctl -w \
+             net.ipv4.ip_unprivileged_port_start={port} or setcap cap_net_bind_service=ep on sidestep's file",
+            first_unprivileged_port(),
+        ),
+        Errno::ADDRNOTAVAIL => anyhow!("{place}: this host has no such address; leave it out for all addresses"),
+        errno => anyhow::Error::from(errno).context(format!("cannot listen at {place}")),
+    }
+}
+
+fn first_unprivileged_port() -> String {
+    let start = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    start.map_or("1024".to_owned(), |text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use sidestep_forwarder::ports::Origin;
+
+    use super::*;
+
+    fn entry(transport: Transport, host: Option<&str>, host_port: u16) -> Entry {
+        let host = host.map(|host| host.parse::<IpAddr>().unwrap());
+        let publication = Publication { transport, host, host_port, guest: None, guest_port: 80 };
+        Entry { number: 1, origin: Origin::Start, publication }
+    }
+
+    #[test]
+    fn a_taken_port_says_by_whom() {
+        let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        for host in [None, Some("127.0.0.1"), Some("0.0.0.0")] {
+            let error = listen(entry(Transport::Tcp, host, port)).unwrap_err().to_string();
+            // The owner is this very test, which published nothing before.
+            assert!(error.ends_with("is published twice"), "{error}");
+        }
+        let udp = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = udp.local_addr().unwrap().port();
+        assert!(listen(entry(Transport::Udp, Some("127.0.0.1"), port)).is_err());
+        let error = listen(entry(Transport::Tcp, Some("198.51.100.77"), 8080)).unwrap_err().to_string();
+        assert!(error.contains("no such address"), "{error}");
+    }
+}

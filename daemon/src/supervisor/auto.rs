@@ -1,0 +1,163 @@
+//! `--publish-auto`: every TCP port that something listens at inside, at an address that is not the loopback's, is
+//! published under its own number for as long as it does.
+//!
+//! The workspace decides what listens, and it is hostile: so no port below [`FIRST`], at most [`PORTS_MAX`], and none
+//! that the host has already. What listens is looked at every [`PERIOD`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sidestep_forwarder::network::{Role, VirtualNetwork};
+use sidestep_forwarder::policy::Transport;
+use sidestep_forwarder::ports::{Entry, Origin, Publication};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::listening::Listening;
+use super::ports::{Ports, Refused};
+
+/// Between two looks: a program that has just begun to listen is used by people.
+const PERIOD: Duration = Duration::from_millis(500);
+/// Ports at once: more than any workspace's services, and far from all of the host's.
+const PORTS_MAX: usize = 128;
+/// Ports below are the host's own services, whatever net.ipv4.ip_unprivileged_port_start says.
+const FIRST: u16 = 1024;
+
+pub struct Auto {
+    /// The host's address; None: all of them.
+    pub host: Option<IpAddr>,
+    pub network: VirtualNetwork,
+    pub listening: Arc<Listening>,
+    pub ports: Arc<Ports>,
+}
+
+/// What has been made of the ports found.
+#[derive(Default)]
+struct Found {
+    published: BTreeMap<u16, u64>,
+    /// Not to be had, or published otherwise.
+    skipped: BTreeSet<u16>,
+}
+
+impl Auto {
+    /// For as long as the event loop runs.
+    pub async fn run(self) {
+        let mut found = self.inherited().await;
+        let mut tick = interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let listening = Arc::clone(&self.listening);
+            match tokio::task::spawn_blocking(move || listening.addresses()).await {
+                Ok(Ok(addresses)) => self.look(&mut found, &wanted(&addresses, &self.network)).await,
+                Ok(Err(error)) => tracing::debug!("what listens inside: {error}"),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// What a supervisor before this one has published.
+    async fn inherited(&self) -> Found {
+        let entries = loop {
+            if let Ok(entries) = self.ports.list().await {
+                break entries;
+            }
+        };
+        let autos = entries.into_iter().filter(|entry| entry.origin == Origin::Auto);
+        let published = autos.map(|entry| (entry.publication.host_port, entry.number)).collect();
+        Found { published, skipped: BTreeSet::new() }
+    }
+
+    async fn look(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
+        for (_, number) in found.published.extract_if(.., |port, _| !wanted.contains_key(port)) {
+            // Somebody may have removed it.
+            if let Err(error) = self.ports.remove(number).await {
+                tracing::debug!("--publish-auto: {error}");
+            }
+        }
+        found.skipped.retain(|port| wanted.contains_key(port));
+        for (&port, &guest) in wanted {
+            if found.published.contains_key(&port) || found.skipped.contains(&port) {
+                continue;
+            }
+            if found.published.len() == PORTS_MAX {
+                tracing::debug!("port {port} is not published: {PORTS_MAX} are");
+                return;
+            }
+            match self.publish(port, guest).await {
+                Ok(Some(number)) => {
+                    found.published.insert(port, number);
+                    tracing::info!("port {port} of the workspace is published");
+                }
+                Ok(None) => drop(found.skipped.insert(port)),
+                Err(error) => {
+                    tracing::warn!("--publish-auto: {error}");
+                    found.skipped.insert(port);
+                }
+            }
+        }
+    }
+
+    /// None: it is published otherwise.
+    async fn publish(&self, port: u16, guest: Option<IpAddr>) -> Result<Option<u64>, Refused> {
+        let is_it =
+            |entry: &Entry| entry.publication.transport == Transport::Tcp && entry.publication.host_port == port;
+        if self.ports.list().await?.iter().any(is_it) {
+            return Ok(None);
+        }
+        let publication =
+            Publication { transport: Transport::Tcp, host: self.host, host_port: port, guest, guest_port: port };
+        let added = self.ports.add(Origin::Auto, vec![publication]).await?;
+        Ok(added.first().map(|entry| entry.number))
+    }
+}
+
+/// The ports to publish, each with the address it is to lead to where that is not the workspace's own.
+fn wanted(addresses: &[SocketAddr], network: &VirtualNetwork) -> BTreeMap<u16, Option<IpAddr>> {
+    let mut wanted = BTreeMap::new();
+    for address in addresses.iter().filter(|address| address.port() >= FIRST) {
+        let ip = address.ip();
+        let is_link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if ip.is_loopback() || is_link_local {
+            continue;
+        }
+        if ip.is_unspecified() || network.role(ip) == Some(Role::Guest) {
+            wanted.insert(address.port(), None);
+        } else {
+            wanted.entry(address.port()).or_insert(Some(ip));
+        }
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet};
+
+    use super::*;
+
+    #[test]
+    fn what_is_reached_from_outside_and_no_more() {
+        let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);
+        let addresses: Vec<SocketAddr> = [
+            "127.0.0.1:3000",
+            "[::1]:3001",
+            "[fe80::1]:3002",
+            "0.0.0.0:80",
+            "0.0.0.0:3003",
+            "[::]:3004",
+            "10.0.2.100:3005",
+            "[fd00::64]:3006",
+            "172.17.0.1:3007",
+            "172.17.0.1:3003",
+            "127.0.0.1:3004",
+        ]
+        .iter()
+        .map(|text| text.parse().unwrap())
+        .collect();
+        let docker: IpAddr = "172.17.0.1".parse().unwrap();
+        let want = [(3003, None), (3004, None), (3005, None), (3006, None), (3007, Some(docker))];
+        assert_eq!(wanted(&addresses, &network), want.into());
+    }
+}

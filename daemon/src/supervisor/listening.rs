@@ -1,0 +1,110 @@
+//! Which TCP sockets listen in the workspace: a dump of the listening ones from a kept NETLINK_SOCK_DIAG socket of its
+//! namespace (sock_diag(7)). Only those are walked, so the workspace's connections cost nothing.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Mutex;
+
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use crate::sys::socket;
+
+use super::netlink::{Message, Messages, Request, array, malformed};
+
+/// linux/sock_diag.h
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// TCP_LISTEN (linux/tcp_states.h), as a bit of idiag_states.
+const LISTEN: u32 = 1 << 10;
+/// struct inet_diag_sockid, all zero: any.
+const SOCKET_ID: usize = 48;
+/// Sockets looked at: more ports than are ever published by themselves, and a bound on a workspace with a million.
+const SOCKETS_MAX: usize = 4096;
+
+pub struct Listening(Mutex<(OwnedFd, u32)>);
+
+impl Listening {
+    /// `netlink`: a NETLINK_SOCK_DIAG socket made in the namespace.
+    pub fn new(netlink: OwnedFd) -> io::Result<Self> {
+        socket::answers_soon(netlink.as_fd())?;
+        Ok(Self(Mutex::new((netlink, 0))))
+    }
+
+    /// Where TCP sockets listen now, of both families.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let mut netlink = self.0.lock().map_err(|_| io::Error::other("a thread died while asking for sockets"))?;
+        let (socket, sequence) = &mut *netlink;
+        let mut found = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            *sequence = sequence.wrapping_add(1);
+            send(&*socket, &request(family, *sequence), SendFlags::empty())?;
+            dump(socket, *sequence, &mut found)?;
+        }
+        Ok(found)
+    }
+}
+
+fn request(family: i32, sequence: u32) -> Vec<u8> {
+    let byte = |number: i32| u8::try_from(number).unwrap_or(0);
+    // struct inet_diag_req_v2: family, protocol, extensions, padding, states, socket.
+    let mut header = vec![byte(family), byte(libc::IPPROTO_TCP), 0, 0];
+    header.extend(LISTEN.to_ne_bytes());
+    header.resize(header.len() + SOCKET_ID, 0);
+    Request::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, sequence, &header).bytes()
+}
+
+fn dump(socket: &OwnedFd, sequence: u32, found: &mut Vec<SocketAddr>) -> io::Result<()> {
+    let mut buffer = vec![0; 32 * 1024];
+    loop {
+        let (_, length) = recv(socket, &mut buffer[..], RecvFlags::TRUNC)?;
+        for message in Messages(buffer.get(..length).ok_or_else(malformed)?) {
+            let message = message?;
+            if message.sequence != sequence {
+                // What is left of a dump that was given up.
+                continue;
+            }
+            match i32::from(message.kind) {
+                libc::NLMSG_DONE => return Ok(()),
+                libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.errno()?)),
+                _ if found.len() < SOCKETS_MAX => found.push(address(&message).ok_or_else(malformed)?),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// struct inet_diag_msg: family, state, timer, retransmissions, then the socket: ports, source, ...
+fn address(message: &Message<'_>) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(array(message.body, 4)?);
+    let address = match i32::from(*message.body.first()?) {
+        libc::AF_INET => IpAddr::from(Ipv4Addr::from(array::<4>(message.body, 8)?)),
+        _ => IpAddr::from(Ipv6Addr::from(array::<16>(message.body, 8)?)).to_canonical(),
+    };
+    Some(SocketAddr::new(address, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn listeners_of_both_families_and_no_connections() {
+        let netlink = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG).unwrap();
+        let listening = Listening::new(netlink).unwrap();
+        let v4 = TcpListener::bind("127.0.0.1:0").unwrap();
+        let v6 = TcpListener::bind("[::1]:0").unwrap();
+        let client = std::net::TcpStream::connect(v4.local_addr().unwrap()).unwrap();
+        for _ in 0..2 {
+            let found = listening.addresses().unwrap();
+            for listener in [&v4, &v6] {
+                assert!(found.contains(&listener.local_addr().unwrap()), "{found:?}");
+            }
+            assert!(!found.contains(&client.local_addr().unwrap()));
+        }
+        let gone = v4.local_addr().unwrap();
+        drop((v4, client));
+        assert!(!listening.addresses().unwrap().contains(&gone));
+    }
+}

@@ -1,0 +1,141 @@
+//! Clients of published ports over the TAP: the handshake with the workspace, and what goes wrong with it.
+
+use std::io::{ErrorKind, Read, Write};
+
+use super::*;
+use crate::policy::Transport;
+use crate::ports::{Entry, Origin, Publication, Published};
+
+const SYN_ACK: TcpFlags = TcpFlags(0x12);
+/// The workspace's first sequence number.
+const ISS: u32 = 70_000;
+const PORT: u16 = 80;
+
+/// One client, accepted, and our SYN.
+struct Inbound {
+    lab: Lab,
+    client: TcpStream,
+    port: u16,
+    syn: u32,
+}
+
+impl Inbound {
+    fn new() -> Self {
+        let mut lab = Lab::new();
+        let listener = listener();
+        let to = listener.local_addr().unwrap();
+        // The workspace's IPv4 address only: where else it is tried is told by the whole program's tests.
+        let publication = Publication {
+            transport: Transport::Tcp,
+            host: Some(to.ip()),
+            host_port: to.port(),
+            guest: Some(GUEST.into()),
+            guest_port: PORT,
+        };
+        let entry = Entry { number: 1, origin: Origin::Start, publication };
+        assert!(lab.engine.publish(&mut lab.edge, Published { entry, socket: listener.into() }));
+        let client = TcpStream::connect(to).unwrap();
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
+        let port = client.local_addr().unwrap().port();
+        lab.turn(1);
+        let sent = segments(&lab.received());
+        assert_eq!(sent.len(), 1);
+        assert_eq!((sent[0].0, sent[0].2), (TcpFlags::SYN, 0));
+        Self { syn: sent[0].1, lab, client, port }
+    }
+
+    /// The workspace sends a segment.
+    fn send(&mut self, seq: u32, ack: u32, flags: TcpFlags, payload: &[u8]) -> Vec<Segment> {
+        let frame = self.lab.tcp((PORT, self.port), seq, self.syn.wrapping_add(ack), flags, payload);
+        self.lab.feed(&[frame]);
+        segments(&self.lab.received())
+    }
+
+    fn end(&mut self) -> Result<usize, ErrorKind> {
+        self.client.read(&mut [0; 9]).map_err(|error| error.kind())
+    }
+}
+
+#[test]
+fn what_the_client_said_meanwhile_follows_the_handshake() {
+    let mut inbound = Inbound::new();
+    inbound.client.write_all(b"early").unwrap();
+    let first = inbound.syn.wrapping_add(1);
+    let answers = inbound.send(ISS, 1, SYN_ACK, &[]);
+    let data = answers.iter().find(|segment| segment.3 == b"early").expect("data");
+    assert_eq!((data.1, data.2), (first, ISS + 1), "{answers:?}");
+    inbound.send(ISS + 1, 6, TcpFlags::ACK.with(TcpFlags::FIN), b"late");
+    let mut text = String::new();
+    inbound.client.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "late");
+    drop(inbound.client);
+    inbound.lab.turn(1);
+    let end = segments(&inbound.lab.received());
+    assert!(end.iter().any(|s| s.0.has(TcpFlags::FIN) && s.1 == first.wrapping_add(5)), "{end:?}");
+}
+
+#[test]
+fn a_refusal_is_a_reset_for_the_client() {
+    let mut inbound = Inbound::new();
+    // Not to us, or not about our SYN.
+    assert!(inbound.send(0, 9, TcpFlags::RST.with(TcpFlags::ACK), &[]).is_empty());
+    assert!(inbound.send(0, 1, TcpFlags::RST, &[]).is_empty());
+    assert_eq!(inbound.lab.edge.counters.ports.refused, 0);
+    inbound.send(0, 1, TcpFlags::RST.with(TcpFlags::ACK), &[]);
+    assert_eq!(inbound.lab.edge.counters.ports.refused, 1);
+    assert_eq!(inbound.end(), Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_rejected_syn_is_a_refusal() {
+    let mut inbound = Inbound::new();
+    let frame = inbound.lab.tcp((inbound.port, PORT), inbound.syn, 0, TcpFlags::SYN, &[]);
+    // The harness builds frames from the guest to the gateway: turned round, and quoted.
+    let mut quoted = frame[usize::from(VNET_LEN) + ETHERNET_LEN..].to_vec();
+    let (source, destination) = (GATEWAY.octets(), GUEST.octets());
+    quoted[12..16].copy_from_slice(&source);
+    quoted[16..20].copy_from_slice(&destination);
+    let mut message = vec![3, 3, 0, 0, 0, 0, 0, 0];
+    message.extend_from_slice(&quoted);
+    let sum = Sum::default().bytes(&message).finish();
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    inbound.lab.feed(&[ipv4_frame(1, 0, false, &message)]);
+    assert_eq!(inbound.lab.edge.counters.ports.refused, 1);
+    assert_eq!(inbound.end(), Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn time_wait_inside_is_cleared_away() {
+    let mut inbound = Inbound::new();
+    // A challenge about numbers of the connection before.
+    let answers = inbound.send(5, 5000, TcpFlags::ACK, &[]);
+    let flags: Vec<_> = answers.iter().map(|segment| segment.0).collect();
+    assert_eq!(flags, [TcpFlags::RST, TcpFlags::SYN], "{answers:?}");
+    assert_eq!(answers[0].1, inbound.syn.wrapping_add(5000));
+    let answers = inbound.send(ISS, 1, SYN_ACK, &[]);
+    assert_eq!(answers.last().map(|segment| segment.2), Some(ISS + 1));
+}
+
+#[test]
+fn silence_is_asked_again_and_given_up() {
+    let mut inbound = Inbound::new();
+    let mut syns = 0;
+    for _ in 0..70 {
+        inbound.lab.turn(1000);
+        syns += segments(&inbound.lab.received()).iter().filter(|s| s.0 == TcpFlags::SYN && s.1 == inbound.syn).count();
+    }
+    assert_eq!(syns, 5);
+    assert_eq!(inbound.lab.edge.counters.tcp.flows.timed_out, 1);
+    assert_eq!(inbound.end(), Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_connection_along() {
+    let mut inbound = Inbound::new();
+    rustix::net::sockopt::set_socket_linger(&inbound.client, Some(Duration::ZERO)).unwrap();
+    drop(inbound.client);
+    inbound.lab.turn(1);
+    let sent = segments(&inbound.lab.received());
+    assert!(sent.iter().any(|s| s.0.has(TcpFlags::RST) && s.1 == inbound.syn.wrapping_add(1)), "{sent:?}");
+    assert_eq!(inbound.lab.edge.counters.tcp.flows.closed, 1);
+}

@@ -1,0 +1,201 @@
+//! Clients of published UDP ports: the workspace sees each under an address and port of its own, and what it sends there
+//! leaves by the published socket, from the very address the client wrote to. What it sends to anybody else is not ours
+//! to carry: the egress policy decides about that.
+//!
+//! Limits: [`MAX_CLIENTS`], of which the one that was used longest ago gives way; a client that the workspace does not
+//! answer is forgotten after [`UNANSWERED_MS`]. A client is known by the address of its own family, if the workspace has
+//! one.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use super::Publication;
+use super::client::keys;
+use crate::edge::Edge;
+use crate::flow::list::{Listed, Page, Protocol, State};
+use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::recency::Recency;
+use crate::sys::pktinfo::{self, Local};
+use crate::tap::Written;
+use crate::timer::{Time, TimerId};
+use crate::wire::{IpPacket, UdpDatagram};
+
+/// Clients at once: they cost no descriptor, and anybody can send from any number of addresses.
+const MAX_CLIENTS: usize = 8_192;
+/// Idle time after which a client is forgotten (RFC 4787), and the same where it has had no answer yet.
+const IDLE_MS: u64 = 180_000;
+const UNANSWERED_MS: u64 = 30_000;
+/// Other ports tried for a client whose own another client of the same address has inside.
+const PORT_TRIES: u16 = 16;
+
+#[derive(Debug)]
+struct Client {
+    id: FlowId,
+    /// Which port it came to, and as whom.
+    port: FlowId,
+    address: SocketAddr,
+    local: Option<Local>,
+    key: FlowKey,
+    timer: TimerId,
+    since: Time,
+    last_used: Time,
+    /// Bytes of payload each way.
+    from_tap: u64,
+    to_tap: u64,
+    is_answered: bool,
+}
+
+#[derive(Debug)]
+pub struct Clients {
+    /// By what they are inside.
+    clients: Table<FlowKey, Client>,
+    by_address: HashMap<(u32, SocketAddr), u32>,
+    recency: Recency,
+}
+
+impl Clients {
+    pub fn new() -> Self {
+        Self { clients: Table::new(Kind::PortClient, MAX_CLIENTS), by_address: HashMap::new(), recency: Recency::new() }
+    }
+
+    /// Takes one datagram off the port's socket to the workspace. False: that has to wait for the TAP.
+    pub fn datagram_to_tap(
+        &mut self,
+        edge: &mut Edge,
+        (port, publication, socket): (FlowId, &Publication, &OwnedFd),
+    ) -> rustix::io::Result<bool> {
+        if edge.is_tap_full() {
+            return Ok(false);
+        }
+        let buffer = edge.frame.payload_mut(usize::from(u16::MAX));
+        let Some(received) = pktinfo::receive(socket, buffer)? else { return Ok(true) };
+        let found = self.by_address.get(&(port.index, received.client)).copied();
+        let index = match found.or_else(|| self.open(edge, port, publication, received.client)) {
+            Some(index) => index,
+            None => {
+                edge.counters.ports.exhausted += 1;
+                return Ok(true);
+            }
+        };
+        let Some(client) = self.clients.get_mut(index) else { return Ok(true) };
+        self.recency.touch(index);
+        client.local = received.local;
+        client.last_used = edge.now;
+        client.to_tap += received.len as u64;
+        let FlowKey { guest, guest_port, remote, remote_port } = client.key;
+        Ok(edge.udp_to_tap((remote, remote_port), (guest, guest_port), received.len) != Written::Full)
+    }
+
+    fn open(&mut self, edge: &mut Edge, port: FlowId, publication: &Publication, address: SocketAddr) -> Option<u32> {
+        let key = keys(&edge.config.network, publication, address).into_iter().flatten().next()?;
+        let other_ports =
+            (1..=PORT_TRIES).map(|step| FlowKey { remote_port: key.remote_port.wrapping_add(step), ..key });
+        let key =
+            std::iter::once(key).chain(other_ports).find(|k| k.remote_port != 0 && self.clients.find(k).is_none())?;
+        if self.clients.is_full()
+            && let Some(oldest) = self.recency.oldest()
+        {
+            self.remove(edge, oldest);
+        }
+        let index = self.clients.insert(key, |id| {
+            let timer = edge.timers.insert(id);
+            edge.timers.set(timer, edge.now.after(UNANSWERED_MS));
+            Some(Client {
+                id,
+                port,
+                address,
+                local: None,
+                key,
+                timer,
+                since: edge.now,
+                last_used: edge.now,
+                from_tap: 0,
+                to_tap: 0,
+                is_answered: false,
+            })
+        })?;
+        self.recency.insert(index);
+        self.by_address.insert((port.index, address), index);
+        edge.counters.ports.udp_clients += 1;
+        Some(index)
+    }
+
+    /// Where a datagram of the workspace goes; None where it is no answer to a client.
+    pub fn answered(&mut self, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>, now: Time) -> Option<Answer> {
+        if self.by_address.is_empty() {
+            return None;
+        }
+        let key =
+            FlowKey { guest: ip.src, guest_port: datagram.src_port, remote: ip.dst, remote_port: datagram.dst_port };
+        let index = self.clients.find(&key)?;
+        let client = self.clients.get_mut(index)?;
+        self.recency.touch(index);
+        client.last_used = now;
+        client.from_tap += datagram.payload.len() as u64;
+        client.is_answered = true;
+        Some(Answer { port: client.port, to: client.address, from: client.local })
+    }
+
+    /// Puts clients on a page.
+    pub fn list(&self, page: &mut Page) {
+        page.list(&self.clients, |client, now| Listed {
+            protocol: Protocol::Udp,
+            guest: SocketAddr::new(client.key.guest, client.key.guest_port),
+            remote: Some(client.key.remote_addr()),
+            state: if client.is_answered { State::Open } else { State::Opening },
+            from_tap: client.from_tap,
+            to_tap: client.to_tap,
+            age_ms: now.since(client.since),
+            idle_ms: now.since(client.last_used),
+        });
+    }
+
+    /// A client may have been idle.
+    pub fn timer(&mut self, edge: &mut Edge, id: FlowId) {
+        let Some(client) = self.clients.current(id).and_then(|index| self.clients.get(index)) else { return };
+        let expiry = client.last_used.after(if client.is_answered { IDLE_MS } else { UNANSWERED_MS });
+        if edge.now < expiry {
+            return edge.timers.set(client.timer, expiry);
+        }
+        self.remove(edge, id.index);
+    }
+
+    /// The port is not served any more.
+    pub fn forget(&mut self, edge: &mut Edge, port: FlowId) {
+        let gone: Vec<_> = self.clients.values().filter(|client| client.port == port).map(|client| client.id).collect();
+        for id in gone {
+            self.remove(edge, id.index);
+        }
+    }
+
+    fn remove(&mut self, edge: &mut Edge, index: u32) {
+        if let Some(client) = self.clients.remove(index) {
+            self.recency.remove(index);
+            edge.timers.remove(client.timer);
+            self.by_address.remove(&(client.port.index, client.address));
+        }
+    }
+}
+
+/// Where an answer goes, from which port and which of its addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    pub port: FlowId,
+    to: SocketAddr,
+    from: Option<Local>,
+}
+
+impl Answer {
+    /// Sends one datagram, or several of `segment` bytes each. A failure may be an earlier datagram's.
+    pub fn send(&self, socket: &OwnedFd, payload: &[u8], segment: Option<u16>) -> rustix::io::Result<()> {
+        let send = |datagram: &[u8]| {
+            let again = |_| pktinfo::send(socket, datagram, self.to, self.from);
+            pktinfo::send(socket, datagram, self.to, self.from).or_else(again)
+        };
+        match segment.map(usize::from).filter(|&size| size > 0 && size < payload.len()) {
+            Some(size) => payload.chunks(size).try_for_each(send),
+            None => send(payload),
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Published ports: sockets of the host that lead into the workspace.
+//!
+//! A client of a TCP port is accepted and the workspace dialled for it (`tcp/inbound.rs`), under the client's own
+//! address wherever the workspace can answer to that; for UDP see [`datagrams`]. Clients of the host's loopback, which have
+//! no such address, do not pass the TAP at all ([`splice`]). The listening sockets come from outside and outlive a
+//! forwarder: clients that come while there is none wait in the kernel's queue.
+//!
+//! Limits: [`MAX_PORTS`] sockets; [`ACCEPTS_A_TURN`] clients before others have their turn; a client for whom there is
+//! no descriptor or no room is left in the queue and looked for again after [`PAUSE_MS`].
+#![forbid(unsafe_code)]
+
+mod client;
+mod datagrams;
+mod pipe;
+mod splice;
+mod stock;
+
+pub use stock::Stock;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::edge::Edge;
+use crate::flow::list::Page;
+use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::policy::Transport;
+use crate::sys::pktinfo;
+use crate::tcp::{Tcp, reset_at_death};
+use crate::timer::TimerId;
+use crate::wire::{IpPacket, UdpDatagram};
+use datagrams::{Answer, Clients};
+use splice::Splices;
+
+/// Sockets at once: the monitor holds all of them, within the usual soft limit of 1024 descriptors.
+pub const MAX_PORTS: usize = 512;
+/// Clients accepted at one port before others have their turn.
+const ACCEPTS_A_TURN: usize = 16;
+/// Datagrams taken at one port before others have their turn.
+const DATAGRAMS_A_TURN: usize = 32;
+/// How soon a port is tried again after it could not be served.
+const PAUSE_MS: u64 = 100;
+
+/// Where one port of the host leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publication {
+    pub transport: Transport,
+    /// None: all addresses of the host, of both families.
+    pub host: Option<IpAddr>,
+    pub host_port: u16,
+    /// None: the workspace's own address, of the client's family or the other one.
+    pub guest: Option<IpAddr>,
+    pub guest_port: u16,
+}
+
+impl Publication {
+    /// Where its socket is bound: `::` stands for all addresses of both families.
+    pub fn host_addr(&self) -> SocketAddr {
+        SocketAddr::new(self.host.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), self.host_port)
+    }
+}
+
+/// Who wanted a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// `--publish`: for as long as the workspace runs.
+    Start,
+    /// `sidestep ports add`: until it is removed.
+    Added,
+    /// `--publish-auto`: for as long as something listens inside.
+    Auto,
+}
+
+/// A published port as others know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its name: no other port of the workspace ever has the same.
+    pub number: u64,
+    pub origin: Origin,
+    #[serde(flatten)]
+    pub publication: Publication,
+}
+
+/// A port with its socket: nonblocking, bound, and listening where it is TCP.
+#[derive(Debug)]
+pub struct Published {
+    pub entry: Entry,
+    pub socket: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Port {
+    id: FlowId,
+    entry: Entry,
+    socket: OwnedFd,
+    timer: TimerId,
+    is_ready: bool,
+}
+
+/// All published ports.
+#[derive(Debug)]
+pub struct Ports {
+    published: Table<(Transport, SocketAddr), Port>,
+    clients: Clients,
+    splices: Splices,
+    /// Ports with more clients than their turn allowed.
+    ready: VecDeque<FlowId>,
+}
+
+impl Ports {
+    pub(crate) fn new() -> Self {
+        Self {
+            published: Table::new(Kind::Port, MAX_PORTS),
+            clients: Clients::new(),
+            splices: Splices::new(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Serves one more port. False: there is no room, or it is served already.
+    pub fn add(&mut self, edge: &mut Edge, Published { entry, socket }: Published) -> bool {
+        let publication = entry.publication;
+        let added = self.published.insert((publication.transport, publication.host_addr()), |id| {
+            if publication.transport == Transport::Udp && publication.host.is_none_or(|host| host.is_unspecified()) {
+                // The answer leaves by the address that was written to. A host without IPv6 has a socket of the other
+                // family.
+                pktinfo::ask(&socket, false).or_else(|_| pktinfo::ask(&socket, true)).ok()?;
+            }
+            if publication.transport == Transport::Tcp {
+                edge.stock.want();
+            }
+            edge.watch(&socket, id).ok()?;
+            let timer = edge.timers.insert(id);
+            Some(Port { id, entry, socket, timer, is_ready: false })
+        });
+        added.is_some()
+    }
+
+    /// Closes the port with this number; its clients stay connected.
+    pub fn remove(&mut self, edge: &mut Edge, number: u64) {
+        let found = self.published.values().find(|port| port.entry.number == number).map(|port| port.id);
+        if let Some(id) = found {
+            self.close_one(edge, id);
+        }
+    }
+
+    fn close_one(&mut self, edge: &mut Edge, id: FlowId) {
+        let Some(port) = self.published.remove(id.index) else { return };
+        edge.unwatch(&port.socket);
+        edge.timers.remove(port.timer);
+        self.clients.forget(edge, port.id);
+    }
+
+    /// Up to `count` ports in the order of their numbers, from `from` on, with their sockets.
+    pub fn list(&self, from: u64, count: usize) -> Vec<(Entry, BorrowedFd<'_>)> {
+        let mut listed: Vec<_> = self.published.values().filter(|port| port.entry.number >= from).collect();
+        listed.sort_by_key(|port| port.entry.number);
+        listed.into_iter().take(count).map(|port| (port.entry, port.socket.as_fd())).collect()
+    }
+
+    /// Accepts nobody any more.
+    pub fn close(&mut self, edge: &mut Edge) {
+        let ids: Vec<_> = self.published.values().map(|port| port.id).collect();
+        ids.into_iter().for_each(|id| self.close_one(edge, id));
+    }
+
+    /// Clients have come, or something for one that was spliced.
+    pub fn host_event(&mut self, edge: &mut Edge, tcp: &mut Tcp, id: FlowId, events: EventFlags) {
+        if matches!(id.kind, Kind::SplicedClient | Kind::SplicedInside) {
+            return self.splices.host_event(edge, id, events);
+        }
+        if let Some(index) = self.published.current(id) {
+            self.turn(edge, tcp, index);
+        }
+    }
+
+    /// A port that could not be served is tried again.
+    pub fn timer(&mut self, edge: &mut Edge, tcp: &mut Tcp, id: FlowId) {
+        match id.kind {
+            Kind::PortClient => self.clients.timer(edge, id),
+            _ => self.host_event(edge, tcp, id, EventFlags::IN),
+        }
+    }
+
+    /// Where a datagram of the workspace goes that answers a client. None: it is none.
+    pub fn answered(&mut self, edge: &Edge, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>) -> Option<Answer> {
+        self.clients.answered(ip, datagram, edge.now)
+    }
+
+    /// Sends it, or several datagrams of `segment` bytes each.
+    pub fn answer(&self, edge: &mut Edge, answer: Answer, payload: &[u8], segment: Option<u16>) {
+        let Some(port) = self.published.current(answer.port).and_then(|index| self.published.get(index)) else {
+            return;
+        };
+        if answer.send(&port.socket, payload, segment).is_err() {
+            edge.counters.drops.host_full += 1;
+        }
+    }
+
+    /// Puts clients that the TCP engine does not know on a page.
+    pub fn list_clients(&self, page: &mut Page) {
+        self.clients.list(page);
+        self.splices.list(page);
+    }
+
+    /// Something the workspace has sent is not with its client yet.
+    pub fn is_owed_to_host(&self) -> bool {
+        self.splices.is_owed_to_host()
+    }
+
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty() || self.splices.has_ready()
+    }
+
+    pub fn run_ready(&mut self, edge: &mut Edge, tcp: &mut Tcp) {
+        self.splices.run_ready(edge);
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { return };
+            let Some(index) = self.published.current(id) else { continue };
+            if let Some(port) = self.published.get_mut(index) {
+                port.is_ready = false;
+            }
+            self.turn(edge, tcp, index);
+        }
+    }
+
+    /// Takes some of what has come to a port; what is left gets another turn.
+    fn turn(&mut self, edge: &mut Edge, tcp: &mut Tcp, index: u32) {
+        let Some(port) = self.published.get(index) else { return };
+        let is_done = match port.entry.publication.transport {
+            Transport::Udp => datagrams_to_tap(&mut self.clients, edge, port),
+            _ => accept(edge, tcp, &mut self.splices, port),
+        };
+        if let Some(port) = self.published.get_mut(index).filter(|port| !is_done && !port.is_ready) {
+            port.is_ready = true;
+            self.ready.push_back(port.id);
+        }
+    }
+}
+
+/// True: there are no more.
+fn datagrams_to_tap(clients: &mut Clients, edge: &mut Edge, port: &Port) -> bool {
+    for _ in 0..DATAGRAMS_A_TURN {
+        match clients.datagram_to_tap(edge, (port.id, &port.entry.publication, &port.socket)) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(Errno::AGAIN) => return true,
+            // What became of an earlier answer.
+            Err(_) => {}
+        }
+    }
+    false
+}
+
+/// True: there is nobody more, or nobody more can be served for now.
+fn accept(edge: &mut Edge, tcp: &mut Tcp, splices: &mut Splices, port: &Port) -> bool {
+    for _ in 0..ACCEPTS_A_TURN {
+        if !tcp.has_room_for_client() {
+            edge.counters.ports.exhausted += 1;
+            edge.timers.set(port.timer, edge.now.after(PAUSE_MS));
+            return true;
+        }
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        match rustix::net::acceptfrom_with(&port.socket, flags) {
+            Ok((socket, address)) => {
+                let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
+                edge.counters.ports.accepted += 1;
+                let [first, other] = client::keys(&edge.config.network, &port.entry.publication, client);
+                if let Some(key) = first {
+                    lead_inside(edge, tcp, splices, (socket, client), (key, other));
+                }
+            }
+            Err(Errno::AGAIN) => return true,
+            // It has left again.
+            Err(Errno::CONNABORTED | Errno::INTR) => {}
+            Err(_) => {
+                edge.counters.ports.exhausted += 1;
+                edge.timers.set(port.timer, edge.now.after(PAUSE_MS));
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// Past the TAP where the client's address would be lost in any case; and to the workspace's loopback there is no other
+/// way.
+fn lead_inside(
+    edge: &mut Edge,
+    tcp: &mut Tcp,
+    splices: &mut Splices,
+    (socket, client): (OwnedFd, SocketAddr),
+    (key, other): (FlowKey, Option<FlowKey>),
+) {
+    let is_loopback_inside = key.guest.is_loopback();
+    let left = if client.ip().to_canonical().is_loopback() || is_loopback_inside {
+        splices.open(edge, (socket, client), key, other)
+    } else {
+        Some(socket)
+    };
+    match left {
+        Some(socket) if is_loopback_inside => {
+            edge.counters.ports.exhausted += 1;
+            reset_at_death(&socket);
+        }
+        Some(socket) => tcp.open_to_guest(edge, socket, key, other),
+        None => {}
+    }
+}

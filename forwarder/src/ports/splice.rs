@@ -1,0 +1,231 @@
+//! Clients of the host's loopback, past the TAP: their bytes go by splice(2) to a socket of the workspace's own network
+//! namespace, which is connected to the workspace's address. What listens on the loopback inside is not reached by it,
+//! as over the TAP; the workspace sees a client with its own address.
+//!
+//! Limits: [`MAX_SPLICED`] connections, beyond which clients go over the TAP.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::sockopt;
+
+use super::pipe::{Direction, Pipes, Turn};
+use crate::edge::Edge;
+use crate::flow::list::{Listed, Page, Protocol, State};
+use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::tcp::reset_at_death;
+use crate::timer::Time;
+
+/// Connections at once: each may pin a pipe's worth of memory in each direction.
+const MAX_SPLICED: usize = 1024;
+
+#[derive(Debug)]
+struct Spliced {
+    id: FlowId,
+    client: OwnedFd,
+    address: SocketAddr,
+    inside: OwnedFd,
+    is_connected: bool,
+    key: FlowKey,
+    /// Where else to try when the workspace refuses.
+    other: Option<FlowKey>,
+    since: Time,
+    last_used: Time,
+    to_guest: Direction,
+    to_client: Direction,
+    is_ready: bool,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Splices {
+    connections: Table<u64, Spliced>,
+    made: u64,
+    pipes: Pipes,
+    ready: VecDeque<FlowId>,
+}
+
+impl Splices {
+    pub fn new() -> Self {
+        Self {
+            connections: Table::new(Kind::SplicedClient, MAX_SPLICED),
+            made: 0,
+            pipes: Pipes::default(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Takes the client over; gives it back where the TAP has to do.
+    pub fn open(
+        &mut self,
+        edge: &mut Edge,
+        (client, address): (OwnedFd, SocketAddr),
+        key: FlowKey,
+        other: Option<FlowKey>,
+    ) -> Option<OwnedFd> {
+        if self.connections.is_full() {
+            return Some(client);
+        }
+        let Some(inside) = dial(edge, &key) else { return Some(client) };
+        prepare(&client);
+        self.made += 1;
+        let inserted = self.connections.insert(self.made, |id| {
+            edge.watch(&client, id).ok()?;
+            edge.watch(&inside, FlowId { kind: Kind::SplicedInside, ..id }).ok()?;
+            Some(Spliced {
+                id,
+                client,
+                address,
+                inside,
+                is_connected: false,
+                key,
+                other,
+                since: edge.now,
+                last_used: edge.now,
+                to_guest: Direction::default(),
+                to_client: Direction::default(),
+                is_ready: false,
+            })
+        });
+        match inserted {
+            Some(_) => edge.counters.ports.spliced += 1,
+            None => edge.counters.ports.exhausted += 1,
+        }
+        None
+    }
+
+    /// Something has happened at one end.
+    pub fn host_event(&mut self, edge: &mut Edge, id: FlowId, events: EventFlags) {
+        let Some(index) = self.connections.current(id) else { return };
+        let Some(spliced) = self.connections.get_mut(index) else { return };
+        let is_inside = id.kind == Kind::SplicedInside;
+        let failed = events.intersects(EventFlags::ERR | EventFlags::HUP);
+        if !spliced.is_connected && failed {
+            return if is_inside { self.refused(edge, index) } else { self.remove(index) };
+        }
+        if is_inside && !spliced.is_connected {
+            if !events.contains(EventFlags::OUT) {
+                return;
+            }
+            spliced.is_connected = true;
+        }
+        let reads = failed || events.intersects(EventFlags::IN | EventFlags::RDHUP);
+        let writes = failed || events.contains(EventFlags::OUT);
+        let (from_it, to_it) = if is_inside {
+            (&mut spliced.to_client, &mut spliced.to_guest)
+        } else {
+            (&mut spliced.to_guest, &mut spliced.to_client)
+        };
+        from_it.readable |= reads;
+        // Every report is of all that is so now.
+        from_it.has_urgent = events.contains(EventFlags::PRI);
+        to_it.writable |= writes;
+        self.turn(edge, index);
+    }
+
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    pub fn run_ready(&mut self, edge: &Edge) {
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { return };
+            let Some(index) = self.connections.current(id) else { continue };
+            if let Some(spliced) = self.connections.get_mut(index) {
+                spliced.is_ready = false;
+            }
+            self.turn(edge, index);
+        }
+    }
+
+    /// Something the workspace has sent is not with its client yet.
+    pub fn is_owed_to_host(&self) -> bool {
+        self.connections.values().any(|spliced| spliced.is_connected && !spliced.to_client.is_shut)
+    }
+
+    /// Puts connections on a page.
+    pub fn list(&self, page: &mut Page) {
+        page.list(&self.connections, |spliced, now| Listed {
+            protocol: Protocol::Tcp,
+            guest: SocketAddr::new(spliced.key.guest, spliced.key.guest_port),
+            remote: Some(spliced.address),
+            state: match (spliced.is_connected, spliced.to_guest.is_shut || spliced.to_client.is_shut) {
+                (false, _) => State::Opening,
+                (true, false) => State::Open,
+                (true, true) => State::Closing,
+            },
+            from_tap: spliced.to_client.total,
+            to_tap: spliced.to_guest.total,
+            age_ms: now.since(spliced.since),
+            idle_ms: now.since(spliced.last_used),
+        });
+    }
+
+    fn turn(&mut self, edge: &Edge, index: u32) {
+        let Some(spliced) = self.connections.get_mut(index) else { return };
+        if !spliced.is_connected {
+            return;
+        }
+        spliced.last_used = edge.now;
+        let Spliced { client, inside, to_guest, to_client, .. } = spliced;
+        // Both, whatever becomes of the other: what was said before a failure is still handed on.
+        let turns = [to_guest.turn(client, inside, &mut self.pipes), to_client.turn(inside, client, &mut self.pipes)];
+        if turns.iter().any(Result::is_err) {
+            reset_at_death(client);
+            reset_at_death(inside);
+            return self.remove(index);
+        }
+        if to_guest.is_shut && to_client.is_shut {
+            return self.remove(index);
+        }
+        if turns.contains(&Ok(Turn::More)) && !spliced.is_ready {
+            spliced.is_ready = true;
+            self.ready.push_back(spliced.id);
+        }
+    }
+
+    /// Nobody listens at the workspace's address of one family: there is the other.
+    fn refused(&mut self, edge: &mut Edge, index: u32) {
+        let Some(spliced) = self.connections.get_mut(index) else { return };
+        let next = spliced.other.take().and_then(|key| dial(edge, &key).map(|inside| (key, inside)));
+        let Some((key, inside)) = next else {
+            edge.counters.ports.refused += 1;
+            return self.remove(index);
+        };
+        if edge.watch(&inside, FlowId { kind: Kind::SplicedInside, ..spliced.id }).is_ok() {
+            // The one that was refused is closed.
+            (spliced.key, spliced.inside) = (key, inside);
+        } else {
+            self.remove(index);
+        }
+    }
+
+    fn remove(&mut self, index: u32) {
+        // Both sockets close, with a reset where no end was handed on.
+        drop(self.connections.remove(index));
+    }
+}
+
+/// What both ends are like. Whatever fails is only missing.
+fn prepare(socket: &OwnedFd) {
+    // A close means a reset, until an end of stream has been handed on.
+    reset_at_death(socket);
+    // Whoever writes has decided already what to hold back.
+    let _ = sockopt::set_tcp_nodelay(socket, true);
+    // An urgent byte is one of the stream.
+    let _ = sockopt::set_socket_oobinline(socket, true);
+}
+
+/// A socket inside on its way to the workspace's address; None where there is none to be had.
+fn dial(edge: &mut Edge, key: &FlowKey) -> Option<OwnedFd> {
+    let socket = edge.stock.take(key.guest.is_ipv6())?;
+    prepare(&socket);
+    match rustix::net::connect(&socket, &SocketAddr::new(key.guest, key.guest_port)) {
+        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Some(socket),
+        // The workspace may have given up that address: the TAP shows what becomes of it.
+        Err(_) => None,
+    }
+}
