@@ -151,7 +151,8 @@ impl Splices {
         page.list(&self.connections, |spliced, now| Listed {
             protocol: Protocol::Tcp,
             guest: SocketAddr::new(spliced.key.guest, spliced.key.guest_port),
-            remote: Some(spliced.address),
+            // A socket for both families shows IPv4 addresses in IPv6 ones.
+            remote: Some(SocketAddr::new(spliced.address.ip().to_canonical(), spliced.address.port())),
             state: match (spliced.is_connected, spliced.to_guest.is_shut || spliced.to_client.is_shut) {
                 (false, _) => State::Opening,
                 (true, false) => State::Open,
