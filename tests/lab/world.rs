@@ -39,6 +39,8 @@ pub const USER: u32 = 1000;
 const STAGE: &str = "SIDESTEP_LAB_STAGE";
 /// Set in the world of an ordinary user, where only one id exists.
 const SINGLE_ID: &str = "SIDESTEP_LAB_SINGLE_ID";
+/// This program's path: inside, /proc/self/exe tells one of the outer mount namespace.
+const PROGRAM: &str = "SIDESTEP_LAB_PROGRAM";
 
 /// Whether this is an ordinary user's world: uid 0 is the only id in it.
 pub fn is_single_id() -> bool {
@@ -69,7 +71,7 @@ fn make(sidestep: &Path) -> Result<ExitCode> {
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS;
     let mut init = Command::new("/proc/self/exe");
-    init.args(std::env::args_os().skip(1)).env(STAGE, "init");
+    init.args(std::env::args_os().skip(1)).env(STAGE, "init").env(PROGRAM, std::env::current_exe()?);
     if !uid.is_root() {
         flags |= CloneFlags::CLONE_NEWUSER;
         init.env(SINGLE_ID, "1");
@@ -90,7 +92,8 @@ fn make(sidestep: &Path) -> Result<ExitCode> {
 /// Second process: the files, then reaping until the tests end.
 fn init(sidestep: &Path) -> Result<ExitCode> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-    mount_files(sidestep).context("cannot furnish the lab")?;
+    let program = std::env::var_os(PROGRAM).context("the lab's first process did not say which program this is")?;
+    mount_files(sidestep, Path::new(&program)).context("cannot furnish the lab")?;
     let tests = Command::new("/proc/self/exe")
         .args(std::env::args_os().skip(1))
         .env(STAGE, "tests")
@@ -111,7 +114,7 @@ fn init(sidestep: &Path) -> Result<ExitCode> {
     }
 }
 
-fn mount_files(sidestep: &Path) -> Result<()> {
+fn mount_files(sidestep: &Path, program: &Path) -> Result<()> {
     let none: Option<&Path> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
     let resolver = fs::canonicalize("/etc/resolv.conf").unwrap_or_else(|_| PathBuf::from("/etc/resolv.conf"));
@@ -119,8 +122,7 @@ fn mount_files(sidestep: &Path) -> Result<()> {
     for dir in ["/run/lab", "/run/user", "/run/user/0", "/run/user/1000"] {
         fs::create_dir(dir)?;
     }
-    // This program's own path leads to it still, only its mount is the outer namespace's.
-    for (program, path) in [(sidestep, SIDESTEP), (&std::env::current_exe()?, SELF)] {
+    for (program, path) in [(sidestep, SIDESTEP), (program, SELF)] {
         fs::write(path, "")?;
         bind(program, Path::new(path))?;
     }
