@@ -38,6 +38,9 @@ pub const BOTH_PATHS: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Bypass,
 pub const BOTH_PATHS_AS_ROOT: &[Way] = &[way(Path::Tap, Caller::Root), way(Path::Bypass, Caller::Root)];
 pub const BYPASS: &[Way] = &[way(Path::Bypass, Caller::User), way(Path::Bypass, Caller::Root)];
 pub const TAP: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Tap, Caller::Root)];
+/// Where the forwarder's descriptors are counted: it is not dumpable, and an ordinary user's lab may look into that of its
+/// root only.
+pub const TAP_AS_ROOT: &[Way] = &[way(Path::Tap, Caller::Root)];
 pub const HOST: &[Way] = &[way(Path::Host, Caller::User), way(Path::Host, Caller::Root)];
 pub const USER: &[Way] = &[way(Path::Tap, Caller::User)];
 

@@ -15,10 +15,11 @@ use crate::lab::workspace::Workspace;
 use crate::lab::{REMOTE, REMOTE_V4, SLOW_REMOTE_V4, dns, effort, poll};
 
 crate::cases! {
-    TAP: lossy_link, short_queue, behind_a_bridge, idle_connections;
+    TAP: lossy_link, short_queue, behind_a_bridge;
+    TAP_AS_ROOT: idle_connections, mixed_load;
     BOTH_PATHS: readers_that_pause;
     EVERYWHERE: urgent_data, ports_used_again;
-    USER: far_away, mixed_load;
+    USER: far_away;
 }
 
 const LONG: Duration = Duration::from_secs(120);
