@@ -39,8 +39,8 @@ const APPLICATIONS: [Application; 3] = [
     Application { name: "wrk against nginx", programs: &["nginx", "wrk"], serve: serve_nginx, per_second: wrk },
 ];
 
-/// About a second of the host's.
-const REDIS_REQUESTS: u32 = 50_000;
+/// About three seconds of the host's.
+const REDIS_REQUESTS: u32 = 150_000;
 const POSTGRESQL_PORT: u16 = 5432;
 const NGINX_PORT: u16 = 8080;
 const READY: Duration = Duration::from_secs(30);
