@@ -8,7 +8,7 @@ SIDESTEP := target/release/sidestep
 # Debian packages: what it is built with, what it runs with, what the tests run inside it, whom it is compared with.
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config
 RUN_PACKAGES := iproute2 uidmap
-TEST_PACKAGES := bash bind9-dnsutils busybox-static curl hey iperf3 iptables iputils-ping libevent-dev mawk mount nftables \
+TEST_PACKAGES := bash bind9-dnsutils busybox-static chromium curl hey iperf3 iptables iputils-ping libevent-dev mawk mount nftables \
 	nginx-light nodejs openjdk-17-jdk-headless passwd procps psmisc python3 redis-server redis-tools strace tcpdump \
 	util-linux wireguard-go wireguard-tools
 PEER_PACKAGES := passt slirp4netns
@@ -30,12 +30,12 @@ build: ## the release binary
 test: deps ## every test, those in the lab included
 	$(CARGO) test --workspace --locked
 
-demo: deps ## iperf3 on the host, through the TAP and with the bypass, in one table
-	$(CARGO) bench --locked --package sidestep --bench figures -- --demo
+demo: deps build ## iperf3 on the host, through the TAP and with the bypass, in one table
+	$(SIDESTEP) bench --demo
 
-bench: deps ## every figure, paired with the host's, in forty minutes (ARGS="--only bulk --rounds 5 --json FILE")
+bench: deps build ## every figure of `sidestep bench` as for a promise, in an hour (ARGS="--only bulk --rounds 5 --report DIR")
 	@.ci/deps $(BENCH_PACKAGES)
-	$(CARGO) bench --locked --package sidestep --bench figures -- $(ARGS)
+	$(SIDESTEP) bench --rounds 15 $(ARGS)
 
 soak: deps build ## what is too long for CI, hours, reported in docs/soak.md (ONLY="attacks crash": those; ROUNDS=n: make test's n times)
 	SIDESTEP_BIN=$(CURDIR)/$(SIDESTEP) ONLY="$(ONLY)" .ci/soak $(ROUNDS)

@@ -15,6 +15,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod attacks;
+mod bench;
 mod capture;
 mod cases;
 mod configuration;
@@ -85,6 +86,7 @@ fn main() -> anyhow::Result<ExitCode> {
         control::CASES,
         capture::CASES,
         endurance::CASES,
+        bench::CASES,
         attacks::CASES,
         attacks::races::CASES,
         attacks::doors::CASES,

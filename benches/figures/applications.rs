@@ -7,9 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use crate::Arguments;
 use crate::figure::{Baseline, Comparison, Figure, Target};
 use crate::lab::REMOTE_V4;
-use crate::lab::command::Running;
+use crate::lab::command::{Program, Running};
 use crate::lab::poll;
 use crate::lab::workspace::Workspace;
+use crate::lab::world::scratch;
 use crate::machine::find;
 use crate::redis;
 use crate::report::Report;
@@ -95,9 +96,10 @@ fn pgbench(station: &Station) -> Result<f64> {
 }
 
 fn serve_nginx(workspace: &Workspace) -> Result<Running> {
-    let configuration = format!("/tmp/nginx-{}.conf", std::process::id());
-    std::fs::write(&configuration, NGINX.replace("LISTEN", &format!("{REMOTE_V4}:{NGINX_PORT}")))?;
-    let server = crate::lab::command::Program::new(["nginx", "-c", &configuration]).start(&workspace.lab.remote)?;
+    let configuration = scratch().join("nginx.conf");
+    let text = NGINX.replace("LISTEN", &format!("{REMOTE_V4}:{NGINX_PORT}"));
+    std::fs::write(&configuration, text.replace("SCRATCH", &scratch().display().to_string()))?;
+    let server = Program::new(["nginx", "-c"]).arg(&configuration).start(&workspace.lab.remote)?;
     let curl = format!("curl -sS http://{REMOTE_V4}:{NGINX_PORT}/");
     poll("nginx answers", READY, || Ok(workspace.lab.host.run(&curl).is_ok().then_some(())))
         .with_context(|| server.stderr())?;
@@ -107,17 +109,17 @@ fn serve_nginx(workspace: &Workspace) -> Result<Running> {
 const NGINX: &str = "user root;
 daemon off;
 master_process off;
-pid /tmp/nginx.pid;
+pid SCRATCH/nginx.pid;
 error_log stderr error;
 events { worker_connections 1000; }
 http {
     access_log off;
     keepalive_requests 1000000000;
-    client_body_temp_path /tmp/nginx-body;
-    proxy_temp_path /tmp/nginx-proxy;
-    fastcgi_temp_path /tmp/nginx-fastcgi;
-    uwsgi_temp_path /tmp/nginx-uwsgi;
-    scgi_temp_path /tmp/nginx-scgi;
+    client_body_temp_path SCRATCH/nginx-body;
+    proxy_temp_path SCRATCH/nginx-proxy;
+    fastcgi_temp_path SCRATCH/nginx-fastcgi;
+    uwsgi_temp_path SCRATCH/nginx-uwsgi;
+    scgi_temp_path SCRATCH/nginx-scgi;
     server {
         listen LISTEN;
         location / { return 200 hello; }

@@ -2,14 +2,16 @@
 //!
 //! `send` is from the workspace to the remote, `receive` the other way (iperf3 -R).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use crate::Arguments;
-use crate::figure::{Baseline, Comparison, Figure, Target};
+use crate::bypass4netns;
+use crate::figure::{Baseline, Comparison, Figure, Target, paired};
 use crate::lab::REMOTE;
+use crate::machine::find;
 use crate::peers;
 use crate::report::Report;
 use crate::station::{Contender, IPERF3_PORT, Station};
@@ -18,12 +20,29 @@ use crate::station::{Contender, IPERF3_PORT, Station};
 pub const DIRECTIONS: [(&str, Option<&str>); 2] = [("send", None), ("receive", Some("--reverse"))];
 
 const TAP_65520: Contender = Contender::Tap { mtu: 65520 };
+/// Seconds; iperf3 tells nothing finer.
+const INTERVAL: &str = "--interval 0.1";
+
+/// What an iperf3 run moved.
+#[derive(Clone, Default)]
+pub struct Transfer {
+    pub gbits: f64,
+    pub gigabytes: f64,
+    /// Seconds since the start, and Gbit/s until then, as the client saw them.
+    pub course: Vec<(f64, f64)>,
+}
 
 /// One stream, by both families and beside the peers.
 pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
-    let ours = [Contender::Host, Contender::HostAgain, Contender::TAP, TAP_65520, Contender::Bypass];
-    let stations = Station::all(&[&ours[..], &peers::installed(report)].concat())?;
-    for (family, addr) in ["IPv4", "IPv6"].into_iter().zip(REMOTE) {
+    if without_iperf3("bulk", report) {
+        return Ok(());
+    }
+    let mut contenders = vec![Contender::Host, Contender::HostAgain, Contender::TAP, TAP_65520, Contender::Bypass];
+    contenders.extend(peers::installed(report));
+    contenders.extend(bypass4netns::installed(report));
+    let stations = arguments.stations(&contenders)?;
+    for server in arguments.iperf3_servers() {
+        let family = if server.is_ipv4() { "IPv4" } else { "IPv6" };
         for (direction, flag) in DIRECTIONS {
             let to_host = if flag.is_none() { 0.5 } else { 0.45 };
             let figure = figure(
@@ -37,8 +56,11 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
                     Target::of(TAP_65520, Baseline::BetterPeer, 1.0),
                 ],
             );
-            let one = |station: &Station| gbits(station, addr, flag, arguments.seconds, 1);
-            report.add(figure.measure(&stations, arguments.rounds, one)?);
+            let one = |station: &Station| transfer(station, server, INTERVAL, flag, arguments.duration);
+            let transfers = paired(&figure.name, &stations, arguments.rounds, one)?;
+            let rates = transfers.iter().map(|rounds| rounds.iter().map(|round| round.gbits).collect());
+            report.add(figure.rows(&contenders, rates.collect()));
+            report.add_courses(&figure.name, &stations, &transfers);
         }
     }
     Ok(())
@@ -46,12 +68,18 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
 
 /// Several streams, compared with as many of the host's.
 pub fn parallel(arguments: &Arguments, report: &mut Report) -> Result<()> {
-    let stations = Station::all(&[Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass])?;
+    if without_iperf3("parallel", report) {
+        return Ok(());
+    }
+    let ours = [Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass];
+    let stations = arguments.stations(&ours)?;
+    let server = arguments.iperf3_servers()[0];
     for streams in [4, 16] {
         for (direction, flag) in DIRECTIONS {
             let targets = vec![Target::of(Contender::TAP, Baseline::Host, 0.4)];
             let figure = figure(format!("{direction}, {streams} streams"), targets);
-            let all = |station: &Station| gbits(station, REMOTE[0], flag, arguments.seconds, streams);
+            let flags = format!("--parallel {streams}");
+            let all = |station: &Station| received(station, server, &flags, flag, arguments.duration);
             report.add(figure.measure(&stations, arguments.rounds, all)?);
         }
     }
@@ -60,33 +88,80 @@ pub fn parallel(arguments: &Arguments, report: &mut Report) -> Result<()> {
 
 /// From a container of the workspace's own.
 pub fn nested(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    if without_iperf3("nested", report) {
+        return Ok(());
+    }
     let stations = Station::all(&[Contender::Host, Contender::HostAgain, Contender::Nested])?;
     for (direction, flag) in DIRECTIONS {
         let targets = vec![Target::of(Contender::Nested, Baseline::Host, 0.3)];
         let figure = figure(format!("{direction}, from a container inside"), targets);
-        let one = |station: &Station| gbits(station, REMOTE[0], flag, arguments.seconds, 1);
+        let one = |station: &Station| gbits(station, REMOTE[0], flag, arguments.duration);
         report.add(figure.measure(&stations, arguments.rounds, one)?);
     }
     Ok(())
+}
+
+/// Whether iperf3 is missing, which the report then says.
+pub fn without_iperf3(what: &str, report: &mut Report) -> bool {
+    let missing = find("iperf3").is_none();
+    if missing {
+        report.left_out(what, "no iperf3");
+    }
+    missing
 }
 
 fn figure(name: String, targets: Vec<Target>) -> Figure {
     Figure { name, unit: "Gbit/s", comparison: Comparison::Rate, targets }
 }
 
-/// One iperf3 run.
-pub fn gbits(station: &Station, addr: IpAddr, direction: Option<&str>, seconds: u32, streams: u32) -> Result<f64> {
-    received(station, addr, &format!("--parallel {streams}"), direction, seconds)
+/// One stream to the lab's own server.
+pub fn gbits(station: &Station, addr: IpAddr, direction: Option<&str>, seconds: u32) -> Result<f64> {
+    received(station, SocketAddr::new(addr, IPERF3_PORT), "", direction, seconds)
 }
 
 /// What the receiver of an iperf3 run got.
-pub fn received(station: &Station, addr: IpAddr, flags: &str, direction: Option<&str>, seconds: u32) -> Result<f64> {
-    let line = format!("iperf3 --json --client {addr} --port {IPERF3_PORT} --time {seconds} {flags}");
-    let argv: Vec<String> = line.split(' ').chain(direction).map(str::to_owned).collect();
+pub fn received(
+    station: &Station,
+    server: SocketAddr,
+    flags: &str,
+    direction: Option<&str>,
+    seconds: u32,
+) -> Result<f64> {
+    Ok(transfer(station, server, flags, direction, seconds)?.gbits)
+}
+
+fn transfer(
+    station: &Station,
+    server: SocketAddr,
+    flags: &str,
+    direction: Option<&str>,
+    seconds: u32,
+) -> Result<Transfer> {
+    let argv = iperf3(server.ip(), server.port(), flags, direction, seconds);
     // A peer that stalls, and pasta does, must not cost half a minute each round.
     let grace = if station.contender.is_another_system() { 5 } else { 30 };
-    let text = station.run(&argv, Duration::from_secs(u64::from(seconds) + grace))?;
-    let report: serde_json::Value = serde_json::from_str(&text).context("iperf3 --json")?;
-    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    Ok(bits.with_context(|| format!("no rate in {text}"))? / 1e9)
+    Transfer::parse(&station.run(&argv, Duration::from_secs(u64::from(seconds) + grace))?)
+}
+
+/// The command line of a client.
+pub fn iperf3(addr: IpAddr, port: u16, flags: &str, direction: Option<&str>, seconds: u32) -> Vec<String> {
+    let line = format!("iperf3 --json --client {addr} --port {port} --time {seconds} {flags}");
+    line.split_whitespace().chain(direction).map(str::to_owned).collect()
+}
+
+impl Transfer {
+    /// Of what `iperf3 --json` printed.
+    pub fn parse(text: &str) -> Result<Self> {
+        let report: serde_json::Value = serde_json::from_str(text).context("iperf3 --json")?;
+        let received = &report["end"]["sum_received"];
+        let number = |value: &serde_json::Value| value.as_f64().with_context(|| format!("no rate in {text}"));
+        let interval = |one: &serde_json::Value| {
+            Some((one["sum"]["end"].as_f64()?, one["sum"]["bits_per_second"].as_f64()? / 1e9))
+        };
+        Ok(Self {
+            gbits: number(&received["bits_per_second"])? / 1e9,
+            gigabytes: number(&received["bytes"])? / 1e9,
+            course: report["intervals"].as_array().into_iter().flatten().filter_map(interval).collect(),
+        })
+    }
 }

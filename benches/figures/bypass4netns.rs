@@ -4,7 +4,7 @@
 //! it did not carry.
 
 use std::fs;
-use std::os::unix::fs::{chown, symlink};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,14 +13,11 @@ use serde_json::json;
 
 use crate::lab::poll;
 use crate::lab::workspace::Workspace;
-use crate::lab::world::SELF;
-use crate::lab::world::{self, USER};
+use crate::lab::world::{self, USER, runtime_dir};
 use crate::machine::find;
 use crate::report::Report;
 use crate::station::Contender;
 
-/// The caller's own, as every path of the lab has it.
-const RUNTIME_DIR: &str = "/run/user/1000";
 /// What its own documentation has Docker and Podman stop.
 const STOPPED: [&str; 13] = [
     "bind",
@@ -49,7 +46,7 @@ pub fn installed(report: &mut Report) -> Option<Contender> {
 
 /// Standard output of a command run in such a container, started by the caller in the lab's host.
 pub fn run(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
-    let dir = tempfile::Builder::new().prefix("bypass4netns-").tempdir_in(RUNTIME_DIR)?;
+    let dir = tempfile::Builder::new().prefix("bypass4netns-").tempdir_in(runtime_dir())?;
     let (bundle, socket) = (dir.path(), dir.path().join("listener"));
     furnish(bundle, argv, &socket)?;
     let said = |path: &Path| path.display().to_string();
@@ -76,22 +73,25 @@ pub fn run(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result
 /// The container's configuration, and a root with the host's /usr in it.
 fn furnish(bundle: &Path, argv: &[String], socket: &Path) -> Result<()> {
     let root = bundle.join("rootfs");
-    for dir in ["usr", "proc", "dev", "run/lab"] {
+    for dir in ["usr", "proc", "dev"] {
         fs::create_dir_all(root.join(dir))?;
     }
     for link in ["bin", "sbin", "lib", "lib64"] {
         symlink(format!("usr/{link}"), root.join(link))?;
     }
-    fs::write(root.join(&SELF[1..]), "")?;
-    // In an ordinary user's world the container's user is mapped to the one id there is.
+    let program = world::program();
+    let inside = root.join(program.strip_prefix("/")?);
+    fs::create_dir_all(inside.parent().context("the program is a directory")?)?;
+    fs::write(inside, "")?;
     let id = json!([{ "containerID": 0, "hostID": USER, "size": 1 }]);
     let namespaces = ["user", "mount", "pid", "network", "ipc", "uts"].map(|kind| json!({ "type": kind }));
-    let bound = |source: &str| json!({ "destination": source, "type": "none", "source": source, "options": ["rbind"] });
+    let bound =
+        |source: &Path| json!({ "destination": source, "type": "none", "source": source, "options": ["rbind"] });
     let configuration = json!({
         "ociVersion": "1.0.2",
         "root": { "path": "rootfs" },
         "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": argv, "env": ["PATH=/usr/bin:/bin"], "noNewPrivileges": true },
-        "mounts": [bound("/usr"), bound(SELF), { "destination": "/proc", "type": "proc", "source": "proc" }],
+        "mounts": [bound(Path::new("/usr")), bound(&program), { "destination": "/proc", "type": "proc", "source": "proc" }],
         "linux": {
             "uidMappings": id,
             "gidMappings": id,
@@ -104,11 +104,5 @@ fn furnish(bundle: &Path, argv: &[String], socket: &Path) -> Result<()> {
         },
     });
     fs::write(bundle.join("config.json"), configuration.to_string())?;
-    if !world::is_single_id() {
-        let everything = [".", "rootfs", "rootfs/usr", "rootfs/proc", "rootfs/dev", "rootfs/run", "rootfs/run/lab"];
-        for path in everything {
-            chown(bundle.join(path), Some(USER), Some(USER))?;
-        }
-    }
     Ok(())
 }

@@ -19,7 +19,7 @@ const BATCHES: usize = 200;
 /// Calls a batch: as many descriptors are open at once, which has to stay under the usual limit of 1024.
 const BATCH: usize = 500;
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Call {
     /// Of a duplicate of /dev/zero.
     Close,

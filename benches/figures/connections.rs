@@ -9,19 +9,29 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use crate::Arguments;
 use crate::bypass4netns;
-use crate::figure::{Baseline, Comparison, Figure, Target};
+use crate::figure::{Baseline, Comparison, Figure, Target, contenders_of, paired};
 use crate::lab::REMOTE;
 use crate::lab::netns::Netns;
 use crate::peers;
 use crate::report::Report;
 use crate::station::{Contender, Station, closer};
+use crate::times::{Recorder, Times};
 
 pub const PORT: u16 = 7000;
 /// A tenth of a second of the host's, half a second of the TAP's.
 const COUNT: u32 = 4000;
+
+/// What one run of the client found.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct Cycles {
+    pub per_second: f64,
+    /// From connect(2) to the server's close, each.
+    times: Times,
+}
 
 /// To the remote, beside everyone who does the same.
 pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
@@ -39,7 +49,8 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
             targets.push(Target::of(Contender::Bypass, Baseline::Path(Contender::Bypass4netns), 4.0));
         }
         let figure = figure(format!("connections, {}", said(threads)), targets);
-        report.add(figure.measure(&stations, arguments.rounds, |station| per_second(station, COUNT, threads))?);
+        let one = |station: &Station| cycles(station, COUNT, threads);
+        add(report, &figure, &stations, &paired(&figure.name, &stations, arguments.rounds, one)?)?;
     }
     Ok(())
 }
@@ -51,8 +62,8 @@ pub fn in_place(arguments: &Arguments, report: &mut Report) -> Result<()> {
         let targets = vec![Target::of(Contender::Bypass, Baseline::Host, 0.4)];
         let figure = figure(format!("connections to 127.0.0.1, {}", said(threads)), targets);
         let (count, words) = (COUNT.to_string(), threads.to_string());
-        let one = |station: &Station| station.figure(&["connect-in-place", &count, &words]);
-        report.add(figure.measure(&stations, arguments.rounds, one)?);
+        let one = |station: &Station| station.answer(&["connect-in-place", &count, &words]);
+        add(report, &figure, &stations, &paired(&figure.name, &stations, arguments.rounds, one)?)?;
     }
     Ok(())
 }
@@ -65,22 +76,46 @@ fn said(threads: u32) -> String {
     if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") }
 }
 
-/// Connections a second on this station's path, over IPv4.
-pub fn per_second(station: &Station, count: u32, threads: u32) -> Result<f64> {
-    station.figure(&["connect", &closer(REMOTE[0]).to_string(), &count.to_string(), &threads.to_string()])
+fn add(report: &mut Report, figure: &Figure, stations: &[Station], cycles: &[Vec<Cycles>]) -> Result<()> {
+    let rates = cycles.iter().map(|rounds| rounds.iter().map(|round| round.per_second).collect());
+    report.add(figure.rows(&contenders_of(stations), rates.collect()));
+    let times: Vec<Vec<Times>> =
+        cycles.iter().map(|rounds| rounds.iter().map(|round| round.times.clone()).collect()).collect();
+    report.add_times(&figure.name, stations, &times)
+}
+
+/// Connections on this station's path, over IPv4.
+pub fn cycles(station: &Station, count: u32, threads: u32) -> Result<Cycles> {
+    station.answer(&["connect", &closer(REMOTE[0]).to_string(), &count.to_string(), &threads.to_string()])
 }
 
 /// The client: `count` connections in all.
-pub fn connect(addr: SocketAddr, count: u32, threads: u32) -> Result<f64> {
+pub fn connect(addr: SocketAddr, count: u32, threads: u32) -> Result<Cycles> {
     ensure!(threads > 0 && count >= threads, "{count} connections by {threads} threads");
     let each = count / threads;
+    let mut all = Recorder::new()?;
     let begun = Instant::now();
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| (0..each).try_for_each(|_| cycle(addr)))).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| unreachable!("a cycle panicked")))
+    let recorders = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| timed_cycles(addr, each))).collect();
+        let join = |worker: thread::ScopedJoinHandle<Result<Recorder>>| {
+            worker.join().unwrap_or_else(|_| unreachable!("a cycle panicked"))
+        };
+        workers.into_iter().map(join).collect::<Result<Vec<Recorder>>>()
     })
     .with_context(|| format!("a connection to {addr}"))?;
-    Ok(f64::from(each * threads) / begun.elapsed().as_secs_f64())
+    let per_second = f64::from(each * threads) / begun.elapsed().as_secs_f64();
+    recorders.iter().try_for_each(|recorder| all.merge(recorder))?;
+    Ok(Cycles { per_second, times: all.times() })
+}
+
+fn timed_cycles(addr: SocketAddr, count: u32) -> Result<Recorder> {
+    let mut recorder = Recorder::new()?;
+    for _ in 0..count {
+        let begun = Instant::now();
+        cycle(addr)?;
+        recorder.record(begun.elapsed())?;
+    }
+    Ok(recorder)
 }
 
 pub fn cycle(addr: SocketAddr) -> std::io::Result<()> {
@@ -89,7 +124,7 @@ pub fn cycle(addr: SocketAddr) -> std::io::Result<()> {
 }
 
 /// The same with client and server in one network namespace, over the loopback device.
-pub fn connect_in_place(count: u32, threads: u32) -> Result<f64> {
+pub fn connect_in_place(count: u32, threads: u32) -> Result<Cycles> {
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let addr = listener.local_addr()?;
     close_all(listener);

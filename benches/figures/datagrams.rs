@@ -3,9 +3,8 @@
 use anyhow::Result;
 
 use crate::Arguments;
-use crate::bulk::{DIRECTIONS, received};
+use crate::bulk::{DIRECTIONS, received, without_iperf3};
 use crate::figure::{Baseline, Comparison, Figure, Target};
-use crate::lab::REMOTE;
 use crate::peers;
 use crate::report::Report;
 use crate::station::{Contender, Station};
@@ -14,8 +13,12 @@ use crate::station::{Contender, Station};
 const FLOOD: &str = "--udp --bitrate 0 --length 1400";
 
 pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    if without_iperf3("datagrams", report) {
+        return Ok(());
+    }
     let ours = [Contender::Host, Contender::HostAgain, Contender::TAP];
-    let stations = Station::all(&[&ours[..], &peers::installed(report)].concat())?;
+    let stations = arguments.stations(&[&ours[..], &peers::installed(report)].concat())?;
+    let server = arguments.iperf3_servers()[0];
     for (direction, flag) in DIRECTIONS {
         let figure = Figure {
             name: format!("UDP {direction}, 1400 bytes"),
@@ -23,7 +26,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
             comparison: Comparison::Rate,
             targets: vec![Target::of(Contender::TAP, Baseline::BetterPeer, 2.0)],
         };
-        let one = |station: &Station| received(station, REMOTE[0], FLOOD, flag, arguments.seconds);
+        let one = |station: &Station| received(station, server, FLOOD, flag, arguments.duration);
         report.add(figure.measure(&stations, arguments.rounds, one)?);
     }
     Ok(())

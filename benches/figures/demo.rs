@@ -3,10 +3,10 @@
 use anyhow::Result;
 
 use crate::bulk::{DIRECTIONS, gbits};
-use crate::connections::per_second;
+use crate::connections::cycles;
 use crate::figure::paired;
 use crate::lab::REMOTE;
-use crate::report::{number, progress};
+use crate::report::number;
 use crate::station::{Contender, Station};
 use crate::statistics::median;
 
@@ -20,14 +20,13 @@ pub fn run() -> Result<()> {
     let stations = Station::all(&Contender::OURS)?;
     let mut lines = Vec::new();
     for (direction, flag) in DIRECTIONS {
-        progress(&format!("iperf3, {direction}"));
-        let measure = |station: &Station| gbits(station, REMOTE[0], flag, SECONDS, 1);
-        lines.push(line(&format!("{direction}, Gbit/s"), &paired(&stations, ROUNDS, measure)?));
+        let measure = |station: &Station| gbits(station, REMOTE[0], flag, SECONDS);
+        let values = paired(&format!("iperf3, {direction}"), &stations, ROUNDS, measure)?;
+        lines.push(line(&format!("{direction}, Gbit/s"), &values));
     }
-    progress("short connections");
-    let measure = |station: &Station| per_second(station, CONNECTIONS, 1);
-    lines.push(line("new connections a second", &paired(&stations, ROUNDS, measure)?));
-    progress("");
+    let measure = |station: &Station| Ok(cycles(station, CONNECTIONS, 1)?.per_second);
+    let values = paired("short connections", &stations, ROUNDS, measure)?;
+    lines.push(line("new connections a second", &values));
 
     let columns: Vec<String> = stations.iter().map(|station| station.contender.to_string()).collect();
     println!("| TCP over IPv4, one stream | {} |", columns.join(" | "));

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::report::progress;
+use crate::progress::Steps;
 use crate::station::{Contender, Station};
 use crate::statistics::{Estimate, Summary, estimate, summary};
 
@@ -60,6 +60,7 @@ pub struct Row {
     pub figure: String,
     pub path: String,
     pub unit: &'static str,
+    pub more_is_better: bool,
     pub summary: Summary,
     /// With the host, then with every other baseline that has a target.
     pub compared: Vec<Compared>,
@@ -85,14 +86,19 @@ type Values<T> = Vec<T>;
 ///
 /// Returns the values of each station. A peer that fails gets 0: it is there for comparison, not under test.
 pub fn paired<T: Default>(
+    name: &str,
     stations: &[Station],
     rounds: u32,
     measure: impl Fn(&Station) -> Result<T>,
 ) -> Result<Vec<Values<T>>> {
-    let measure = |station: &Station| match measure(station) {
+    let steps = Steps::begin(name, stations.len() * (rounds as usize + 1));
+    let measure = |station: &Station| match steps.step(&station.contender, || measure(station)) {
         Err(error) if station.contender.is_another_system() => {
-            progress("");
-            eprintln!("{}", format!("{error:#}").lines().next().unwrap_or_default());
+            let text = format!("{error:#}");
+            let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+            // What failed, and the last that it said.
+            let (what, said) = (lines.next().unwrap_or_default(), lines.next_back().unwrap_or_default());
+            steps.say(&format!("{what}\n  {said}"));
             Ok(T::default())
         }
         result => result,
@@ -110,6 +116,10 @@ pub fn paired<T: Default>(
     Ok(values)
 }
 
+pub fn contenders_of(stations: &[Station]) -> Vec<Contender> {
+    stations.iter().map(|station| station.contender).collect()
+}
+
 impl Target {
     pub const fn of(path: Contender, baseline: Baseline, limit: f64) -> Self {
         Self { path, baseline, limit }
@@ -123,18 +133,17 @@ impl Figure {
         rounds: u32,
         measure: impl Fn(&Station) -> Result<f64>,
     ) -> Result<Vec<Row>> {
-        progress(&self.name);
-        Ok(self.rows(stations, paired(stations, rounds, measure)?))
+        Ok(self.rows(&contenders_of(stations), paired(&self.name, stations, rounds, measure)?))
     }
 
     /// Of what [`paired`] returned, or a part of it.
-    pub fn rows(&self, stations: &[Station], values: Vec<Values<f64>>) -> Vec<Row> {
-        let contenders = stations.iter().map(|station| station.contender);
-        let measured: Vec<_> = contenders.zip(values).collect();
+    pub fn rows(&self, contenders: &[Contender], values: Vec<Values<f64>>) -> Vec<Row> {
+        let measured: Vec<_> = contenders.iter().copied().zip(values).collect();
         let row = |(contender, values): &(Contender, Values<f64>)| Row {
             figure: self.name.clone(),
             path: contender.to_string(),
             unit: self.unit,
+            more_is_better: self.comparison == Comparison::Rate,
             summary: summary(values),
             compared: self.compare(*contender, values, &measured),
             values: values.clone(),

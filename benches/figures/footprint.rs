@@ -11,9 +11,8 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::Arguments;
 use crate::figure::{Baseline, Comparison, Figure, Target};
 use crate::lab::processes::{Process, Tree};
-use crate::lab::world::SELF;
 use crate::report::Report;
-use crate::station::{Contender, Station};
+use crate::station::{Contender, Station, inside};
 
 /// Memory hardly scatters.
 const MEMORY_ROUNDS: u32 = 3;
@@ -83,7 +82,7 @@ fn pss_kilobytes(pid: i32) -> Result<u64> {
 
 #[allow(clippy::cast_precision_loss, reason = "nanoseconds of a moment")]
 fn start_milliseconds(station: &Station) -> Result<f64> {
-    let mut command = station.program(&[SELF.to_owned(), "clock".to_owned()]).command();
+    let mut command = station.program(&inside(&["clock"])).command();
     command.stdin(Stdio::null());
     let (begun, output) = station.workspace.lab.host.within(|| (monotonic_nanoseconds(), command.output()));
     let output = output?;

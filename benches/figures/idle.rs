@@ -10,13 +10,12 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::connections::cycle;
-use crate::figure::{Baseline, Comparison, Figure, Target, paired};
+use crate::figure::{Baseline, Comparison, Figure, Target, contenders_of, paired};
 use crate::footprint::{megabytes, ours};
 use crate::lab::REMOTE;
 use crate::lab::processes::{Process, Tree};
-use crate::lab::world::SELF;
-use crate::report::{Report, progress};
-use crate::station::{Contender, Station, closer};
+use crate::report::Report;
+use crate::station::{Contender, Station, closer, inside};
 use crate::statistics::median;
 
 /// As the target is worded.
@@ -43,13 +42,14 @@ pub fn measure(report: &mut Report) -> Result<()> {
         report.left_out(&name("all"), &format!("the hard limit of open files is below {DESCRIPTORS}"));
         return Ok(());
     }
-    progress(&name("all"));
     let stations = Station::all(&[Contender::TAP])?;
-    let values = paired(&stations, ROUNDS, look)?;
+    let values = paired(&name("all"), &stations, ROUNDS, look)?;
     let mut add = |what: &str, unit, limit, of: fn(&Measured) -> f64| {
         let targets = vec![Target::of(Contender::TAP, Baseline::Host, limit)];
         let figure = Figure { name: name(what), unit, comparison: Comparison::Value, targets };
-        report.add(figure.rows(&stations, values.iter().map(|path| path.iter().map(of).collect()).collect()));
+        report.add(
+            figure.rows(&contenders_of(&stations), values.iter().map(|path| path.iter().map(of).collect()).collect()),
+        );
     };
     add("PSS", "MB", 64.0, |measured| measured.megabytes);
     add("work", "% of a core", 1.0, |measured| measured.core_percent);
@@ -60,12 +60,12 @@ pub fn measure(report: &mut Report) -> Result<()> {
 
 fn look(station: &Station) -> Result<Measured> {
     let holder = hold(station)?;
-    let argv = [SELF, "hold", &holder.to_string(), &closer(REMOTE[0]).to_string()].map(str::to_owned);
+    let argv = inside(&["hold", &holder.to_string(), &closer(REMOTE[0]).to_string()]);
     let mut client = station.program(&argv).deadline(DEADLINE).start(&station.workspace.lab.host)?;
     let before: f64 = client.line()?.parse()?;
     client.line_with("open")?;
     let tree = Tree::of(client.pid())?;
-    let ours = ours(&tree, SELF)?;
+    let ours = ours(&tree, &argv[..2].join(" "))?;
     let (begun, worked) = (Instant::now(), nanoseconds(&ours)?);
     thread::sleep(LOOK);
     let worked = nanoseconds(&ours)? - worked;

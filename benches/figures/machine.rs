@@ -21,12 +21,12 @@ pub struct Machine {
     /// Of what is measured with and compared with.
     programs: Vec<String>,
     sidestep: String,
-    caller: &'static str,
-    congestion_control: &'static str,
+    /// Nothing where it is the machine's own.
+    congestion_control: Option<&'static str>,
 }
 
 impl Machine {
-    pub fn look(sidestep: &Path) -> Self {
+    pub fn look(lab: bool) -> Self {
         let profile = if cfg!(debug_assertions) { "not optimised, figures mean nothing" } else { "release" };
         Self {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
@@ -34,19 +34,30 @@ impl Machine {
             cpu: cpu(),
             mitigations: mitigations(),
             programs: PROGRAMS.into_iter().map(version).collect(),
-            sidestep: format!("{} ({profile})", sidestep.display()),
-            caller: if world::is_single_id() { "ordinary user, one id" } else { "ordinary user with subordinate ids" },
-            congestion_control: "cubic on every path",
+            sidestep: format!("{} ({profile})", env!("CARGO_PKG_VERSION")),
+            congestion_control: lab.then_some("cubic"),
         }
+    }
+}
+
+impl Machine {
+    /// What there is to say, by name.
+    pub fn facts(&self) -> [(&'static str, String); 5] {
+        let control =
+            self.congestion_control.map_or("as the machine has it".to_owned(), |name| format!("{name} everywhere"));
+        [
+            ("kernel", format!("Linux {}", self.kernel)),
+            ("processor", format!("{} cores of {}; mitigations: {}", self.cores, self.cpu, self.mitigations)),
+            ("congestion control", control),
+            ("sidestep", format!("{}, called by an ordinary user", self.sidestep)),
+            ("programs", self.programs.join(", ")),
+        ]
     }
 }
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Linux {}, {} cores of {}, {}", self.kernel, self.cores, self.cpu, self.congestion_control)?;
-        writeln!(f, "mitigations: {}", self.mitigations)?;
-        writeln!(f, "{}", self.programs.join("; "))?;
-        writeln!(f, "{}, called by an {}\n", self.sidestep, self.caller)
+        self.facts().iter().try_for_each(|(name, fact)| writeln!(f, "- {name}: {fact}"))
     }
 }
 
@@ -70,11 +81,12 @@ fn mitigations() -> String {
 }
 
 /// With what makes each tell its version, and Debian's package, whose version counts where it does not.
-const PROGRAMS: [(&str, &str, &str); 8] = [
+const PROGRAMS: [(&str, &str, &str); 9] = [
     ("iperf3", "--version", "iperf3"),
     ("slirp4netns", "--version", "slirp4netns"),
     ("pasta", "--version", "passt"),
     ("bypass4netns", "--version", "bypass4netns"),
+    ("runc", "--version", "runc"),
     ("redis-server", "--version", "redis-server"),
     ("pgbench", "--version", "postgresql-15"),
     ("nginx", "-v", "nginx-light"),
@@ -84,7 +96,7 @@ const PROGRAMS: [(&str, &str, &str); 8] = [
 fn version((name, flag, package): (&str, &str, &str)) -> String {
     let Some(program) = find(name) else { return format!("no {name}") };
     // bypass4netns wants a directory for its socket even so.
-    let told = first_line(Command::new(program).arg(flag).env("XDG_RUNTIME_DIR", world::SCRATCH));
+    let told = first_line(Command::new(program).arg(flag).env("XDG_RUNTIME_DIR", world::runtime_dir()));
     // `slirp4netns version 1.2.0`, `nginx version: nginx/1.22.1`, `Redis server v=7.0.15 sha=00000000:0`
     let numbers = told.split_whitespace().skip(1).map(|word| word.rsplit(['/', '=']).next().unwrap_or(word));
     let number = numbers.into_iter().find(|word| word.starts_with(|first: char| first.is_ascii_digit()));

@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result};
 
 use crate::lab::CUBIC;
 use crate::lab::workspace::Workspace;
-use crate::lab::world;
 use crate::machine::find;
 use crate::report::Report;
 use crate::station::Contender;
@@ -23,15 +22,10 @@ const BEST_MTU: &str = "65520";
 
 /// Those on this machine; the report names the others.
 pub fn installed(report: &mut Report) -> Vec<Contender> {
-    let why_not = |peer: &Peer| match peer {
-        // It enters the namespace of another process, and callers here have a user namespace each.
-        Peer::Slirp4netns if world::is_single_id() => Some("not with one id"),
-        peer => find(peer.program()).is_none().then_some("not installed"),
-    };
     let (here, missing): (Vec<Peer>, Vec<Peer>) =
-        [Peer::Slirp4netns, Peer::Pasta].into_iter().partition(|peer| why_not(peer).is_none());
+        [Peer::Slirp4netns, Peer::Pasta].into_iter().partition(|peer| find(peer.program()).is_some());
     for peer in missing {
-        report.left_out(peer.program(), why_not(&peer).unwrap_or_default());
+        report.left_out(peer.program(), "not installed");
     }
     here.into_iter().map(Contender::Peer).collect()
 }
@@ -67,20 +61,22 @@ fn run_pasta(workspace: &Workspace, argv: &[String], deadline: Duration) -> Resu
     after_ready(&program.deadline(deadline).run(&workspace.lab.host)?.output()?)
 }
 
-/// slirp4netns is given a process that waits in the namespace until it has a default route.
+/// slirp4netns is given a process that waits in its namespaces until it has a default route. Both have one parent: where
+/// there is one id, a user namespace of its own around each would hide them from each other.
 fn run_slirp4netns(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
-    let program =
-        workspace.program(["unshare", "--user", "--map-root-user", "--net", "sh", "-c"]).arg(script()).arg("sh");
-    let program = argv.iter().fold(program, |program, word| program.arg(word)).deadline(deadline);
-    let mut inside = program.start(&workspace.lab.host)?;
-    inside.line_with(READY)?;
-    let pid = inside.pid().to_string();
-    let _network = workspace
-        .program(["slirp4netns", "--configure", "--enable-ipv6", "--mtu", BEST_MTU, &pid, "tap0"])
-        .deadline(deadline)
-        .start(&workspace.lab.host)?;
-    after_ready(&inside.finish()?.output()?)
+    let program = workspace.shell(&BOTH.replace("MTU", BEST_MTU)).arg("sh").arg(script());
+    let program = argv.iter().fold(program, |program, word| program.arg(word));
+    after_ready(&program.deadline(deadline).run(&workspace.lab.host)?.output()?)
 }
+
+const BOTH: &str = r#"script=$1; shift
+unshare --user --map-root-user --net sh -c "$script" sh "$@" & inside=$!
+until net=$(readlink /proc/$inside/ns/net) && test "$net" != "$(readlink /proc/self/ns/net)"; do sleep 0.01; done
+slirp4netns --configure --enable-ipv6 --mtu MTU $inside tap0 >&2 & network=$!
+status=0
+wait $inside || status=$?
+kill $network
+exit $status"#;
 
 /// Without its own it takes the host's address, and old versions then get no answer across the lab's cable.
 const PASTA_ADDRESSES: &str = "--address 10.0.2.100 --netmask 24 --gateway 10.0.2.2 --address fd00::100 --gateway \

@@ -5,14 +5,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::Arguments;
-use crate::figure::{Baseline, Comparison, Figure, Target, paired};
+use crate::figure::{Baseline, Comparison, Figure, Target, contenders_of, paired};
 use crate::lab::REMOTE_V4;
 use crate::lab::command::{Program, Running};
 use crate::lab::poll;
 use crate::lab::workspace::Workspace;
+use crate::lab::world::scratch;
 use crate::machine::find;
 use crate::peers;
-use crate::report::{Report, progress};
+use crate::report::Report;
 use crate::station::{Contender, Station};
 
 pub const PROGRAMS: [&str; 3] = ["redis-server", "redis-cli", "redis-benchmark"];
@@ -35,22 +36,21 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
     let _servers = stations.iter().map(|station| serve(&station.workspace)).collect::<Result<Vec<Running>>>()?;
     for (clients, requests) in [(1, 5_000), (50, 20_000)] {
         let name = format!("SET, {clients} client{}", if clients == 1 { "" } else { "s" });
-        progress(&name);
-        let values = paired(&stations, arguments.rounds, |station| benchmark(station, clients, requests))?;
+        let values = paired(&name, &stations, arguments.rounds, |station| benchmark(station, clients, requests))?;
         let column = |of: fn(&Measured) -> f64| values.iter().map(|path| path.iter().map(of).collect()).collect();
         let targets = vec![Target::of(Contender::TAP, Baseline::BetterPeer, 1.0)];
         let rate = Figure { name: name.clone(), unit: "/s", comparison: Comparison::Rate, targets: targets.clone() };
         let p99 = Figure { name: format!("{name}, p99"), unit: "ms", comparison: Comparison::Latency, targets };
-        report.add(rate.rows(&stations, column(|measured| measured.per_second)));
-        report.add(p99.rows(&stations, column(|measured| measured.p99_milliseconds)));
+        report.add(rate.rows(&contenders_of(&stations), column(|measured| measured.per_second)));
+        report.add(p99.rows(&contenders_of(&stations), column(|measured| measured.p99_milliseconds)));
     }
     Ok(())
 }
 
 /// A server on the remote, ready, that writes no file.
 pub fn serve(workspace: &Workspace) -> Result<Running> {
-    let line = format!("redis-server --bind {REMOTE_V4} --port {PORT} --protected-mode no --dir /tmp --save");
-    let server = Program::new(line.split(' ')).arg("").start(&workspace.lab.remote)?;
+    let line = format!("redis-server --bind {REMOTE_V4} --port {PORT} --protected-mode no --save");
+    let server = Program::new(line.split(' ')).arg("").arg("--dir").arg(scratch()).start(&workspace.lab.remote)?;
     let ping = format!("redis-cli -h {REMOTE_V4} -p {PORT} ping");
     poll("redis answers", Duration::from_secs(10), || {
         Ok((workspace.lab.host.run(&ping).is_ok_and(|done| done.stdout.trim() == "PONG")).then_some(()))

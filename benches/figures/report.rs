@@ -1,73 +1,219 @@
-//! The table for people, in Markdown, and the same data for machines.
+//! What was found: on the terminal as it comes, at the end (or when interrupted) as files: HTML, Markdown, JSON.
 
-use std::fs::File;
-use std::io::IsTerminal as _;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::process::CommandExt as _;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context as _, Error, Result};
-use rustix::io::FdFlags;
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use crate::bulk::Transfer;
 use crate::figure::{Compared, Row, Verdict};
+use crate::html;
 use crate::machine::Machine;
+use crate::progress;
+use crate::station::Station;
+use crate::statistics::median;
+use crate::times::{Distribution, Times};
+
+/// Shared with the thread that writes it when the measuring is interrupted.
+#[derive(Clone)]
+pub struct Report {
+    findings: Arc<Mutex<Findings>>,
+    files: Arc<Files>,
+}
+
+/// Where the report goes, besides the terminal.
+pub struct Files {
+    json: Option<PathBuf>,
+    dir: Option<PathBuf>,
+}
+
+/// All of it, as the JSON has it.
+#[derive(Serialize)]
+pub struct Findings {
+    /// False where the measuring was interrupted.
+    pub complete: bool,
+    pub settings: Settings,
+    pub machine: Machine,
+    pub figures: Vec<Row>,
+    pub distributions: Vec<Distribution>,
+    pub courses: Vec<Course>,
+    pub left_out: Vec<LeftOut>,
+}
 
 #[derive(Serialize)]
-pub struct Report {
-    machine: Machine,
-    figures: Vec<Row>,
-    left_out: Vec<LeftOut>,
-    #[serde(skip)]
-    has_head: bool,
+pub struct Settings {
+    pub rounds: u32,
+    /// Seconds of each iperf3 run.
+    pub duration: u32,
+    /// Nothing for the lab's own.
+    pub server: Option<String>,
+}
+
+/// How one path's rate went: the medians over the rounds.
+#[derive(Serialize)]
+pub struct Course {
+    pub figure: String,
+    pub path: String,
+    pub unit: &'static str,
+    /// Seconds since the start, and the rate until then.
+    pub points: Vec<(f64, f64)>,
 }
 
 /// What this machine could not measure.
 #[derive(Serialize)]
-struct LeftOut {
-    what: String,
-    why: String,
+pub struct LeftOut {
+    pub what: String,
+    pub why: String,
+}
+
+impl Files {
+    /// Finds out early what cannot be written.
+    pub fn prepare(json: Option<PathBuf>, dir: Option<PathBuf>) -> Result<Self> {
+        if let Some(file) = &json {
+            File::options()
+                .create(true)
+                .append(true)
+                .open(file)
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        if let Some(dir) = &dir {
+            fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
+        }
+        Ok(Self { json, dir })
+    }
+
+    fn write(&self, findings: &Findings) -> Result<()> {
+        let json = serde_json::to_string_pretty(findings)? + "\n";
+        if let Some(file) = &self.json {
+            write(file, &json)?;
+        }
+        if let Some(dir) = &self.dir {
+            write(&dir.join("report.json"), &json)?;
+            write(&dir.join("report.md"), &markdown(findings))?;
+            write(&dir.join("report.html"), &html::page(findings))?;
+            eprintln!("the report is in {}", dir.join("report.html").display());
+        }
+        Ok(())
+    }
 }
 
 impl Report {
-    pub fn new(machine: Machine) -> Self {
-        Self { machine, figures: Vec::new(), left_out: Vec::new(), has_head: false }
+    pub fn new(machine: Machine, settings: Settings, files: Files) -> Self {
+        println!("{machine}\n{HEAD}");
+        let findings = Findings {
+            complete: true,
+            settings,
+            machine,
+            figures: Vec::new(),
+            distributions: Vec::new(),
+            courses: Vec::new(),
+            left_out: Vec::new(),
+        };
+        Self { findings: Arc::new(Mutex::new(findings)), files: Arc::new(files) }
     }
 
     /// Adds the rows and prints them, so that a run that is broken off has told what it knew.
     pub fn add(&mut self, rows: Vec<Row>) {
-        self.head();
+        progress::clear();
         for row in &rows {
             print!("{}", lines(row));
         }
-        self.figures.extend(rows);
+        self.findings().figures.extend(rows);
+    }
+
+    /// Of the same figure: the times behind the values, each path's of all rounds.
+    pub fn add_times(&mut self, figure: &str, stations: &[Station], times: &[Vec<Times>]) -> Result<()> {
+        for (station, rounds) in stations.iter().zip(times) {
+            let distribution = Distribution::of(figure, station.contender.to_string(), rounds)?;
+            self.findings().distributions.extend(distribution);
+        }
+        Ok(())
+    }
+
+    /// Of the same figure: how the transfers went.
+    pub fn add_courses(&mut self, figure: &str, stations: &[Station], transfers: &[Vec<Transfer>]) {
+        for (station, rounds) in stations.iter().zip(transfers) {
+            let (path, points) = (station.contender.to_string(), course(rounds));
+            self.findings().courses.push(Course { figure: figure.to_owned(), path, unit: "Gbit/s", points });
+        }
     }
 
     /// Says what is missing from the table, a figure or a path, and why; once, however often it would have come.
     pub fn left_out(&mut self, what: &str, why: &str) {
-        if self.left_out.iter().any(|known| known.what == what) {
+        let mut findings = self.findings();
+        if findings.left_out.iter().any(|known| known.what == what) {
             return;
         }
-        self.head();
-        println!("| {what} | – | – | – | – |  | left out: {why} |");
-        self.left_out.push(LeftOut { what: what.to_owned(), why: why.to_owned() });
+        progress::clear();
+        let left_out = LeftOut { what: what.to_owned(), why: why.to_owned() };
+        print!("{}", left_out.line());
+        findings.left_out.push(left_out);
     }
 
-    fn head(&mut self) {
-        progress("");
-        if !std::mem::replace(&mut self.has_head, true) {
-            println!("| figure | path | median | min–max | to the host, same round [95 %] | target | |");
-            println!("|---|---|---:|---:|---:|---|---|");
-        }
+    /// Writes what there is.
+    pub fn finish(&self, complete: bool) -> Result<()> {
+        let mut findings = self.findings();
+        findings.complete = complete;
+        self.files.write(&findings)
     }
 
-    /// Writes the JSON file, where one was opened.
-    pub fn finish(&self, descriptor: Option<i32>) -> Result<()> {
-        let Some(descriptor) = descriptor else { return Ok(()) };
-        let path = format!("/proc/self/fd/{descriptor}");
-        let file = File::options().write(true).truncate(true).open(&path).context("write the JSON file")?;
-        serde_json::to_writer_pretty(file, self).context("write the JSON file")
+    fn findings(&self) -> MutexGuard<'_, Findings> {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LeftOut {
+    fn line(&self) -> String {
+        format!("| {} | – | – | – | – |  | left out: {} |\n", self.what, self.why)
+    }
+}
+
+const HEAD: &str = "\
+| figure | path | median | min–max | to the host, same round [95 %] | target | |
+|---|---|---:|---:|---:|---|---|";
+
+/// The medians of what the rounds had at each moment. Their clocks are as good as the same.
+fn course(rounds: &[Transfer]) -> Vec<(f64, f64)> {
+    let longest = rounds.iter().map(|round| round.course.len()).max().unwrap_or(0);
+    let moment = |place| {
+        let points: Vec<(f64, f64)> = rounds.iter().filter_map(|round| round.course.get(place).copied()).collect();
+        let (times, rates): (Vec<f64>, Vec<f64>) = points.into_iter().unzip();
+        (median(&times), median(&rates))
+    };
+    (0..longest).map(moment).collect()
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn markdown(findings: &Findings) -> String {
+    let mut text = String::from("# sidestep bench\n\n");
+    if !findings.complete {
+        text += "Interrupted: this is what was measured until then.\n\n";
+    }
+    text += &format!("{}- measured: {}\n\n{HEAD}\n", findings.machine, findings.settings.told());
+    text.extend(findings.figures.iter().map(lines));
+    text.extend(findings.left_out.iter().map(LeftOut::line));
+    if !findings.distributions.is_empty() {
+        text += "\n| times | path | p50 | p90 | p99 | p99.9 | longest |\n|---|---|---:|---:|---:|---:|---:|\n";
+    }
+    for times in &findings.distributions {
+        let shares = [50.0, 90.0, 99.0, 99.9].map(|share| number(times.at(share)));
+        let (shares, longest, unit) = (shares.join(" | "), number(times.max), times.unit);
+        text += &format!("| {}, {unit} | {} | {shares} | {longest} |\n", times.figure, times.path);
+    }
+    text
+}
+
+impl Settings {
+    pub fn told(&self) -> String {
+        let (rounds, seconds) = (self.rounds, self.duration);
+        let rounds = if rounds == 1 { "one round".to_owned() } else { format!("{rounds} rounds") };
+        let place = self.server.as_ref().map_or("in a lab of two hosts".to_owned(), |name| format!("with {name}"));
+        format!("{rounds} after one that does not count, iperf3 for {seconds} s each, {place}")
     }
 }
 
@@ -91,26 +237,36 @@ fn lines(row: &Row) -> String {
 }
 
 fn cells(compared: &Compared, unit: &str) -> String {
-    let found = match (compared.found, compared.by) {
-        (Some(found), "difference") => format!("{:+.0} {unit} [{:+.0}, {:+.0}]", found.median, found.low, found.high),
-        (Some(found), "ratio") => format!("{:.2} [{:.2}, {:.2}]", found.median, found.low, found.high),
-        _ => "–".to_owned(),
-    };
     let verdict = match compared.verdict {
-        Some(Verdict::Met) => "met",
-        Some(Verdict::LikelyMet) => "likely met",
-        Some(Verdict::LikelyNotMet) => "likely not met",
         Some(Verdict::NotMet) => "**not met**",
-        Some(Verdict::NotCompared) => "not compared",
+        Some(verdict) => verdict.told(),
         None => "",
     };
-    format!("{found} | {} | {verdict}", compared.target.as_deref().unwrap_or(""))
+    format!("{} | {} | {verdict}", compared.told(unit), compared.target.as_deref().unwrap_or(""))
 }
 
-/// Tells a person at a terminal what is being measured, in a line that makes room for the next one and for the table.
-pub fn progress(what: &str) {
-    if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K{what}{}", if what.is_empty() { "" } else { " ..." });
+impl Compared {
+    /// The estimate with its interval.
+    pub fn told(&self, unit: &str) -> String {
+        match (self.found, self.by) {
+            (Some(found), "difference") => {
+                format!("{:+.0} {unit} [{:+.0}, {:+.0}]", found.median, found.low, found.high)
+            }
+            (Some(found), "ratio") => format!("{:.2} [{:.2}, {:.2}]", found.median, found.low, found.high),
+            _ => "–".to_owned(),
+        }
+    }
+}
+
+impl Verdict {
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Met => "met",
+            Self::LikelyMet => "likely met",
+            Self::LikelyNotMet => "likely not met",
+            Self::NotMet => "not met",
+            Self::NotCompared => "not compared",
+        }
     }
 }
 
@@ -121,28 +277,5 @@ pub fn number(value: f64) -> String {
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
-    }
-}
-
-/// Opens the JSON file while the machine's own files are in sight and starts this program again with its descriptor:
-/// the lab has another /tmp. Returns only to say what went wrong.
-pub fn open_and_restart(file: &Path) -> Error {
-    let restarted = || -> Result<Error> {
-        let path = from_the_top(file);
-        let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-        rustix::io::fcntl_setfd(&file, FdFlags::empty())?;
-        let mut again = Command::new("/proc/self/exe");
-        again.args(std::env::args_os().skip(1)).arg(format!("--json-fd={}", file.as_raw_fd()));
-        Ok(again.exec().into())
-    };
-    restarted().unwrap_or_else(|error| error)
-}
-
-/// Cargo runs benches in the package's directory; people mean the repository's.
-fn from_the_top(file: &Path) -> PathBuf {
-    let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
-    match package.as_deref().and_then(Path::parent) {
-        Some(top) => top.join(file),
-        None => file.to_owned(),
     }
 }

@@ -8,12 +8,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use serde::de::DeserializeOwned;
+
 use crate::bypass4netns;
 use crate::connections;
+use crate::lab::Lab;
 use crate::lab::command::{Program, Running};
-use crate::lab::servers;
-use crate::lab::workspace::{Caller, Path, Way, Workspace};
-use crate::lab::world::SELF;
+use crate::lab::workspace::Workspace;
+use crate::lab::{iperf3, world};
+use crate::latency;
+use crate::machine::find;
 use crate::nested;
 use crate::peers::Peer;
 
@@ -38,7 +42,7 @@ pub enum Contender {
 pub struct Station {
     pub contender: Contender,
     pub workspace: Workspace,
-    _iperf3: Running,
+    _iperf3: Option<Running>,
 }
 
 impl Contender {
@@ -52,11 +56,13 @@ impl Contender {
         matches!(self, Self::Peer(_) | Self::Bypass4netns)
     }
 
-    fn path(self) -> Path {
+    /// What `sidestep run` is called with; None without it.
+    fn flags(self) -> Option<Vec<String>> {
         match self {
-            Self::Host | Self::HostAgain | Self::Peer(_) | Self::Bypass4netns => Path::Host,
-            Self::Tap { .. } | Self::Nested => Path::Tap,
-            Self::Bypass => Path::Bypass,
+            Self::Host | Self::HostAgain | Self::Peer(_) | Self::Bypass4netns => None,
+            Self::Tap { mtu } => Some(vec![format!("--mtu={mtu}")]),
+            Self::Nested => Some(Vec::new()),
+            Self::Bypass => Some(vec!["--bypass=require".to_owned()]),
         }
     }
 }
@@ -82,16 +88,28 @@ impl Station {
     }
 
     fn new(contender: Contender) -> Result<Self> {
-        let mut workspace = Workspace::new(Way { path: contender.path(), caller: Caller::User })?;
-        if let Contender::Tap { mtu } = contender {
-            workspace = workspace.flag(format!("--mtu={mtu}"));
-        }
-        let remote = &workspace.lab.remote;
+        let lab = Lab::new()?;
         for addr in crate::lab::REMOTE {
-            connections::serve(remote, addr)?;
+            connections::serve(&lab.remote, addr)?;
+            latency::serve(&lab.remote, addr)?;
         }
-        let iperf3 = servers::iperf3(remote, IPERF3_PORT)?;
-        Ok(Self { contender, workspace, _iperf3: iperf3 })
+        let server = find("iperf3").map(|_| iperf3(&lab.remote, IPERF3_PORT)).transpose()?;
+        Ok(Self { contender, workspace: Workspace::new(lab, contender.flags()), _iperf3: server })
+    }
+
+    /// The machine itself, which has a server somewhere.
+    pub fn of_the_machine(contenders: &[Contender]) -> Result<Vec<Self>> {
+        let one = |&contender: &Contender| {
+            let workspace = Workspace::new(Lab::of_the_machine()?, contender.flags());
+            Ok(Self { contender, workspace, _iperf3: None })
+        };
+        contenders.iter().map(one).collect()
+    }
+
+    /// The same station, where everything that is run prints at its end what it took of the processors.
+    pub fn accounted(mut self) -> Self {
+        self.workspace.before = inside(&["accounted", "--"]);
+        self
     }
 
     pub fn program(&self, argv: &[String]) -> Program {
@@ -119,12 +137,22 @@ impl Station {
         self.run(&argv, Duration::from_secs(60))
     }
 
-    /// The one number that a mode of this program prints on this station's path.
-    pub fn figure(&self, words: &[&str]) -> Result<f64> {
-        let argv: Vec<String> = [SELF].iter().chain(words).map(|&word| word.to_owned()).collect();
-        let text = self.run(&argv, Duration::from_secs(60))?;
-        text.trim().parse().with_context(|| format!("{words:?} printed {text:?}"))
+    /// What a mode of this program, [`crate::Inside`], prints on this station's path.
+    pub fn answer<T: DeserializeOwned>(&self, words: &[&str]) -> Result<T> {
+        let text = self.run(&inside(words), Duration::from_secs(60))?;
+        serde_json::from_str(&text).with_context(|| format!("{words:?} printed {text:?}"))
     }
+
+    /// The same where it is one number.
+    pub fn figure(&self, words: &[&str]) -> Result<f64> {
+        self.answer(words)
+    }
+}
+
+/// A command line of [`crate::Inside`].
+pub fn inside(words: &[&str]) -> Vec<String> {
+    let program = world::program().display().to_string();
+    [program, "bench".to_owned()].into_iter().chain(words.iter().map(|&word| word.to_owned())).collect()
 }
 
 /// Where connections are closed at once, at the remote's address.

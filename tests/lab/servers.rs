@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::command::{DEADLINE, Program, Running};
+pub use sidestep_bench::lab::iperf3;
+
 use super::netns::Netns;
 
 /// A TCP server that counts what it accepted.
@@ -141,13 +142,4 @@ impl FullListener {
 pub fn closed_port(netns: &Netns, addr: IpAddr) -> Result<SocketAddr> {
     // Bound and let go: the kernel hands out ephemeral ports at random from fifty thousand.
     Ok(netns.within(|| TcpListener::bind((addr, 0)))?.local_addr()?)
-}
-
-/// An iperf3 server on the given port, ready.
-pub fn iperf3(netns: &Netns, port: u16) -> Result<Running> {
-    let port = port.to_string();
-    let mut server =
-        Program::new(["iperf3", "--server", "--forceflush", "--port", &port]).deadline(DEADLINE * 100).start(netns)?;
-    server.line_with("Server listening")?;
-    Ok(server)
 }

@@ -12,6 +12,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::logging::{self, LogSettings};
+
 /// Exit code of a failure of sidestep itself, as env(1) and docker have it.
 pub const FAILURE: u8 = 125;
 
@@ -31,6 +33,7 @@ enum Command {
     Run(run::Run),
     Stats(stats::Stats),
     Ports(ports::Ports),
+    Bench(sidestep_bench::Arguments),
     #[command(hide = true)]
     Supervisor,
     #[command(hide = true)]
@@ -53,6 +56,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Run(run) => run.run(),
         Command::Stats(stats) => stats.run(),
         Command::Ports(ports) => ports.run(),
+        Command::Bench(bench) => {
+            logging::init(LogSettings::default());
+            bench.run()
+        }
         Command::Supervisor => supervisor::run(),
         Command::Forwarder => forwarder::run(),
         Command::Init(init) => init.run(),

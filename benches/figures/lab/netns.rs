@@ -26,6 +26,11 @@ impl Netns {
         Ok(Self { file })
     }
 
+    /// The one that this program is in.
+    pub fn current() -> Result<Self> {
+        Ok(Self { file: File::open("/proc/thread-self/ns/net")? })
+    }
+
     /// Runs `work` on a thread inside: sockets it makes and processes it starts belong to this namespace for good.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let entered = || setns(&self.file, CloneFlags::CLONE_NEWNET).map(|()| work());
