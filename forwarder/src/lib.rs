@@ -24,6 +24,7 @@ mod sys;
 pub mod tap;
 mod tcp;
 mod timer;
+mod turns;
 mod udp;
 mod wire;
 pub mod worker;

@@ -17,7 +17,6 @@ mod stock;
 
 pub use stock::Stock;
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -33,6 +32,7 @@ use crate::policy::Transport;
 use crate::sys::pktinfo;
 use crate::tcp::{Tcp, reset_at_death};
 use crate::timer::TimerId;
+use crate::turns::Turns;
 use crate::wire::{IpPacket, UdpDatagram};
 use datagrams::{Answer, Clients};
 use splice::Splices;
@@ -100,7 +100,6 @@ struct Port {
     entry: Entry,
     socket: OwnedFd,
     timer: TimerId,
-    is_ready: bool,
 }
 
 /// All published ports.
@@ -110,7 +109,7 @@ pub struct Ports {
     clients: Clients,
     splices: Splices,
     /// Ports with more clients than their turn allowed.
-    ready: VecDeque<FlowId>,
+    ready: Turns,
 }
 
 impl Ports {
@@ -119,7 +118,7 @@ impl Ports {
             published: Table::new(Kind::Port, MAX_PORTS),
             clients: Clients::new(),
             splices: Splices::new(),
-            ready: VecDeque::new(),
+            ready: Turns::default(),
         }
     }
 
@@ -137,7 +136,7 @@ impl Ports {
             }
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
-            Some(Port { id, entry, socket, timer, is_ready: false })
+            Some(Port { id, entry, socket, timer })
         });
         added.is_some()
     }
@@ -221,12 +220,9 @@ impl Ports {
     pub fn run_ready(&mut self, edge: &mut Edge, tcp: &mut Tcp) {
         self.splices.run_ready(edge);
         for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
-            let Some(index) = self.published.current(id) else { continue };
-            if let Some(port) = self.published.get_mut(index) {
-                port.is_ready = false;
+            if let Some(index) = self.ready.next() {
+                self.turn(edge, tcp, index);
             }
-            self.turn(edge, tcp, index);
         }
     }
 
@@ -237,9 +233,8 @@ impl Ports {
             Transport::Udp => datagrams_to_tap(&mut self.clients, edge, port),
             _ => accept(edge, tcp, &mut self.splices, port),
         };
-        if let Some(port) = self.published.get_mut(index).filter(|port| !is_done && !port.is_ready) {
-            port.is_ready = true;
-            self.ready.push_back(port.id);
+        if !is_done {
+            self.ready.wait(index);
         }
     }
 }

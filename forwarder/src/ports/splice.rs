@@ -4,7 +4,6 @@
 //!
 //! Limits: [`MAX_SPLICED`] connections, beyond which clients go over the TAP.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
@@ -18,6 +17,7 @@ use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::tcp::reset_at_death;
 use crate::timer::Time;
+use crate::turns::Turns;
 
 /// Connections at once: each may pin a pipe's worth of memory in each direction.
 const MAX_SPLICED: usize = 1024;
@@ -36,7 +36,6 @@ struct Spliced {
     last_used: Time,
     to_guest: Direction,
     to_client: Direction,
-    is_ready: bool,
 }
 
 /// All of them.
@@ -45,7 +44,7 @@ pub struct Splices {
     connections: Table<u64, Spliced>,
     made: u64,
     pipes: Pipes,
-    ready: VecDeque<FlowId>,
+    ready: Turns,
 }
 
 impl Splices {
@@ -54,7 +53,7 @@ impl Splices {
             connections: Table::new(Kind::SplicedClient, MAX_SPLICED),
             made: 0,
             pipes: Pipes::default(),
-            ready: VecDeque::new(),
+            ready: Turns::default(),
         }
     }
 
@@ -87,7 +86,6 @@ impl Splices {
                 last_used: edge.now,
                 to_guest: Direction::default(),
                 to_client: Direction::default(),
-                is_ready: false,
             })
         });
         match inserted {
@@ -132,12 +130,9 @@ impl Splices {
 
     pub fn run_ready(&mut self, edge: &Edge) {
         for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
-            let Some(index) = self.connections.current(id) else { continue };
-            if let Some(spliced) = self.connections.get_mut(index) {
-                spliced.is_ready = false;
+            if let Some(index) = self.ready.next() {
+                self.turn(edge, index);
             }
-            self.turn(edge, index);
         }
     }
 
@@ -182,9 +177,8 @@ impl Splices {
         if to_guest.is_shut && to_client.is_shut {
             return self.remove(index);
         }
-        if turns.contains(&Ok(Turn::More)) && !spliced.is_ready {
-            spliced.is_ready = true;
-            self.ready.push_back(spliced.id);
+        if turns.contains(&Ok(Turn::More)) {
+            self.ready.wait(index);
         }
     }
 

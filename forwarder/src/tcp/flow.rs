@@ -95,8 +95,6 @@ pub struct Flow {
     pub ack_due: bool,
     /// In the list of flows to settle at the end of the batch.
     pub is_dirty: bool,
-    /// In the queue of flows with more to send.
-    pub is_ready: bool,
     /// The host socket may have more to read.
     pub readable: bool,
     /// The host has sent its FIN; it may still be behind data.
@@ -159,7 +157,6 @@ impl Flow {
             restarts_timer: false,
             ack_due: false,
             is_dirty: false,
-            is_ready: false,
             readable: false,
             host_closing: false,
             has_urgent: false,

@@ -30,7 +30,6 @@ mod stretches;
 mod timers;
 mod to_tap;
 
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -41,8 +40,9 @@ pub use seq::Seq;
 
 use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Protocol};
-use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::flow::{FlowKey, Kind, Table};
 use crate::timer::Time;
+use crate::turns::Turns;
 use flow::{Flow, State};
 use ledger::Ledger;
 use orphans::Orphans;
@@ -62,7 +62,7 @@ pub struct Tcp {
     /// Flows touched by this batch: acknowledgements and freed queue space are settled at its end.
     dirty: Vec<u32>,
     /// Flows with more to send than their turn allowed.
-    ready: VecDeque<FlowId>,
+    ready: Turns,
     scratch: Vec<u8>,
     /// Bytes the windows of all connections have grown by, at most [`limits::MAX_GROWN_WINDOWS`].
     grown: usize,
@@ -96,7 +96,7 @@ impl Tcp {
             orphans: Orphans::new(left),
             flows: Table::new(Kind::Tcp, limits::MAX_FLOWS),
             dirty: Vec::new(),
-            ready: VecDeque::new(),
+            ready: Turns::default(),
             scratch: vec![0; SCRATCH],
             grown: 0,
             inbound: 0,
@@ -147,12 +147,9 @@ impl Tcp {
             return;
         }
         for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
-            let Some(index) = self.flows.current(id) else { continue };
-            if let Some(flow) = self.flows.get_mut(index) {
-                flow.is_ready = false;
+            if let Some(index) = self.ready.next() {
+                self.settle(edge, index);
             }
-            self.settle(edge, index);
         }
     }
 

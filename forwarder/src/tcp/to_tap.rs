@@ -44,12 +44,7 @@ impl Tcp {
             flow.discard_acknowledged(&mut self.scratch);
             match send_turn(flow, edge, &mut self.scratch) {
                 Turn::Done => {}
-                Turn::More => {
-                    if !flow.is_ready {
-                        flow.is_ready = true;
-                        self.ready.push_back(flow.id);
-                    }
-                }
+                Turn::More => self.ready.wait(index),
                 Turn::Failed => return self.abort(edge, index),
             }
             if flow.ack_due || flow.receive.should_update() {

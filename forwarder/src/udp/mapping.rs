@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::flow::FlowId;
 use crate::marks::Marked;
 use crate::outbound::{self, Outbound};
 use crate::sys;
@@ -16,7 +15,6 @@ const FIRST_UNPRIVILEGED: u16 = 1024;
 
 #[derive(Debug)]
 pub struct Mapping {
-    pub id: FlowId,
     pub socket: OwnedFd,
     pub guest: (IpAddr, u16),
     pub marked: Marked,
@@ -27,7 +25,6 @@ pub struct Mapping {
     pub from_tap: u64,
     pub to_tap: u64,
     pub idle_ms: u64,
-    pub is_ready: bool,
     /// The last destination and what the policy made of it.
     pub route: Option<(SocketAddr, SocketAddr)>,
     /// The host has not refused UDP_SEGMENT on the way to that destination.

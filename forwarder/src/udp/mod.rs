@@ -15,7 +15,6 @@ mod from_tap;
 mod mapping;
 mod to_tap;
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
 use rustix::event::epoll::EventFlags;
@@ -28,6 +27,7 @@ use crate::gateway::dns::{self, Dns};
 use crate::gateway::unreachable::Reason;
 use crate::marks::{Marked, Marks};
 use crate::recency::Recency;
+use crate::turns::Turns;
 use crate::wire::{IpPacket, UdpDatagram};
 pub use from_tap::Gather;
 use mapping::Mapping;
@@ -45,7 +45,7 @@ const DNS_IDLE_MS: u64 = 15_000;
 pub struct Udp {
     flows: Table<(IpAddr, u16), Mapping>,
     recency: Recency,
-    ready: VecDeque<FlowId>,
+    ready: Turns,
     dns: Dns,
 }
 
@@ -55,7 +55,7 @@ impl Udp {
         Self {
             flows: Table::new(Kind::Udp, capacity),
             recency: Recency::new(),
-            ready: VecDeque::new(),
+            ready: Turns::default(),
             dns: Dns::new(),
         }
     }
@@ -86,7 +86,6 @@ impl Udp {
             let timer = edge.timers.insert(id);
             edge.timers.set(timer, edge.now.after(idle_ms));
             Some(Mapping {
-                id,
                 socket,
                 guest: (ip.src, port),
                 marked,
@@ -96,7 +95,6 @@ impl Udp {
                 from_tap: 0,
                 to_tap: 0,
                 idle_ms,
-                is_ready: false,
                 route: None,
                 takes_segments: true,
             })
@@ -122,9 +120,6 @@ impl Udp {
     fn remove(&mut self, edge: &mut Edge, index: u32) {
         let Some(flow) = self.flows.remove(index) else { return };
         self.recency.remove(index);
-        if flow.is_ready {
-            self.ready.retain(|&id| id != flow.id);
-        }
         edge.timers.remove(flow.timer);
         edge.counters.udp.flows.closed += 1;
     }
@@ -167,12 +162,9 @@ impl Udp {
             return;
         }
         for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
-            let Some(index) = self.flows.current(id) else { continue };
-            if let Some(flow) = self.flows.get_mut(index) {
-                flow.is_ready = false;
+            if let Some(index) = self.ready.next() {
+                self.datagrams_to_tap(edge, index);
             }
-            self.datagrams_to_tap(edge, index);
         }
     }
 

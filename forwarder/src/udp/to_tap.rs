@@ -61,9 +61,8 @@ impl Udp {
             edge.datagrams_to_tap(&datagrams);
             self.recency.touch(index);
         }
-        if !is_empty && !flow.is_ready {
-            flow.is_ready = true;
-            self.ready.push_back(flow.id);
+        if !is_empty {
+            self.ready.wait(index);
         }
     }
 
