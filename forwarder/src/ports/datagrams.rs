@@ -7,6 +7,7 @@
 //! one.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
@@ -16,7 +17,7 @@ use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::recency::Recency;
-use crate::sys::pktinfo::{self, Local};
+use crate::sys::datagram::{self, Local};
 use crate::tap::Written;
 use crate::timer::{Time, TimerId};
 use crate::wire::{IpPacket, UdpDatagram};
@@ -69,9 +70,9 @@ impl Clients {
             return Ok(false);
         }
         let buffer = edge.frame.payload_mut(usize::from(u16::MAX));
-        let Some(received) = pktinfo::receive(socket, buffer)? else { return Ok(true) };
-        let found = self.by_address.get(&(port.index, received.client)).copied();
-        let index = match found.or_else(|| self.open(edge, port, publication, received.client)) {
+        let Some(received) = datagram::receive(socket, buffer)? else { return Ok(true) };
+        let found = self.by_address.get(&(port.index, received.source)).copied();
+        let index = match found.or_else(|| self.open(edge, port, publication, received.source)) {
             Some(index) => index,
             None => {
                 edge.counters.ports.exhausted += 1;
@@ -190,8 +191,8 @@ impl Answer {
     /// Sends one datagram, or several of `segment` bytes each. A failure may be an earlier datagram's.
     pub fn send(&self, socket: &OwnedFd, payload: &[u8], segment: Option<u16>) -> rustix::io::Result<()> {
         let send = |datagram: &[u8]| {
-            let again = |_| pktinfo::send(socket, datagram, self.to, self.from);
-            pktinfo::send(socket, datagram, self.to, self.from).or_else(again)
+            let send = || datagram::send(socket, &[IoSlice::new(datagram)], None, self.from, self.to);
+            send().or_else(|_| send()).map(drop)
         };
         match segment.map(usize::from).filter(|&size| size > 0 && size < payload.len()) {
             Some(size) => payload.chunks(size).try_for_each(send),

@@ -29,7 +29,7 @@ use crate::edge::Edge;
 use crate::flow::list::Page;
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::policy::Transport;
-use crate::sys::pktinfo;
+use crate::sys::datagram;
 use crate::tcp::{Tcp, reset_at_death};
 use crate::timer::TimerId;
 use crate::turns::Turns;
@@ -129,7 +129,7 @@ impl Ports {
             if publication.transport == Transport::Udp && publication.host.is_none_or(|host| host.is_unspecified()) {
                 // The answer leaves by the address that was written to. A host without IPv6 has a socket of the other
                 // family.
-                pktinfo::ask(&socket, false).or_else(|_| pktinfo::ask(&socket, true)).ok()?;
+                datagram::receive_local(&socket, false).or_else(|_| datagram::receive_local(&socket, true)).ok()?;
             }
             if publication.transport == Transport::Tcp {
                 edge.stock.want();

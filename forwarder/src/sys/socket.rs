@@ -1,12 +1,11 @@
 //! Socket options and control messages that rustix lacks.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, sockopt};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sockopt};
 use rustix::io::Errno;
-use zerocopy::IntoBytes as _;
 
 mod request {
     nix::ioctl_read_bad!(at_mark, 0x8905, libc::c_int);
@@ -39,58 +38,6 @@ pub fn receive_errors(socket: &OwnedFd, is_ipv4: bool) -> rustix::io::Result<()>
         nix::sys::socket::setsockopt(socket, sockopt::Ipv6RecvErr, &true)
     };
     result.map_err(errno)
-}
-
-/// Asks for what recvmsg(2) then says about datagrams: how several in one are cut (UDP_GRO, udp(7), Linux 5.0), and
-/// their TOS.
-pub fn receive_offloaded(socket: &OwnedFd, is_ipv4: bool) -> rustix::io::Result<()> {
-    let tos = if is_ipv4 {
-        nix::sys::socket::setsockopt(socket, sockopt::IpRecvTos, &true)
-    } else {
-        nix::sys::socket::setsockopt(socket, sockopt::Ipv6RecvTClass, &true)
-    };
-    tos.and_then(|()| nix::sys::socket::setsockopt(socket, sockopt::UdpGroSegment, &true)).map_err(errno)
-}
-
-/// Sends the parts, put together, as datagrams of `size` bytes (UDP_SEGMENT, udp(7)).
-pub fn send_segments(socket: &OwnedFd, parts: &[IoSlice<'_>], to: SocketAddr, size: u16) -> rustix::io::Result<usize> {
-    let control = [ControlMessage::UdpGsoSegments(&size)];
-    let to = SockaddrStorage::from(to);
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    sendmsg(socket.as_fd().as_raw_fd(), parts, &control, flags, Some(&to)).map_err(errno)
-}
-
-/// One datagram, or several of one sender in a row, each of `size` bytes but the last, which may be shorter.
-#[derive(Clone, Copy, Debug)]
-pub struct Received {
-    pub source: SocketAddr,
-    pub tos: u8,
-    pub size: usize,
-    pub len: usize,
-}
-
-/// Receives into `buffer`, with what [`receive_offloaded`] asked for. None: from nobody that could be answered.
-pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<Option<Received>> {
-    // Two messages of one int each; words, since the kernel's headers are aligned.
-    let mut control = [0u64; 8];
-    let mut parts = [IoSliceMut::new(buffer)];
-    let descriptor = socket.as_fd().as_raw_fd();
-    let message =
-        recvmsg::<SockaddrStorage>(descriptor, &mut parts, Some(control.as_mut_bytes()), MsgFlags::MSG_DONTWAIT);
-    let message = message.map_err(errno)?;
-    let Some(source) = message.address.as_ref().and_then(socket_addr) else { return Ok(None) };
-    let mut received = Received { source, tos: 0, size: message.bytes, len: message.bytes };
-    for control in message.cmsgs().into_iter().flatten() {
-        match control {
-            ControlMessageOwned::Ipv4Tos(tos) => received.tos = tos,
-            ControlMessageOwned::Ipv6TClass(class) => received.tos = u8::try_from(class).unwrap_or(0),
-            ControlMessageOwned::UdpGroSegments(size) => {
-                received.size = usize::try_from(size).ok().filter(|&size| size > 0).unwrap_or(message.bytes);
-            }
-            _ => {}
-        }
-    }
-    Ok(Some(received))
 }
 
 /// Who made a report.

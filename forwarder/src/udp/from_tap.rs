@@ -250,7 +250,7 @@ impl Udp {
 /// refuses to cut them, or one of that size.
 fn send_segments(socket: &OwnedFd, parts: &[IoSlice<'_>], to: SocketAddr, size: usize) -> Result<(), Errno> {
     let size = u16::try_from(size).map_err(|_| Errno::INVAL)?;
-    match retry(|| sys::socket::send_segments(socket, parts, to, size)) {
+    match retry(|| sys::datagram::send(socket, parts, Some(size), None, to)) {
         Ok(_) => Ok(()),
         Err(Errno::NOBUFS) => Err(Errno::AGAIN),
         Err(errno) => Err(errno),

@@ -46,7 +46,7 @@ pub fn open_socket(outbound: &Outbound, is_ipv4: bool, port: u16) -> rustix::io:
         rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
     }
     sys::socket::receive_errors(&socket, is_ipv4)?;
-    sys::socket::receive_offloaded(&socket, is_ipv4)?;
+    sys::datagram::receive_offloaded(&socket, is_ipv4)?;
     let source = outbound.of_family(is_ipv4);
     if port >= FIRST_UNPRIVILEGED {
         // Taken on the host: the kernel chooses another with the first datagram.

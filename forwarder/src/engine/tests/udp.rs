@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use super::*;
-use crate::sys::socket::{Received, receive, receive_offloaded, send_segments};
+use crate::sys::datagram::{Received, receive, receive_offloaded, send};
 use crate::udp::Udp;
 use crate::wire::build::Datagrams;
 use crate::wire::{UdpDatagram, VnetHeader};
@@ -194,13 +194,13 @@ fn a_train_of_the_hosts_kernel_goes_in_whole() {
     let (_, mapping) = host.recv_from(&mut [0; 8]).unwrap();
     let payload: Vec<u8> = (0..44_444u32).map(|n| n.to_be_bytes()[3]).collect();
     let socket = host.as_fd().try_clone_to_owned().unwrap();
-    send_segments(&socket, &[std::io::IoSlice::new(&payload)], mapping, 1400).unwrap();
+    send(&socket, &[std::io::IoSlice::new(&payload)], Some(1400), None, mapping).unwrap();
     lab.turn(1);
     let (got, frames) = datagrams(&mut lab);
     assert_eq!(frames, 1);
     assert!(got.iter().map(|(_, bytes)| &bytes[..]).eq(payload.chunks(1400)));
     // Longer than the workspace's MTU: each in fragments.
-    send_segments(&socket, &[std::io::IoSlice::new(&payload[..6000])], mapping, 3000).unwrap();
+    send(&socket, &[std::io::IoSlice::new(&payload[..6000])], Some(3000), None, mapping).unwrap();
     lab.turn(1);
     let fragments = lab.received();
     assert_eq!(fragments.len(), 6);
