@@ -1,6 +1,7 @@
 //! The engine: one frame, one host event or one deadline in, to the protocol it belongs to.
 #![forbid(unsafe_code)]
 
+use std::io::IoSlice;
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 
@@ -66,7 +67,7 @@ impl Engine {
                 Err(_) => edge.counters.drops.malformed += 1,
             }
         }
-        self.udp.flush(edge, &mut gather.udp);
+        self.flush_datagrams(edge, &mut gather.udp);
         self.tcp.flush(edge, &mut gather.tcp);
         self.tcp.settle_batch(edge);
     }
@@ -104,7 +105,7 @@ impl Engine {
         if let Some(fragment) = ip.fragment {
             if ip.protocol == PROTOCOL_UDP {
                 // What came before it goes before it.
-                self.udp.flush(edge, &mut gather.udp);
+                self.flush_datagrams(edge, &mut gather.udp);
             }
             if !matches!(ip.protocol, PROTOCOL_UDP | PROTOCOL_ICMP | PROTOCOL_ICMPV6) {
                 edge.counters.drops.fragments += u64::from(fragment.offset == 0);
@@ -149,13 +150,28 @@ impl Engine {
         datagram: &UdpDatagram<'b>,
         segment: Option<u16>,
     ) {
-        match self.ports.answered(edge, ip, datagram) {
-            Some(answer) => {
-                // What came before it goes before it.
-                self.udp.flush(edge, gather);
-                self.ports.answer(edge, answer, datagram.payload, segment);
+        if segment.is_none() && gather.follow(ip, datagram) {
+            return;
+        }
+        self.flush_datagrams(edge, gather);
+        match (self.ports.answered(edge, ip, datagram), segment) {
+            (Some(client), Some(size)) => {
+                let size = usize::from(size);
+                for part in datagram.payload.chunks(size * udp::MAX_SEGMENTS) {
+                    self.ports.answer(edge, client, &[IoSlice::new(part)], size);
+                }
             }
-            None => self.udp.datagram_from_tap(edge, gather, ip, datagram, segment),
+            (Some(client), None) => gather.begin(udp::Way::Client(client), ip, datagram),
+            (None, _) => self.udp.datagram_from_tap(edge, gather, ip, datagram, segment),
+        }
+    }
+
+    /// Sends the datagrams that have been gathered.
+    fn flush_datagrams(&mut self, edge: &mut Edge, gather: &mut udp::Gather<'_>) {
+        match gather.take_way() {
+            Some(udp::Way::Mapping(index)) => self.udp.flush(edge, index, gather),
+            Some(udp::Way::Client(client)) => self.ports.answer(edge, client, gather.payloads(), gather.size()),
+            None => {}
         }
     }
 
@@ -166,7 +182,10 @@ impl Engine {
         }
         let datagram = UdpDatagram::parse(ip, false)?;
         match self.ports.answered(edge, ip, &datagram) {
-            Some(answer) => self.ports.answer(edge, answer, datagram.payload, None),
+            Some(client) => {
+                let whole = datagram.payload;
+                self.ports.answer(edge, client, &[IoSlice::new(whole)], whole.len());
+            }
             None => self.udp.whole_from_tap(edge, ip, &datagram),
         }
         Ok(())

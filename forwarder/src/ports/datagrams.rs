@@ -1,6 +1,6 @@
 //! Clients of published UDP ports: the workspace sees each under an address and port of its own, and what it sends there
-//! leaves by the published socket, from the very address the client wrote to. What it sends to anybody else is not ours
-//! to carry: the egress policy decides about that.
+//! leaves by the published socket, from the very address the client wrote to; what comes together leaves together
+//! (UDP_SEGMENT). What it sends to anybody else is not ours to carry: the egress policy decides about that.
 //!
 //! Limits: [`MAX_CLIENTS`], of which the one that was used longest ago gives way; a client that the workspace does not
 //! answer is forgotten after [`UNANSWERED_MS`]. A client is known by the address of its own family, if the workspace has
@@ -11,6 +11,8 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
+
 use super::Publication;
 use super::client::keys;
 use crate::edge::Edge;
@@ -20,6 +22,7 @@ use crate::recency::Recency;
 use crate::sys::datagram::{self, Local};
 use crate::tap::Written;
 use crate::timer::{Time, TimerId};
+use crate::udp::{retry, send_segments};
 use crate::wire::{IpPacket, UdpDatagram};
 
 /// Clients at once: they cost no descriptor, and anybody can send from any number of addresses.
@@ -31,10 +34,10 @@ const UNANSWERED_MS: u64 = 30_000;
 const PORT_TRIES: u16 = 16;
 
 #[derive(Debug)]
-struct Client {
+pub struct Client {
     id: FlowId,
     /// Which port it came to, and as whom.
-    port: FlowId,
+    pub port: FlowId,
     address: SocketAddr,
     local: Option<Local>,
     key: FlowKey,
@@ -45,6 +48,8 @@ struct Client {
     from_tap: u64,
     to_tap: u64,
     is_answered: bool,
+    /// The host has not refused UDP_SEGMENT on the way to it.
+    takes_segments: bool,
 }
 
 #[derive(Debug)]
@@ -89,7 +94,8 @@ impl Clients {
     }
 
     fn open(&mut self, edge: &mut Edge, port: FlowId, publication: &Publication, address: SocketAddr) -> Option<u32> {
-        let key = keys(&edge.config.network, publication, address).into_iter().flatten().next()?;
+        let key =
+            keys(&edge.config.network, publication, address).into_iter().flatten().next()?;
         let other_ports =
             (1..=PORT_TRIES).map(|step| FlowKey { remote_port: key.remote_port.wrapping_add(step), ..key });
         let key =
@@ -114,6 +120,7 @@ impl Clients {
                 from_tap: 0,
                 to_tap: 0,
                 is_answered: false,
+                takes_segments: true,
             })
         })?;
         self.recency.insert(index);
@@ -122,8 +129,8 @@ impl Clients {
         Some(index)
     }
 
-    /// Where a datagram of the workspace goes; None where it is no answer to a client.
-    pub fn answered(&mut self, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>, now: Time) -> Option<Answer> {
+    /// Whom a datagram of the workspace answers; None where it is no client.
+    pub fn answered(&mut self, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>, now: Time) -> Option<FlowId> {
         if self.by_address.is_empty() {
             return None;
         }
@@ -133,9 +140,13 @@ impl Clients {
         let client = self.clients.get_mut(index)?;
         self.recency.touch(index);
         client.last_used = now;
-        client.from_tap += datagram.payload.len() as u64;
         client.is_answered = true;
-        Some(Answer { port: client.port, to: client.address, from: client.local })
+        Some(client.id)
+    }
+
+    pub fn current(&mut self, id: FlowId) -> Option<&mut Client> {
+        let index = self.clients.current(id)?;
+        self.clients.get_mut(index)
     }
 
     /// Puts clients on a page.
@@ -179,24 +190,26 @@ impl Clients {
     }
 }
 
-/// Where an answer goes, from which port and which of its addresses.
-#[derive(Clone, Copy, Debug)]
-pub struct Answer {
-    pub port: FlowId,
-    to: SocketAddr,
-    from: Option<Local>,
-}
-
-impl Answer {
-    /// Sends one datagram, or several of `segment` bytes each. A failure may be an earlier datagram's.
-    pub fn send(&self, socket: &OwnedFd, payload: &[u8], segment: Option<u16>) -> rustix::io::Result<()> {
-        let send = |datagram: &[u8]| {
-            let send = || datagram::send(socket, &[IoSlice::new(datagram)], None, self.from, self.to);
-            send().or_else(|_| send()).map(drop)
+impl Client {
+    /// Sends datagrams of `size` bytes, by one call where the host's path takes that. Returns how many were lost.
+    pub fn answer(&mut self, socket: &OwnedFd, parts: &[IoSlice<'_>], size: usize) -> u64 {
+        let (from, to) = (self.local, self.address);
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        self.from_tap += len as u64;
+        if len > size && self.takes_segments {
+            match send_segments(socket, parts, size, from, to) {
+                Ok(()) => return 0,
+                Err(Errno::AGAIN) => return len.div_ceil(size.max(1)) as u64,
+                Err(_) => self.takes_segments = false,
+            }
+        }
+        let lost = |datagram: &[u8]| {
+            u64::from(retry(|| datagram::send(socket, &[IoSlice::new(datagram)], None, from, to)).is_err())
         };
-        match segment.map(usize::from).filter(|&size| size > 0 && size < payload.len()) {
-            Some(size) => payload.chunks(size).try_for_each(send),
-            None => send(payload),
+        match parts {
+            // It may be empty.
+            [whole] if len <= size => lost(whole),
+            parts => parts.iter().flat_map(|part| part.chunks(size.max(1))).map(lost).sum(),
         }
     }
 }

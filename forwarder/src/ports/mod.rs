@@ -17,6 +17,7 @@ mod stock;
 
 pub use stock::Stock;
 
+use std::io::IoSlice;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -34,7 +35,7 @@ use crate::tcp::{Tcp, reset_at_death};
 use crate::timer::TimerId;
 use crate::turns::Turns;
 use crate::wire::{IpPacket, UdpDatagram};
-use datagrams::{Answer, Clients};
+use datagrams::Clients;
 use splice::Splices;
 
 /// Sockets at once: the monitor holds all of them, within the usual soft limit of 1024 descriptors.
@@ -187,19 +188,18 @@ impl Ports {
         }
     }
 
-    /// Where a datagram of the workspace goes that answers a client. None: it is none.
-    pub fn answered(&mut self, edge: &Edge, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>) -> Option<Answer> {
+    /// Whom a datagram of the workspace answers. None: no client.
+    pub fn answered(&mut self, edge: &Edge, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>) -> Option<FlowId> {
         self.clients.answered(ip, datagram, edge.now)
     }
 
-    /// Sends it, or several datagrams of `segment` bytes each.
-    pub fn answer(&self, edge: &mut Edge, answer: Answer, payload: &[u8], segment: Option<u16>) {
-        let Some(port) = self.published.current(answer.port).and_then(|index| self.published.get(index)) else {
+    /// Sends it to that client: a datagram, or several of `size` bytes but the last, which may be shorter.
+    pub fn answer(&mut self, edge: &mut Edge, client: FlowId, parts: &[IoSlice<'_>], size: usize) {
+        let Some(client) = self.clients.current(client) else { return };
+        let Some(port) = self.published.current(client.port).and_then(|index| self.published.get(index)) else {
             return;
         };
-        if answer.send(&port.socket, payload, segment).is_err() {
-            edge.counters.drops.host_full += 1;
-        }
+        edge.counters.drops.host_full += client.answer(&port.socket, parts, size);
     }
 
     /// Puts clients that the TCP engine does not know on a page.
@@ -266,7 +266,8 @@ fn accept(edge: &mut Edge, tcp: &mut Tcp, splices: &mut Splices, port: &Port) ->
             Ok((socket, address)) => {
                 let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
                 edge.counters.ports.accepted += 1;
-                let [first, other] = client::keys(&edge.config.network, &port.entry.publication, client);
+                let [first, other] =
+                    client::keys(&edge.config.network, &port.entry.publication, client);
                 if let Some(key) = first {
                     lead_inside(edge, tcp, splices, (socket, client), (key, other));
                 }

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod from_tap;
+mod gather;
 mod mapping;
 mod to_tap;
 
@@ -29,7 +30,7 @@ use crate::marks::{Marked, Marks};
 use crate::recency::Recency;
 use crate::turns::Turns;
 use crate::wire::{IpPacket, UdpDatagram};
-pub use from_tap::Gather;
+pub use gather::{Gather, MAX_SEGMENTS, Way, retry, send_segments};
 use mapping::Mapping;
 
 /// Mappings at once: each holds a descriptor, and busy resolvers or peer-to-peer programs open thousands. What waits in

@@ -13,7 +13,7 @@ fn from_guest(port: u16, to: (IpAddr, u16), len: usize) -> Datagrams {
 }
 
 /// A datagram from a port of the workspace's to one of the host's.
-fn udp_from(lab: &mut Lab, from: u16, port: u16, payload: &[u8]) -> Vec<u8> {
+pub fn udp_from(lab: &mut Lab, from: u16, port: u16, payload: &[u8]) -> Vec<u8> {
     let len = lab.buffer.put_payload(payload);
     lab.buffer.udp(MACS, &from_guest(from, (IpAddr::V4(GATEWAY), port), len), 0).to_vec()
 }
@@ -63,12 +63,12 @@ fn icmp(lab: &mut Lab) -> Vec<(u8, u8, Vec<u8>)> {
 }
 
 /// What the host's socket was given, as it came over the loopback.
-fn taken(socket: &UdpSocket, buffer: &mut [u8]) -> Received {
+pub fn taken(socket: &UdpSocket, buffer: &mut [u8]) -> Received {
     let socket = socket.as_fd().try_clone_to_owned().unwrap();
     receive(&socket, buffer).unwrap().unwrap()
 }
 
-fn host() -> (UdpSocket, u16) {
+pub fn host() -> (UdpSocket, u16) {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     let port = socket.local_addr().unwrap().port();
