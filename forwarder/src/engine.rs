@@ -79,9 +79,9 @@ impl Engine {
         bytes: &'b [u8],
     ) -> Result<(), Malformed> {
         let frame = Frame::parse(bytes)?;
-        edge.learn_guest_mac(frame.ethernet.src);
+        edge.speaks(frame.ethernet.src);
         match frame.ethernet.ethertype.get() {
-            EthernetHeader::ARP => arp::frame_from_tap(edge, frame.body),
+            EthernetHeader::ARP => arp::frame_from_tap(edge, &frame),
             ethertype => {
                 let ip = IpPacket::parse(ethertype, frame.body)?;
                 self.packet_from_tap(edge, gather, &frame, &ip)
@@ -102,6 +102,7 @@ impl Engine {
             edge.counters.drops.source += 1;
             return Ok(());
         }
+        edge.heard(ip.src, frame.ethernet.src);
         if let Some(fragment) = ip.fragment {
             if ip.protocol == PROTOCOL_UDP {
                 // What came before it goes before it.

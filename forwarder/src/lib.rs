@@ -13,6 +13,7 @@ mod gateway;
 mod icmp;
 pub mod link;
 mod marks;
+mod neighbours;
 pub mod network;
 pub mod outbound;
 pub mod policy;

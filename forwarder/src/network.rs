@@ -110,6 +110,12 @@ impl Ipv4Subnet {
         addr.to_bits() & self.mask() == self.network.to_bits()
     }
 
+    /// Whether it can be the address of something on the TAP.
+    pub fn may_be_guest(self, addr: Ipv4Addr) -> bool {
+        let taken = [self.network, self.gateway(), self.resolver(), self.broadcast()];
+        self.contains(addr) && !taken.contains(&addr)
+    }
+
     fn host(self, number: u8) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.network.to_bits() | u32::from(number))
     }

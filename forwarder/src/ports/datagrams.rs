@@ -95,7 +95,7 @@ impl Clients {
 
     fn open(&mut self, edge: &mut Edge, port: FlowId, publication: &Publication, address: SocketAddr) -> Option<u32> {
         let key =
-            keys(&edge.config.network, publication, address).into_iter().flatten().next()?;
+            keys(&edge.config.network, edge.guest.address(), publication, address).into_iter().flatten().next()?;
         let other_ports =
             (1..=PORT_TRIES).map(|step| FlowKey { remote_port: key.remote_port.wrapping_add(step), ..key });
         let key =

@@ -11,10 +11,12 @@
 
 mod client;
 mod datagrams;
+mod guest;
 mod pipe;
 mod splice;
 mod stock;
 
+pub use guest::Guest;
 pub use stock::Stock;
 
 use std::io::IoSlice;
@@ -54,7 +56,7 @@ pub struct Publication {
     /// None: all addresses of the host, of both families.
     pub host: Option<IpAddr>,
     pub host_port: u16,
-    /// None: the workspace's own address, of the client's family or the other one.
+    /// None: the workspace's own address ([`Guest`]), of the client's family or the other one.
     pub guest: Option<IpAddr>,
     pub guest_port: u16,
 }
@@ -267,7 +269,7 @@ fn accept(edge: &mut Edge, tcp: &mut Tcp, splices: &mut Splices, port: &Port) ->
                 let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
                 edge.counters.ports.accepted += 1;
                 let [first, other] =
-                    client::keys(&edge.config.network, &port.entry.publication, client);
+                    client::keys(&edge.config.network, edge.guest.address(), &port.entry.publication, client);
                 if let Some(key) = first {
                     lead_inside(edge, tcp, splices, (socket, client), (key, other));
                 }

@@ -107,7 +107,7 @@ impl Tcp {
                 };
             }
         };
-        let (ledger, guest_mac) = (&mut self.ledger, edge.guest_mac());
+        let (ledger, guest_mac) = (&mut self.ledger, edge.mac_of(key.guest));
         let inserted = self.flows.insert(*key, |id| {
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);

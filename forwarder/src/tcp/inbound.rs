@@ -42,7 +42,7 @@ impl Tcp {
         let options = SynOptions { mss: link_mss(edge, &key), window_scale: true, sack: true };
         // The workspace's SYN-ACK says the rest.
         let (receive, send) = (Receive::new(Seq(0), true), Send::new(iss, 0, 0, options.mss));
-        let (ledger, guest_mac) = (&mut self.ledger, edge.guest_mac());
+        let (ledger, guest_mac) = (&mut self.ledger, edge.mac_of(key.guest));
         let inserted = self.flows.insert(key, |id| {
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);

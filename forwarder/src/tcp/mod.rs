@@ -108,7 +108,7 @@ impl Tcp {
     /// The hardware address at which a predecessor's connections are.
     pub fn recall(&self, edge: &mut Edge) {
         if let Some(mac) = self.ledger.guest_mac() {
-            edge.learn_guest_mac(mac);
+            edge.recall_mac(mac);
         }
     }
 
