@@ -70,6 +70,9 @@ impl Splices {
         }
         let Some(inside) = dial(edge, &key) else { return Some(client) };
         prepare(&client);
+        if address.ip().to_canonical().is_loopback() {
+            do_not_pace(&client);
+        }
         self.made += 1;
         let inserted = self.connections.insert(self.made, |id| {
             edge.watch(&client, id).ok()?;
@@ -214,10 +217,17 @@ fn prepare(socket: &OwnedFd) {
     let _ = sockopt::set_socket_oobinline(socket, true);
 }
 
+/// Over a loopback nothing has to be paced, which halves what it carries: no BBR, a default on some machines.
+fn do_not_pace(socket: &OwnedFd) {
+    // Which of them a namespace may choose is up to the host; the last is built in.
+    let _ = ["cubic", "reno"].into_iter().any(|name| sockopt::set_tcp_congestion(socket, name).is_ok());
+}
+
 /// A socket inside on its way to the workspace's address; None where there is none to be had.
 fn dial(edge: &mut Edge, key: &FlowKey) -> Option<OwnedFd> {
     let socket = edge.stock.take(key.guest.is_ipv6())?;
     prepare(&socket);
+    do_not_pace(&socket);
     match rustix::net::connect(&socket, &SocketAddr::new(key.guest, key.guest_port)) {
         Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Some(socket),
         // The workspace may have given up that address: the TAP shows what becomes of it.
