@@ -32,6 +32,8 @@ mod idle;
 #[path = "../tests/lab/mod.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod lab;
+#[path = "figures/loopback.rs"]
+mod loopback;
 #[path = "figures/machine.rs"]
 mod machine;
 #[path = "figures/nested.rs"]
@@ -120,6 +122,8 @@ enum Name {
     Parallel,
     /// Bulk TCP from a container inside: bridge, veth, masquerade
     Nested,
+    /// Bulk TCP from the host's loopback to a published port
+    Loopback,
     /// New connections a second
     Connections,
     /// New connections a second to 127.0.0.1 inside
@@ -198,6 +202,7 @@ impl Arguments {
             Name::Bulk => bulk::measure(self, report),
             Name::Parallel => bulk::parallel(self, report),
             Name::Nested => bulk::nested(self, report),
+            Name::Loopback => loopback::measure(self, report),
             Name::Connections => connections::measure(self, report),
             Name::InPlace => connections::in_place(self, report),
             Name::Applications => applications::measure(self, report),

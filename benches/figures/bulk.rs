@@ -70,7 +70,7 @@ pub fn nested(arguments: &Arguments, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn figure(name: String, targets: Vec<Target>) -> Figure {
+pub fn figure(name: String, targets: Vec<Target>) -> Figure {
     Figure { name, unit: "Gbit/s", comparison: Comparison::Rate, targets }
 }
 
@@ -85,8 +85,12 @@ pub fn received(station: &Station, addr: IpAddr, flags: &str, direction: Option<
     let argv: Vec<String> = line.split(' ').chain(direction).map(str::to_owned).collect();
     // A peer that stalls, and pasta does, must not cost half a minute each round.
     let grace = if station.contender.is_another_system() { 5 } else { 30 };
-    let text = station.run(&argv, Duration::from_secs(u64::from(seconds) + grace))?;
-    let report: serde_json::Value = serde_json::from_str(&text).context("iperf3 --json")?;
+    rate(&station.run(&argv, Duration::from_secs(u64::from(seconds) + grace))?)
+}
+
+/// The same from what `iperf3 --json` has printed.
+pub fn rate(text: &str) -> Result<f64> {
+    let report: serde_json::Value = serde_json::from_str(text).context("iperf3 --json")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
     Ok(bits.with_context(|| format!("no rate in {text}"))? / 1e9)
 }

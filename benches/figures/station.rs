@@ -18,6 +18,8 @@ use crate::nested;
 use crate::peers::Peer;
 
 pub const IPERF3_PORT: u16 = 5201;
+/// The workspace's published port.
+pub const PUBLISHED: u16 = 5301;
 
 /// What carries the packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub enum Contender {
     /// The TAP, from a namespace within the workspace.
     Nested,
     Bypass,
+    /// A published port, by the host's loopback.
+    Published,
     Peer(Peer),
     Bypass4netns,
 }
@@ -55,7 +59,7 @@ impl Contender {
     fn path(self) -> Path {
         match self {
             Self::Host | Self::HostAgain | Self::Peer(_) | Self::Bypass4netns => Path::Host,
-            Self::Tap { .. } | Self::Nested => Path::Tap,
+            Self::Tap { .. } | Self::Nested | Self::Published => Path::Tap,
             Self::Bypass => Path::Bypass,
         }
     }
@@ -69,6 +73,7 @@ impl fmt::Display for Contender {
             Self::Tap { mtu } => write!(f, "TAP, MTU {mtu}"),
             Self::Nested => f.pad("TAP, bridge and masquerade inside"),
             Self::Bypass => f.pad("bypass"),
+            Self::Published => f.pad("published port"),
             Self::Peer(peer) => peer.fmt(f),
             Self::Bypass4netns => f.pad("bypass4netns"),
         }
@@ -85,6 +90,9 @@ impl Station {
         let mut workspace = Workspace::new(Way { path: contender.path(), caller: Caller::User })?;
         if let Contender::Tap { mtu } = contender {
             workspace = workspace.flag(format!("--mtu={mtu}"));
+        }
+        if contender == Contender::Published {
+            workspace = workspace.flag(format!("--publish=127.0.0.1:{PUBLISHED}:{PUBLISHED}"));
         }
         let remote = &workspace.lab.remote;
         for addr in crate::lab::REMOTE {
