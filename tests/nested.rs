@@ -225,8 +225,8 @@ sh('ip addr add 10.0.2.100/24 dev br0 && ip route add default via 10.0.2.2')
 def talk():
     s = dial(addr, port); s.settimeout(20)
     for n in range(200):
-        s.sendall(b'x\n')
-        if s.recv(9) != b'x\n': return n
+        s.sendall(b'x\\n')
+        if s.recv(9) != b'x\\n': return n
     return 'all'
 said = []
 beside = threading.Thread(target=lambda: said.append(c('talk()'))); beside.start()

@@ -100,13 +100,9 @@ impl Direction {
         Ok(Turn::More)
     }
 
-    /// Fills the pipe, which is empty.
+    /// Fills an empty pipe.
     fn take(&mut self, from: &OwnedFd, to: &OwnedFd, pipes: &mut Pipes) -> rustix::io::Result<usize> {
-        let pipe = match self.pipe.take() {
-            Some(pipe) => pipe,
-            None => pipes.take()?,
-        };
-        let pipe = self.pipe.insert(pipe);
+        let pipe = self.pipe.insert(pipes.take()?);
         match move_bytes(from, &pipe.write, PIPE_SIZE) {
             Ok(0) if !is_at_mark(from.as_fd()) => {
                 self.has_ended = true;
