@@ -218,16 +218,16 @@ fn bridged_to_the_tap(ws: Workspace) -> Result<()> {
     ws.python(&format!(
         "{TOOLS}{CONTAINERS}
 addr, port = '{addr}', {port}
-bridge('br0')
-sh('ip link set tap0 master br0 && ip addr flush dev tap0')
-c = Container('10.0.2.40/24', bridge='br0', gateways=['10.0.2.2'])
-sh('ip addr add 10.0.2.100/24 dev br0 && ip route add default via 10.0.2.2')
 def talk():
     s = dial(addr, port); s.settimeout(20)
     for n in range(200):
         s.sendall(b'x\\n')
         if s.recv(9) != b'x\\n': return n
     return 'all'
+bridge('br0')
+sh('ip link set tap0 master br0 && ip addr flush dev tap0')
+c = Container('10.0.2.40/24', bridge='br0', gateways=['10.0.2.2'])
+sh('ip addr add 10.0.2.100/24 dev br0 && ip route add default via 10.0.2.2')
 said = []
 beside = threading.Thread(target=lambda: said.append(c('talk()'))); beside.start()
 said.append(talk()); beside.join(); print(*said)"
