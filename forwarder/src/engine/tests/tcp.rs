@@ -451,7 +451,7 @@ fn a_small_link_inside_makes_shorter_segments() {
     let frames = open.lab.received();
     let gso = |frame: &Vec<u8>| u16::from_ne_bytes([frame[4], frame[5]]);
     assert_eq!(frames.iter().map(gso).collect::<Vec<_>>(), [536]);
-    let mut told = |open: &mut Open, quoted: &[u8], mtu: u16| {
+    let told = |open: &mut Open, quoted: &[u8], mtu: u16| {
         let error = open.lab.too_big(quoted, mtu);
         open.lab.feed(&[error]);
         open.lab.received()

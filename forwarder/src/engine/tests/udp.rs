@@ -372,7 +372,7 @@ fn a_small_link_inside_is_remembered_for_its_mapping_alone() {
     lab.feed(&frames);
     let [small, wide] = [(), ()].map(|()| host.recv_from(&mut [0; 8]).unwrap().1);
     let payload = vec![7; 1400];
-    let mut lens = |lab: &mut Lab, to: SocketAddr| {
+    let lens = |lab: &mut Lab, to: SocketAddr| {
         host.send_to(&payload, to).unwrap();
         lab.turn(1);
         let frames = lab.received();
