@@ -16,6 +16,7 @@ mod marks;
 mod neighbours;
 pub mod network;
 pub mod outbound;
+mod path_mtu;
 pub mod policy;
 pub mod ports;
 mod reassembly;

@@ -18,12 +18,13 @@ use super::client::keys;
 use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::path_mtu::PathMtu;
 use crate::recency::Recency;
 use crate::sys::datagram::{self, Local};
 use crate::tap::Written;
 use crate::timer::{Time, TimerId};
 use crate::udp::{retry, send_segments};
-use crate::wire::{IpPacket, UdpDatagram};
+use crate::wire::{IpPacket, Quote, UdpDatagram};
 
 /// Clients at once: they cost no descriptor, and anybody can send from any number of addresses.
 const MAX_CLIENTS: usize = 8_192;
@@ -50,6 +51,8 @@ pub struct Client {
     is_answered: bool,
     /// The host has not refused UDP_SEGMENT on the way to it.
     takes_segments: bool,
+    /// What the workspace has said of the way to whoever serves it.
+    path_mtu: PathMtu,
 }
 
 #[derive(Debug)]
@@ -90,7 +93,8 @@ impl Clients {
         client.last_used = edge.now;
         client.to_tap += received.len as u64;
         let FlowKey { guest, guest_port, remote, remote_port } = client.key;
-        Ok(edge.udp_to_tap((remote, remote_port), (guest, guest_port), received.len) != Written::Full)
+        let (src, dst) = ((remote, remote_port), (guest, guest_port));
+        Ok(edge.udp_to_tap_within(client.path_mtu, src, dst, received.len) != Written::Full)
     }
 
     fn open(&mut self, edge: &mut Edge, port: FlowId, publication: &Publication, address: SocketAddr) -> Option<u32> {
@@ -121,6 +125,7 @@ impl Clients {
                 to_tap: 0,
                 is_answered: false,
                 takes_segments: true,
+                path_mtu: PathMtu::default(),
             })
         })?;
         self.recency.insert(index);
@@ -147,6 +152,12 @@ impl Clients {
     pub fn current(&mut self, id: FlowId) -> Option<&mut Client> {
         let index = self.clients.current(id)?;
         self.clients.get_mut(index)
+    }
+
+    /// A client's datagram was too big for a link inside. False: there is no such client.
+    pub fn too_big(&mut self, now: Time, quote: &Quote, mtu: u16) -> bool {
+        let found = self.clients.find(&quote.flow()).and_then(|index| self.clients.get_mut(index));
+        found.map(|client| client.path_mtu.heard(mtu, now)).is_some()
     }
 
     /// Puts clients on a page.

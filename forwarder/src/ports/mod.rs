@@ -34,9 +34,9 @@ use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::policy::Transport;
 use crate::sys::datagram;
 use crate::tcp::{Tcp, reset_at_death};
-use crate::timer::TimerId;
+use crate::timer::{Time, TimerId};
 use crate::turns::Turns;
-use crate::wire::{IpPacket, UdpDatagram};
+use crate::wire::{IpPacket, Quote, UdpDatagram};
 use datagrams::Clients;
 use splice::Splices;
 
@@ -202,6 +202,11 @@ impl Ports {
             return;
         };
         edge.counters.drops.host_full += client.answer(&port.socket, parts, size);
+    }
+
+    /// A client's datagram was too big for a link inside. False: it was none of a client's.
+    pub fn too_big(&mut self, now: Time, quote: &Quote, mtu: u16) -> bool {
+        self.clients.too_big(now, quote, mtu)
     }
 
     /// Puts clients that the TCP engine does not know on a page.

@@ -27,9 +27,11 @@ use crate::flow::{FlowId, Kind, Table};
 use crate::gateway::dns::{self, Dns};
 use crate::gateway::unreachable::Reason;
 use crate::marks::{Marked, Marks};
+use crate::path_mtu::PathMtu;
 use crate::recency::Recency;
+use crate::timer::Time;
 use crate::turns::Turns;
-use crate::wire::{IpPacket, UdpDatagram};
+use crate::wire::{IpPacket, Quote, UdpDatagram};
 pub use gather::{Gather, MAX_SEGMENTS, Way, retry, send_segments};
 use mapping::Mapping;
 
@@ -98,6 +100,7 @@ impl Udp {
                 idle_ms,
                 route: None,
                 takes_segments: true,
+                path_mtu: PathMtu::default(),
             })
         });
         match index {
@@ -137,6 +140,12 @@ impl Udp {
         if events.contains(EventFlags::IN) {
             self.datagrams_to_tap(edge, index);
         }
+    }
+
+    /// A datagram to this mapping's end was too big for a link inside. False: there is no such mapping.
+    pub fn too_big(&mut self, now: Time, quote: &Quote, mtu: u16) -> bool {
+        let found = self.flows.find(&quote.dst).and_then(|index| self.flows.get_mut(index));
+        found.map(|flow| flow.path_mtu.heard(mtu, now)).is_some()
     }
 
     /// Puts mappings on a page.
