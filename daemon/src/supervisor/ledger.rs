@@ -13,7 +13,7 @@
 //! Limits: [`SLOTS`] notifications at once; with all taken nobody receives, and callers wait in the kernel.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,8 @@ pub struct Ledger {
     slots: &'static [[AtomicU64; SLOT_WORDS]],
     free: Mutex<Vec<&'static [AtomicU64; SLOT_WORDS]>>,
     released: Condvar,
+    /// Threads that wait for `released`; changed under the lock.
+    waiting: AtomicUsize,
 }
 
 /// One notification's place; given back to the ledger by [`Ledger::release`].
@@ -83,12 +85,19 @@ impl Ledger {
         // Free slots are taken from the end: the first pages stay warm.
         let (unanswered, free) = slots.iter().rev().partition(|&slot| Slot(slot).holds_notification());
         let unanswered = Vec::into_iter(unanswered).map(Slot).collect();
-        (Self { slots, free: Mutex::new(free), released: Condvar::new() }, unanswered)
+        let waiting = AtomicUsize::new(0);
+        (Self { slots, free: Mutex::new(free), released: Condvar::new(), waiting }, unanswered)
     }
 
     /// A slot to receive into; waits while every one holds a call that waits itself.
     pub fn take(&self) -> Option<Slot> {
-        let mut free = self.released.wait_while(self.free.lock().ok()?, |free| free.is_empty()).ok()?;
+        let mut free = self.free.lock().ok()?;
+        if free.is_empty() {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            let waited = self.released.wait_while(free, |free| free.is_empty());
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            free = waited.ok()?;
+        }
         let slot = Slot(free.pop()?);
         drop(free);
         listener::clear(slot.notification_words());
@@ -104,7 +113,9 @@ impl Ledger {
         slot.set_phase(Phase::Free);
         if let Ok(mut free) = self.free.lock() {
             free.push(slot.0);
-            self.released.notify_one();
+            if self.waiting.load(Ordering::Relaxed) != 0 {
+                self.released.notify_one();
+            }
         }
     }
 

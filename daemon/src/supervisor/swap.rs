@@ -84,6 +84,10 @@ impl Swap {
     /// Connects a host socket and puts it in the process's descriptor. Err: why the socket must stay where it is.
     pub fn bypass(&self, listener: &Listener, stopped: &Stopped<'_>, exit: Exit) -> Result<Outcome, Reason> {
         if let Some(host) = self.memory.unpark(stopped.facts.cookie, exit.to) {
+            // It was about to be given away with the caller's mode.
+            if let Err(error) = rustix::io::ioctl_fionbio(&host, true) {
+                return Ok(Outcome::of(Err(error.into())));
+            }
             return Ok(match self.place(listener, stopped, host, exit.to) {
                 Outcome::Wait(wait) if wait.deadline.is_some() => Outcome::errno(libc::EINTR),
                 outcome => outcome,
@@ -128,7 +132,7 @@ impl Swap {
         } else if stopped.facts.nonblocking {
             Progress::Underway
         } else {
-            host_socket::progress(host.as_fd()).unwrap_or(Progress::Underway)
+            host_socket::progress(host.as_fd())
         };
         if let Progress::Failed(errno) = progress {
             return Outcome::errno(errno);
@@ -178,7 +182,7 @@ impl Swap {
             End::CallerLeft => Outcome::CallerLeft,
             // The connect itself goes on.
             End::TimedOut => answered(Reply::Errno(wait.late)),
-            End::Ready => match host_socket::finish(wait.host.as_fd()) {
+            End::Ready => match host_socket::progress(wait.host.as_fd()) {
                 Progress::Connected => answered(Reply::Return(0)),
                 Progress::Underway => Outcome::Wait(wait),
                 // Shut down or dissolved under the waiting call, or another one took the failure.
