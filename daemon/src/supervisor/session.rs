@@ -127,6 +127,10 @@ impl Session {
             self.swap.epolls.created_by(tid);
             return Ok(Outcome::Reply(Reply::Continue));
         }
+        if let Some(option) = notification.sets_option() {
+            self.ledger.touched.note(option);
+            return Ok(Outcome::Reply(Reply::Continue));
+        }
         let (mut stopped, call) = match (self.look(slot, notification), Call::decode(notification)) {
             // connect(2) looks at the address before it asks for a socket, bind(2) afterwards (net/socket.c).
             (Err(TraceeError::Errno(libc::ENOTSOCK)), Err(error)) if notification.call == Some(SystemCall::Connect) => {
@@ -206,7 +210,7 @@ impl Session {
         };
         match verdict {
             Verdict::Bypass(exit) => {
-                let bypassed = self.swap.bypass(&self.listener, &stopped, exit);
+                let bypassed = self.swap.bypass(&self.listener, &stopped, exit, &self.ledger.touched);
                 drop(turn);
                 match bypassed {
                     Ok(outcome) => {

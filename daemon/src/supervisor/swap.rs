@@ -36,6 +36,7 @@ use super::facts::{self, Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState}
 use super::host_socket::{self, Progress, Untouched};
 use super::notification::Notification;
 use super::session::{Outcome, Stopped, Wait};
+use super::touched::{OptionSet, Touched};
 use super::tracee;
 use super::turns::Turns;
 use super::waits::End;
@@ -82,7 +83,13 @@ struct Parked {
 
 impl Swap {
     /// Connects a host socket and puts it in the process's descriptor. Err: why the socket must stay where it is.
-    pub fn bypass(&self, listener: &Listener, stopped: &Stopped<'_>, exit: Exit) -> Result<Outcome, Reason> {
+    pub fn bypass(
+        &self,
+        listener: &Listener,
+        stopped: &Stopped<'_>,
+        exit: Exit,
+        touched: &Touched,
+    ) -> Result<Outcome, Reason> {
         if let Some(host) = self.memory.unpark(stopped.facts.cookie, exit.to) {
             // It was about to be given away with the caller's mode.
             if let Err(error) = rustix::io::ioctl_fionbio(&host, true) {
@@ -93,13 +100,14 @@ impl Swap {
                 outcome => outcome,
             });
         }
-        let pristine = match &stopped.nested {
-            _ if stopped.facts.netns == self.host_netns => &self.host,
-            Some(nested) => &nested.untouched,
-            None => &self.workspace,
+        let (pristine, touched) = match &stopped.nested {
+            // It may have come from outside, where nothing stops.
+            _ if stopped.facts.netns == self.host_netns => (&self.host, OptionSet::ALL),
+            Some(nested) => (&nested.untouched, touched.to_be_read()),
+            None => (&self.workspace, touched.to_be_read()),
         };
         let pristine = pristine.of(&stopped.facts).ok_or(Reason::NoFamily)?;
-        let difference = pristine.difference(stopped.copy.as_fd())?;
+        let difference = pristine.difference(stopped.copy.as_fd(), touched)?;
         let host = match host_socket::like(&stopped.facts) {
             Ok(host) => host.ok_or(Reason::NoFamily)?,
             Err(error) => return Ok(Outcome::of(Err(error))),
@@ -221,7 +229,8 @@ impl Swap {
         if facts::netns_of(fresh.as_fd()).map_err(failed)? == self.host_netns {
             return Err(Outcome::errno(libc::EPERM));
         }
-        if let Some(difference) = self.host.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd()).ok()) {
+        let pristine = self.host.of(&stopped.facts);
+        if let Some(difference) = pristine.and_then(|p| p.difference(stopped.copy.as_fd(), OptionSet::ALL).ok()) {
             let _ = difference.apply(fresh.as_fd());
         }
         match self.put(listener, &stopped, fresh.as_fd()).map_err(failed)? {
