@@ -37,7 +37,6 @@ use super::host_socket::{self, Progress, Untouched};
 use super::notification::Notification;
 use super::session::{Outcome, Stopped, Wait};
 use super::touched::{OptionSet, Touched};
-use super::tracee;
 use super::turns::Turns;
 use super::waits::End;
 
@@ -244,7 +243,7 @@ impl Swap {
 
     /// Puts `new` in the caller's descriptor, with the flags of what was there, and in the epolls that watched it.
     fn put(&self, listener: &Listener, stopped: &Stopped<'_>, new: BorrowedFd<'_>) -> io::Result<Caller> {
-        let close_on_exec = match tracee::is_close_on_exec(stopped.tid, stopped.number) {
+        let close_on_exec = match stopped.tracee.is_close_on_exec(stopped.number) {
             Ok(close_on_exec) => close_on_exec,
             Err(_) if !listener.is_waiting(stopped.id) => return Ok(Caller::Left),
             Err(_) => return Err(io::Error::from_raw_os_error(libc::EBADF)),
