@@ -91,8 +91,9 @@ pub struct Wait {
 }
 
 impl Session {
-    /// One received call, from notification to reply or to the event loop.
-    pub fn answer(self: &Arc<Self>, slot: Slot) {
+    /// One received call, from notification to reply or to the event loop. `done` is told when nothing but the reply is
+    /// left to do, if it comes to that.
+    pub fn answer(self: &Arc<Self>, slot: Slot, done: impl FnOnce()) {
         let notification = slot.notification();
         self.counters.call(notification.call);
         let entered = self.active.enter(notification.id, notification.tid, &slot, Instant::now());
@@ -104,6 +105,9 @@ impl Session {
             }
             Ok(work) => self.handle(&slot, &notification, work).unwrap_or_else(|e| self.unseen(&notification, e)),
         };
+        if !matches!(outcome, Outcome::Wait(_)) {
+            done();
+        }
         self.conclude(slot, outcome, entered.ok());
     }
 
@@ -348,7 +352,7 @@ impl Session {
             let _ = self.send(slot.notification().id, slot.answer());
             self.ledger.release(slot);
         } else {
-            self.answer(slot);
+            self.answer(slot, || ());
         }
     }
 }
