@@ -197,9 +197,10 @@ impl Session {
     ) -> Outcome {
         self.swap.complete(&stopped);
         let cookie = stopped.facts.cookie;
-        if let Err(Busy) = work.settle(stopped.tid) {
+        if let Err(Busy) = work.settle(stopped.tid, cookie) {
             return self.busy();
         }
+        self.swap.memory.goes_on(stopped.tid, cookie);
         if let Some(reply) = self.swap.memory.take_answer(cookie, &stopped.slot.notification()) {
             self.counters.repeated.count();
             return Outcome::Done { cookie, reply };
@@ -302,8 +303,10 @@ impl Session {
     /// `entry` goes when what a later call of the same thread has to find is there.
     fn conclude(self: &Arc<Self>, slot: Slot, outcome: Outcome, entry: Option<Entry<'_>>) {
         let memory = &self.swap.memory;
-        if let (Some(entry), Outcome::Reply(_) | Outcome::Done { .. }) = (&entry, &outcome) {
-            entry.answers();
+        match (&entry, &outcome) {
+            (Some(entry), Outcome::Reply(_)) => entry.answers(None),
+            (Some(entry), &Outcome::Done { cookie, .. }) => entry.answers(Some(cookie)),
+            _ => {}
         }
         match outcome {
             Outcome::Wait(wait) => {
@@ -320,7 +323,7 @@ impl Session {
             }
             Outcome::Done { cookie, reply } => match self.reply(&slot, reply) {
                 Caller::Left => memory.keep_answer(cookie, slot.notification(), reply),
-                Caller::Waiting => memory.has_its_answer(slot.notification().tid),
+                Caller::Waiting => memory.has_its_answer(slot.notification().tid, cookie),
             },
             Outcome::CallerLeft => {}
         }

@@ -300,8 +300,13 @@ impl Memory {
         self.waiting.insert(tid, cookie);
     }
 
-    pub fn has_its_answer(&self, tid: u32) {
-        self.waiting.remove(&tid);
+    pub fn has_its_answer(&self, tid: u32, cookie: SocketCookie) {
+        self.waiting.remove_if(&tid, |_, waited| *waited == cookie);
+    }
+
+    /// This thread calls about a socket: it does not wait for another any more.
+    pub fn goes_on(&self, tid: u32, cookie: SocketCookie) {
+        self.waiting.remove_if(&tid, |_, waited| *waited != cookie);
     }
 
     /// The socket that this thread waited for and got no answer about.
