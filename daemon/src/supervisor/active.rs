@@ -4,7 +4,9 @@
 //! reaches it. So no thread here is precious: each one that takes a call first sees to it that another one receives
 //! ([`super::receivers`]), and this register lets the watch find threads that do not come back.
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -85,6 +87,7 @@ pub struct Busy;
 pub struct Entry<'a> {
     active: &'a Active,
     id: u64,
+    after: Cell<Option<OwnedFd>>,
 }
 
 impl Active {
@@ -101,7 +104,7 @@ impl Active {
             id,
             Work { slot: slot.watch(), tid, thread: ThreadId::current(), tgid: None, since: now, doing: Doing::Acting },
         );
-        let entry = Entry { active: self, id };
+        let entry = Entry { active: self, id, after: Cell::new(None) };
         while let Some(earlier) = earlier_of_thread(&works, tid, id, |doing| !matches!(doing, Doing::Answering(_))) {
             if let Doing::Sleeping { thread, .. } = earlier {
                 thread.interrupt();
@@ -182,6 +185,11 @@ impl Entry<'_> {
             works = self.active.wait(works)?;
         }
         Ok(())
+    }
+
+    /// Closes a file once the answer is given: where it is the last of a socket, that takes its time.
+    pub fn close_afterwards(&self, file: OwnedFd) {
+        self.after.set(Some(file));
     }
 
     /// From here on only the answer is sent, or kept: `about` says for calls on which socket.

@@ -220,6 +220,7 @@ impl Session {
                 match bypassed {
                     Ok(outcome) => {
                         self.counters.bypassed(stopped.facts.kind);
+                        work.close_afterwards(stopped.copy);
                         outcome
                     }
                     Err(reason) => in_place(stopped, reason),
