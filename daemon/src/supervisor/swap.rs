@@ -12,9 +12,9 @@
 //! in a connect that SO_SNDTIMEO bounds: these Linux does not begin again (signal(7)), but a stopped call it does, so
 //! the EINTR is ours to give.
 //!
-//! Limits: a signal whose handler is installed without SA_RESTART gives EINTR to calls of which Linux knows none (bind,
-//! a nonblocking connect). One that comes before the swap leaves the program's socket unconnected: the call made again
-//! goes on, poll(2) does not. After one, a connect with SO_SNDTIMEO that the program itself makes again gets one EINTR
+//! Limits: a signal whose handler is installed without SA_RESTART gives EINTR to calls of which Linux knows none (bind, a
+//! nonblocking connect, setsockopt of a rare option). One that comes before the swap leaves the program's socket
+//! unconnected: the call made again goes on, poll(2) does not. After one, a connect with SO_SNDTIMEO that the program itself makes again gets one EINTR
 //! more, for it looks like one that the kernel began again. A copy of the old socket (dup, fork) stays the old,
 //! unconnected socket, also in an epoll that watches it under the copy's number.
 
