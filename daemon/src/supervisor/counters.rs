@@ -53,6 +53,7 @@ pub struct Counters {
     bind: Counter,
     listen: Counter,
     epoll_create: Counter,
+    setsockopt: Counter,
     bypassed_tcp: Counter,
     bypassed_udp: Counter,
     pub in_place: ByReason,
@@ -75,6 +76,7 @@ impl Counters {
             Some(Stopped::Connect) => self.connect.count(),
             Some(Stopped::Bind) => self.bind.count(),
             Some(Stopped::Listen) => self.listen.count(),
+            Some(Stopped::Setsockopt) => self.setsockopt.count(),
             Some(_) => self.epoll_create.count(),
             None => {}
         }
@@ -92,6 +94,7 @@ impl Counters {
                 bind: self.bind.get(),
                 listen: self.listen.get(),
                 epoll_create: self.epoll_create.get(),
+                setsockopt: self.setsockopt.get(),
             },
             verdicts: Verdicts {
                 bypass: Bypassed { tcp: self.bypassed_tcp.get(), udp: self.bypassed_udp.get() },
@@ -147,6 +150,8 @@ pub struct Calls {
     pub bind: u64,
     pub listen: u64,
     pub epoll_create: u64,
+    /// Of rare options only.
+    pub setsockopt: u64,
 }
 
 /// What was done about calls.

@@ -4,9 +4,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::time::Timespec;
-
 use crate::sys::socket;
 
 use super::facts::{Kind, SocketFacts};
@@ -88,17 +85,9 @@ pub fn start_connect(host: BorrowedFd<'_>, to: SocketAddr, facts: &SocketFacts) 
     outcome(socket::connect(host, address.bytes()))
 }
 
-/// Looks, without waiting, whether the connect is over; takes its result like the second connect(2) of a program.
-pub fn progress(host: BorrowedFd<'_>) -> io::Result<Progress> {
-    let mut polled = [PollFd::from_borrowed_fd(host, PollFlags::OUT)];
-    if poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? == 0 {
-        return Ok(Progress::Underway);
-    }
-    Ok(finish(host))
-}
-
-/// The result of a connect that is no longer under way: never waits. EISCONN: somebody took it already.
-pub fn finish(host: BorrowedFd<'_>) -> Progress {
+/// How far a connect is, its result taken like the second connect(2) of a program. Waits only where a blocking file's
+/// connect is still under way. EISCONN: somebody took it already.
+pub fn progress(host: BorrowedFd<'_>) -> Progress {
     outcome(probe(host))
 }
 
@@ -131,6 +120,7 @@ pub fn set_blocking_like(new: BorrowedFd<'_>, facts: &SocketFacts) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
     use std::net::TcpListener;
 
     fn facts_of(socket: &OwnedFd) -> SocketFacts {
@@ -175,6 +165,6 @@ mod tests {
         let started = start_connect(socket.as_fd(), listener.local_addr().unwrap(), &facts_of(&socket));
         assert!(matches!(started, Progress::Underway | Progress::Connected));
         wait(&socket);
-        assert_eq!(progress(socket.as_fd()).unwrap(), Progress::Connected);
+        assert_eq!(progress(socket.as_fd()), Progress::Connected);
     }
 }

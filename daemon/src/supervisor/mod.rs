@@ -39,6 +39,7 @@ mod route;
 mod session;
 mod sockaddr;
 mod swap;
+mod touched;
 mod tracee;
 mod turns;
 mod waits;

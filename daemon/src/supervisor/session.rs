@@ -91,8 +91,9 @@ pub struct Wait {
 }
 
 impl Session {
-    /// One received call, from notification to reply or to the event loop.
-    pub fn answer(self: &Arc<Self>, slot: Slot) {
+    /// One received call, from notification to reply or to the event loop. `done` is told when nothing but the reply is
+    /// left to do, if it comes to that.
+    pub fn answer(self: &Arc<Self>, slot: Slot, done: impl FnOnce()) {
         let notification = slot.notification();
         self.counters.call(notification.call);
         let entered = self.active.enter(notification.id, notification.tid, &slot, Instant::now());
@@ -104,6 +105,9 @@ impl Session {
             }
             Ok(work) => self.handle(&slot, &notification, work).unwrap_or_else(|e| self.unseen(&notification, e)),
         };
+        if !matches!(outcome, Outcome::Wait(_)) {
+            done();
+        }
         self.conclude(slot, outcome, entered.ok());
     }
 
@@ -125,6 +129,10 @@ impl Session {
         let &Notification { id, tid, .. } = notification;
         if notification.creates_epoll() {
             self.swap.epolls.created_by(tid);
+            return Ok(Outcome::Reply(Reply::Continue));
+        }
+        if let Some(option) = notification.sets_option() {
+            self.ledger.touched.note(option);
             return Ok(Outcome::Reply(Reply::Continue));
         }
         let (mut stopped, call) = match (self.look(slot, notification), Call::decode(notification)) {
@@ -189,9 +197,10 @@ impl Session {
     ) -> Outcome {
         self.swap.complete(&stopped);
         let cookie = stopped.facts.cookie;
-        if let Err(Busy) = work.settle(stopped.tid) {
+        if let Err(Busy) = work.settle(stopped.tid, cookie) {
             return self.busy();
         }
+        self.swap.memory.goes_on(stopped.tid, cookie);
         if let Some(reply) = self.swap.memory.take_answer(cookie, &stopped.slot.notification()) {
             self.counters.repeated.count();
             return Outcome::Done { cookie, reply };
@@ -206,11 +215,12 @@ impl Session {
         };
         match verdict {
             Verdict::Bypass(exit) => {
-                let bypassed = self.swap.bypass(&self.listener, &stopped, exit);
+                let bypassed = self.swap.bypass(&self.listener, &stopped, exit, &self.ledger.touched);
                 drop(turn);
                 match bypassed {
                     Ok(outcome) => {
                         self.counters.bypassed(stopped.facts.kind);
+                        work.close_afterwards(stopped.copy);
                         outcome
                     }
                     Err(reason) => in_place(stopped, reason),
@@ -294,8 +304,10 @@ impl Session {
     /// `entry` goes when what a later call of the same thread has to find is there.
     fn conclude(self: &Arc<Self>, slot: Slot, outcome: Outcome, entry: Option<Entry<'_>>) {
         let memory = &self.swap.memory;
-        if let (Some(entry), Outcome::Reply(_) | Outcome::Done { .. }) = (&entry, &outcome) {
-            entry.answers();
+        match (&entry, &outcome) {
+            (Some(entry), Outcome::Reply(_)) => entry.answers(None),
+            (Some(entry), &Outcome::Done { cookie, .. }) => entry.answers(Some(cookie)),
+            _ => {}
         }
         match outcome {
             Outcome::Wait(wait) => {
@@ -312,7 +324,7 @@ impl Session {
             }
             Outcome::Done { cookie, reply } => match self.reply(&slot, reply) {
                 Caller::Left => memory.keep_answer(cookie, slot.notification(), reply),
-                Caller::Waiting => memory.has_its_answer(slot.notification().tid),
+                Caller::Waiting => memory.has_its_answer(slot.notification().tid, cookie),
             },
             Outcome::CallerLeft => {}
         }
@@ -344,7 +356,7 @@ impl Session {
             let _ = self.send(slot.notification().id, slot.answer());
             self.ledger.release(slot);
         } else {
-            self.answer(slot);
+            self.answer(slot, || ());
         }
     }
 }

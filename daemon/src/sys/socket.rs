@@ -5,9 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-
-/// asm-generic/socket.h; libc lacks it for this target.
-pub const SO_BINDTOIFINDEX: i32 = 62;
+use sidestep_seccomp_profile::rare_options::SO_BINDTOIFINDEX;
 
 /// Reads a socket option into `value`, returns the bytes the kernel wrote.
 pub fn option(socket: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> io::Result<usize> {
