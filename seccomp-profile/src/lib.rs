@@ -9,3 +9,8 @@ pub mod forwarder;
 pub mod load;
 pub mod rare_options;
 pub mod syscalls;
+
+/// libseccomp's version.
+pub fn library_version() -> String {
+    libseccomp::ScmpVersion::current().map_or_else(|_| "unknown".to_owned(), |version| version.to_string())
+}
