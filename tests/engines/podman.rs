@@ -57,7 +57,7 @@ impl Podman {
         let tree = login.home().join("box");
         image(&tree).context("make the image's tree")?;
         let import = "tar -C $1 -c . | podman import --change STOPSIGNAL=SIGKILL \
-                      --change 'CMD [\"httpd\",\"-f\",\"-p\",\"80\",\"-h\",\"/www\"]' - box";
+                      --change 'CMD [\"httpd\",\"-f\",\"-p\",\"0.0.0.0:80\",\"-h\",\"/www\"]' - box";
         login.run(["sh", "-c", import, "sh"].into_iter().chain([&*tree.to_string_lossy()]))?.succeeded()?;
         Ok(Self { login })
     }
