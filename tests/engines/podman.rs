@@ -11,6 +11,7 @@ use crate::lab::command::Finished;
 use crate::lab::login::Login;
 use crate::lab::servers::{BIG, TcpServer};
 use crate::lab::workspace::{Workspace, contains};
+use crate::lab::world::SLIRP4NETNS;
 use crate::lab::{REMOTE, REMOTE_V4, dns};
 
 crate::cases! {
@@ -37,7 +38,7 @@ driver = 'vfs'
 ignore_chown_errors = 'true'
 ";
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 9] = ["sh", "cat", "echo", "grep", "httpd", "ip", "nslookup", "ping", "wget"];
+const APPLETS: [&str; 11] = ["sh", "cat", "echo", "grep", "httpd", "ip", "nc", "nslookup", "ping", "sleep", "wget"];
 
 /// A user with the image `box`, which is an HTTP server unless it is told to be something else.
 struct Podman {
@@ -51,7 +52,7 @@ impl Podman {
         let configuration = login.home().join(".config/containers");
         // By the user, who has more to put there.
         login.run([Path::new("mkdir"), Path::new("-p"), &configuration])?.succeeded()?;
-        let containers = CONTAINERS_CONF.replace("SLIRP4NETNS", &login.slirp4netns());
+        let containers = CONTAINERS_CONF.replace("SLIRP4NETNS", SLIRP4NETNS);
         fs::write(configuration.join("containers.conf"), containers)?;
         fs::write(configuration.join("storage.conf"), STORAGE_CONF)?;
         let tree = login.home().join("box");
@@ -72,7 +73,7 @@ impl Podman {
         self.login.run(["podman", "run", "--rm", "--network", network, "box", "sh", "-c", script])
     }
 
-    /// What the user does last: no process, mount or namespace is there afterwards.
+    /// What the user does last; nothing runs afterwards.
     fn leaves_nothing(&self) -> Result<()> {
         self.podman("rm --all --force")?.succeeded()?;
         // The process that keeps the user's namespaces.
@@ -100,7 +101,8 @@ fn outgoing(ws: Workspace) -> Result<()> {
     let servers = [TcpServer::http(&ws.lab.remote, REMOTE[0])?, TcpServer::http(&ws.lab.remote, REMOTE[1])?];
     let podman = Podman::new(ws)?;
     let script = format!(
-        "nslookup remote.lab | grep {v4} && nslookup remote.lab | grep {v6} && ping -c 1 -W 10 {v4} >/dev/null &&
+        "nslookup remote.lab | grep {v4} && nslookup remote.lab | grep {v6} && ping -c 1 -W 10 {v4} >/dev/null || exit
+until ip -6 route | grep -q default; do sleep 0.1; done
 wget -q -O- http://remote.lab:{port}/ && wget -q -O- http://{}/ && wget -q -O- http://{}/big | wc -c",
         servers[1].addr,
         servers[0].addr,
@@ -113,12 +115,19 @@ wget -q -O- http://remote.lab:{port}/ && wget -q -O- http://{}/ && wget -q -O- h
     podman.leaves_nothing()
 }
 
-/// The network's options reach the workspace.
+/// The network's options are obeyed.
 fn own_network(ws: Workspace) -> Result<()> {
+    let another = "192.0.2.7";
+    ws.lab.host.run(&format!("ip addr add {another}/24 dev veth0"))?;
+    let whoami = TcpServer::whoami(&ws.lab.remote, REMOTE[0])?;
     let podman = Podman::new(ws)?;
-    let network = "slirp4netns:cidr=10.9.8.0/24,mtu=1400,enable_ipv6=false";
-    let done = podman.sh(network, "ip addr show tap0; cat /etc/resolv.conf; nslookup remote.lab")?.succeeded()?;
-    for needle in ["mtu 1400", "inet 10.9.8.100/24", "nameserver 10.9.8.3", &REMOTE_V4.to_string()] {
+    let network = format!("slirp4netns:cidr=10.9.8.0/24,mtu=1400,enable_ipv6=false,outbound_addr={another}");
+    let script = format!(
+        "ip addr show tap0; cat /etc/resolv.conf; nslookup remote.lab; nc {REMOTE_V4} {} </dev/null",
+        whoami.addr.port()
+    );
+    let done = podman.sh(&network, &script)?.succeeded()?;
+    for needle in ["mtu 1400", "inet 10.9.8.100/24", "nameserver 10.9.8.3", &REMOTE_V4.to_string(), another] {
         contains(&done.stdout, needle)?;
     }
     ensure!(!done.stdout.contains("fd00:"), "{done}");

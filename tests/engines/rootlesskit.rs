@@ -2,14 +2,19 @@
 //!
 //! Debian 12's has no `--detach-netns`.
 
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 
 use super::{HOST, LOOPBACK, REFUSED, answers, curl};
-use crate::lab::command::{Finished, Program, Running};
+use crate::lab::command::{DEADLINE, Finished, Program, Running};
 use crate::lab::login::Login;
+use crate::lab::netns::Netns;
 use crate::lab::servers::TcpServer;
 use crate::lab::workspace::{Workspace, contains};
-use crate::lab::{Lab, REMOTE, REMOTE_V4, dns};
+use crate::lab::world::SLIRP4NETNS;
+use crate::lab::{Lab, REMOTE, REMOTE_V4, dns, poll};
 
 crate::cases! {
     HOST_AS_USER: as_docker_starts_it, own_network, ports_by_api, host_loopback, restarted;
@@ -26,13 +31,20 @@ const DOCKER: &[&str] = &[
     "--copy-up=/run",
     "--propagation=rslave",
 ];
-/// Port 80 inside: each client is told the address it is seen with.
-const SERVER: &str = "import http.server
+/// Port 80 inside: each client is told the address it is seen with, over HTTP and in answer to any datagram.
+const SERVER: &str = "import http.server, socket, threading
 class Peer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
         self.wfile.write(self.client_address[0].encode())
 server = http.server.ThreadingHTTPServer(('', 80), Peer)
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(('', 80))
+def answer():
+    while True:
+        peer = udp.recvfrom(100)[1]
+        udp.sendto(peer[0].encode(), peer)
+threading.Thread(target=answer, daemon=True).start()
 print('serving', flush=True)
 server.serve_forever()";
 
@@ -49,7 +61,7 @@ impl Kit {
     /// rootlesskit(1) running `argv` with a pid namespace, so that all of it ends with the first process; its own pid, as
     /// the user sees it, is the first line printed.
     fn program(&self, flags: &[&str], argv: &[&str]) -> Program {
-        let binary = format!("--slirp4netns-binary={}", self.login.slirp4netns());
+        let binary = format!("--slirp4netns-binary={SLIRP4NETNS}");
         let kit = ["sh", "-c", "echo $$; exec rootlesskit \"$@\"", "sh", "--net=slirp4netns", "--pidns", &binary];
         let state = format!("--state-dir={}/state", self.login.home().display());
         self.login.program(kit.into_iter().chain([&*state]).chain(flags.iter().copied()).chain(argv.iter().copied()))
@@ -86,6 +98,19 @@ impl Kit {
     }
 }
 
+/// What the server answers to a datagram, which may be lost while its port is new.
+fn datagram(from: &Netns, addr: IpAddr, port: u16) -> Result<String> {
+    let socket = from.within(|| UdpSocket::bind("0.0.0.0:0"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    poll("an answer to a datagram", DEADLINE, || {
+        socket.send_to(b"who am I?", (addr, port))?;
+        let mut answer = [0; 100];
+        let Ok((length, from)) = socket.recv_from(&mut answer) else { return Ok(None) };
+        ensure!(from == SocketAddr::new(addr, port), "answered by {from}");
+        Ok(Some(String::from_utf8_lossy(&answer[..length]).into_owned()))
+    })
+}
+
 fn as_docker_starts_it(ws: Workspace) -> Result<()> {
     let http = TcpServer::http(&ws.lab.remote, REMOTE[0])?;
     let kit = Kit::new(ws.lab)?;
@@ -97,8 +122,10 @@ curl -sS http://remote.lab:{}/",
     kit.sh(DOCKER, &script)?.printed("65520\nnameserver 10.0.2.3\nhello")?;
 
     let lab = &kit.login.lab;
-    let serving = kit.serve(&[DOCKER, &["--publish=0.0.0.0:8080:80/tcp"]].concat())?;
+    let published = ["--publish=0.0.0.0:8080:80/tcp", "--publish=0.0.0.0:8080:80/udp"];
+    let serving = kit.serve(&[DOCKER, &published].concat())?;
     answers(&lab.remote, HOST, 8080, "")?;
+    datagram(&lab.remote, HOST, 8080)?;
     kit.control("add-ports 127.0.0.1:8081:80/tcp")?.succeeded()?;
     answers(&lab.host, LOOPBACK, 8081, "")?;
     curl(&lab.remote, HOST, 8081, "")?.exited(REFUSED)?;
@@ -131,11 +158,18 @@ fn ports_by_api(ws: Workspace) -> Result<()> {
     ensure!(answers(&lab.remote, HOST, 8080, "")? == REMOTE_V4.to_string());
     answers(&lab.host, LOOPBACK, 8080, "")?;
 
-    kit.control("add-ports 127.0.0.1:8081:80/tcp")?.printed("2")?;
+    kit.control("add-ports 0.0.0.0:8080:80/udp")?.printed("2")?;
+    ensure!(datagram(&lab.remote, HOST, 8080)? == REMOTE_V4.to_string());
+    datagram(&lab.host, LOOPBACK, 8080)?;
+
+    let taken = lab.host.within(|| TcpListener::bind((LOOPBACK, 0)))?;
+    let refused = kit.control(&format!("add-ports {}:80/tcp", taken.local_addr()?))?;
+    contains(&refused.exited(1)?.stderr, "slirp_add_hostfwd failed")?;
+    kit.control("add-ports 127.0.0.1:8081:80/tcp")?.printed("3")?;
     answers(&lab.host, LOOPBACK, 8081, "")?;
     curl(&lab.remote, HOST, 8081, "")?.exited(REFUSED)?;
     contains(&kit.control("list-ports")?.succeeded()?.stdout, "8081")?;
-    kit.control("remove-ports 2")?.succeeded()?;
+    kit.control("remove-ports 3")?.succeeded()?;
     curl(&lab.host, LOOPBACK, 8081, "")?.exited(REFUSED)?;
     answers(&lab.remote, HOST, 8080, "")?;
     kit.terminate(serving)

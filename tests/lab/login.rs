@@ -8,7 +8,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -73,11 +73,6 @@ impl Login {
         self.home.path()
     }
 
-    /// The binary under test, by the name that makes it slirp4netns.
-    pub fn slirp4netns(&self) -> String {
-        self.home().join("bin/slirp4netns").display().to_string()
-    }
-
     /// A program of the user's. The pid of the one that runs is nsenter(1)'s.
     pub fn program<A: AsRef<OsStr>>(&self, argv: impl IntoIterator<Item = A>) -> Program {
         let argv = argv.into_iter().map(|word| word.as_ref().to_owned());
@@ -104,13 +99,12 @@ impl Login {
     }
 }
 
-/// A directory of the user's with the programs that are found first.
+/// A directory of the user's, with programs that are found before the machine's.
 fn home() -> Result<TempDir> {
     let home = tempfile::tempdir()?;
     let path = home.path();
     fs::create_dir(path.join("bin"))?;
     fs::create_dir(path.join("run"))?;
-    symlink("/usr/bin/slirp4netns", path.join("bin/slirp4netns"))?;
     fs::set_permissions(path.join("run"), fs::Permissions::from_mode(0o700))?;
     if world::is_single_id() {
         fs::write(path.join("subid"), "workspace:100000:65536\n")?;
