@@ -52,8 +52,9 @@ clippy: lint
 deny: ## licences and advisories of the dependencies (needs cargo-deny and the network)
 	$(CARGO) deny --locked check
 
-install: build ## the binary into PREFIX (default /usr/local)
+install: build ## the binary into PREFIX (default /usr/local); SLIRP4NETNS=1: under that name, too
 	install -D -m 0755 $(SIDESTEP) $(DESTDIR)$(PREFIX)/bin/sidestep
+	$(if $(SLIRP4NETNS),ln -sf sidestep $(DESTDIR)$(PREFIX)/bin/slirp4netns)
 
 clean: ## what cargo built
 	$(CARGO) clean

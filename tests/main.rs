@@ -41,6 +41,7 @@ mod routes;
 mod run;
 mod sandbox;
 mod signals;
+mod slirp4netns;
 mod streams;
 mod tcp;
 
@@ -82,6 +83,10 @@ fn main() -> anyhow::Result<ExitCode> {
         nested::CASES,
         signals::CASES,
         sandbox::CASES,
+        slirp4netns::CASES,
+        slirp4netns::api::CASES,
+        slirp4netns::life::CASES,
+        slirp4netns::traffic::CASES,
         crash::CASES,
         control::CASES,
         capture::CASES,

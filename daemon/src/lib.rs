@@ -6,6 +6,7 @@ pub mod launcher;
 pub mod logging;
 pub mod monitor;
 pub mod publish;
+pub mod slirp4netns;
 pub mod supervisor;
 pub mod sys;
 

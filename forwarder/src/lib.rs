@@ -20,6 +20,7 @@ pub mod ports;
 mod reassembly;
 mod recency;
 pub mod sandbox;
+pub mod slirp4netns;
 mod sys;
 pub mod tap;
 mod tcp;

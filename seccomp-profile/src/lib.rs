@@ -8,3 +8,8 @@ pub mod filter;
 pub mod forwarder;
 pub mod load;
 pub mod syscalls;
+
+/// libseccomp's version.
+pub fn library_version() -> String {
+    libseccomp::ScmpVersion::current().map_or_else(|_| "unknown".to_owned(), |version| version.to_string())
+}

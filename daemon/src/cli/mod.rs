@@ -12,6 +12,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::slirp4netns;
+
 /// Exit code of a failure of sidestep itself, as env(1) and docker have it.
 pub const FAILURE: u8 = 125;
 
@@ -41,6 +43,9 @@ enum Command {
 
 /// Parses the command line, runs the command and gives its exit code.
 pub fn run() -> anyhow::Result<ExitCode> {
+    if slirp4netns::is_our_name() {
+        return Ok(slirp4netns::run());
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -15,10 +15,10 @@ mod host;
 mod id_map;
 mod namespaces;
 mod needs;
-mod outbound;
+pub(crate) mod outbound;
 mod plan;
 pub mod resolv_conf;
-mod tap;
+pub(crate) mod tap;
 mod workspace;
 
 use std::ffi::OsString;

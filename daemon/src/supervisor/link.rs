@@ -32,6 +32,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Requests under way at a time: their answers, of up to 16 KB each, have room in the link (net.core.wmem_default).
 const REQUESTS_MAX: usize = 4;
 
+/// A forwarder is asked so often whether it has closed a port; it has by the second time.
+const WITHDRAWN_LOOKS: usize = 8;
+
 /// With its descriptors.
 type Answer = (ToSupervisor, Vec<OwnedFd>);
 /// Flows in one listing.
@@ -124,6 +127,17 @@ impl Link {
         ports.published.remove(&number);
         ports.withdrawn.push(number);
         self.news.notify_one();
+    }
+
+    /// Waits until the forwarder has closed a port, so that somebody may have it. What it is told and what it is asked are
+    /// sent by different tasks, in either order; one that does not answer is about to be gone, with all its sockets.
+    pub async fn has_withdrawn(&self, number: u64) {
+        for _ in 0..WITHDRAWN_LOOKS {
+            match self.ask(|id| ToForwarder::Ports { id, from: number }).await {
+                Ok(ToSupervisor::Ports { ports, .. }) if ports.first().is_some_and(|port| port.number == number) => {}
+                _ => return,
+            }
+        }
     }
 
     /// Takes over the ports that a supervisor before this one has published; gives all that there are.

@@ -78,7 +78,7 @@ impl Ports {
         Ok(entries)
     }
 
-    /// Publishes a port no more; its clients stay connected.
+    /// Publishes a port no more; its clients stay connected. The port is free by then, if the forwarder answers.
     pub async fn remove(&self, number: u64) -> Result<(), Refused> {
         let mut known = self.known().await?;
         let Some(known) = &mut *known else { return Err(Silent.into()) };
@@ -90,6 +90,7 @@ impl Ports {
             Some(_) => drop(known.entries.remove(&number)),
         }
         self.link.unpublish(number);
+        self.link.has_withdrawn(number).await;
         Ok(())
     }
 

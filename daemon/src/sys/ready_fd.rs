@@ -1,4 +1,4 @@
-//! A descriptor that the caller gave by number: `--ready-fd`.
+//! A descriptor that the caller gave by number: `--ready-fd`, slirp4netns's `--exit-fd`.
 
 use std::fs::File;
 use std::io;
@@ -7,9 +7,9 @@ use std::os::fd::{BorrowedFd, FromRawFd, RawFd};
 use anyhow::Context;
 use rustix::io::{FdFlags, fcntl_setfd};
 
-/// Takes descriptor `number` over from the caller, so that the workspace does not inherit it.
-pub fn take(number: RawFd) -> anyhow::Result<File> {
-    let context = || format!("--ready-fd {number}: not an open descriptor from 3 up");
+/// Takes descriptor `number` over from the caller, so that nothing we start inherits it.
+pub fn take(option: &str, number: RawFd) -> anyhow::Result<File> {
+    let context = || format!("{option} {number}: not an open descriptor from 3 up");
     if number < 3 {
         return Err(io::Error::from(io::ErrorKind::InvalidInput)).with_context(context);
     }
