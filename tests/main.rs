@@ -36,6 +36,7 @@ mod netfilter;
 mod policy;
 mod ports;
 mod programs;
+mod published;
 mod routes;
 mod run;
 mod sandbox;
@@ -76,6 +77,7 @@ fn main() -> anyhow::Result<ExitCode> {
         isolation::CASES,
         policy::CASES,
         ports::CASES,
+        published::CASES,
         routes::CASES,
         netfilter::CASES,
         nested::CASES,

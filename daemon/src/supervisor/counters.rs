@@ -55,6 +55,7 @@ pub struct Counters {
     epoll_create: Counter,
     bypassed_tcp: Counter,
     bypassed_udp: Counter,
+    pub listening: Counter,
     pub in_place: ByReason,
     pub denied: ByReason,
     pub continued: ByReason,
@@ -94,7 +95,11 @@ impl Counters {
                 epoll_create: self.epoll_create.get(),
             },
             verdicts: Verdicts {
-                bypass: Bypassed { tcp: self.bypassed_tcp.get(), udp: self.bypassed_udp.get() },
+                bypass: Bypassed {
+                    tcp: self.bypassed_tcp.get(),
+                    udp: self.bypassed_udp.get(),
+                    listening: self.listening.get(),
+                },
                 in_place: self.in_place.get(),
                 denied: self.denied.get(),
                 continued: self.continued.get(),
@@ -163,6 +168,8 @@ pub struct Verdicts {
 pub struct Bypassed {
     pub tcp: u64,
     pub udp: u64,
+    /// Sockets that came to listen on the host.
+    pub listening: u64,
 }
 
 /// Calls that came to no verdict, or were answered without it.

@@ -18,6 +18,7 @@ const VALUE: usize = 16;
 
 /// linux/tcp.h, linux/in.h, linux/in6.h; libc lacks them for this target.
 const TCP_TX_DELAY: i32 = 37;
+const TCP_FASTOPEN_NO_COOKIE: i32 = 34;
 const TCP_RTO_MAX_MS: i32 = 44;
 const TCP_RTO_MIN_US: i32 = 45;
 const TCP_DELACK_MAX_US: i32 = 46;
@@ -163,6 +164,10 @@ const CARRIED_UDP: [SocketOption; 29] = [
     ipv6(libc::IPV6_MULTICAST_LOOP),
 ];
 
+/// What changes nothing about a connection that is made, only about those that are accepted.
+const CARRIED_LISTENING: [SocketOption; 4] =
+    [tcp(libc::TCP_DEFER_ACCEPT), tcp(libc::TCP_FASTOPEN), tcp(libc::TCP_SAVE_SYN), tcp(TCP_FASTOPEN_NO_COOKIE)];
+
 /// After IP_TOS, which sets it too.
 const CARRIED_LAST: SocketOption = general(libc::SO_PRIORITY);
 
@@ -189,7 +194,7 @@ const KEEPS_IN_PLACE_UDP: [SocketOption; 4] =
 /// What a kind of socket has beside the options of all: carried, and keeping it in place.
 fn options_of(kind: Kind) -> (&'static [SocketOption], &'static [SocketOption]) {
     match kind {
-        Kind::Tcp => (&CARRIED_TCP, &KEEPS_IN_PLACE_TCP),
+        Kind::Tcp | Kind::Mptcp => (&CARRIED_TCP, &KEEPS_IN_PLACE_TCP),
         Kind::Udp => (&CARRIED_UDP, &KEEPS_IN_PLACE_UDP),
         Kind::OtherIp | Kind::NotIp => (&[], &[]),
     }
@@ -219,6 +224,7 @@ impl Value {
 pub struct Pristine {
     ipv6: bool,
     carried: Vec<(SocketOption, Value)>,
+    listening: Vec<(SocketOption, Value)>,
     keeps_in_place: Vec<(SocketOption, Value)>,
 }
 
@@ -242,6 +248,7 @@ impl Pristine {
         Self {
             ipv6,
             carried: read(&[&CARRIED, carried, &[CARRIED_LAST]]),
+            listening: if kind == Kind::Udp { Vec::new() } else { read(&[&CARRIED_LISTENING]) },
             keeps_in_place: read(&[&KEEPS_IN_PLACE, keeps_in_place]),
         }
     }
@@ -254,9 +261,7 @@ impl Pristine {
 
     /// What differs on `socket`, or why it must stay in its namespace.
     pub fn difference(&self, socket: BorrowedFd<'_>) -> Result<Difference, Reason> {
-        let differs = |(option, pristine): &(SocketOption, Value)| {
-            Value::read(socket, *option).filter(|value| value != pristine).map(|value| (*option, value))
-        };
+        let differs = |entry: &(SocketOption, Value)| differs(socket, entry);
         if self.keeps_in_place.iter().any(|entry| differs(entry).is_some()) {
             return Err(Reason::SocketOption);
         }
@@ -273,6 +278,16 @@ impl Pristine {
         values.extend(locked_buffers(socket));
         Ok(Difference { values })
     }
+
+    /// The same for a socket that is to listen.
+    pub fn difference_listening(&self, socket: BorrowedFd<'_>) -> Result<Difference, Reason> {
+        let mut difference = self.difference(socket)?;
+        if difference.values.iter().any(|(option, _)| *option == general(libc::SO_REUSEPORT)) {
+            return Err(Reason::SharedPort);
+        }
+        difference.values.extend(self.listening.iter().filter_map(|entry| differs(socket, entry)));
+        Ok(difference)
+    }
 }
 
 impl Difference {
@@ -288,6 +303,10 @@ impl Difference {
         }
         whole
     }
+}
+
+fn differs(socket: BorrowedFd<'_>, (option, pristine): &(SocketOption, Value)) -> Option<(SocketOption, Value)> {
+    Value::read(socket, *option).filter(|value| value != pristine).map(|value| (*option, value))
 }
 
 /// A socket filter (SO_ATTACH_FILTER); asking with no room returns the number of instructions, or an error about an

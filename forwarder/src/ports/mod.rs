@@ -5,6 +5,9 @@
 //! no such address, do not pass the TAP at all ([`splice`]). The listening sockets come from outside and outlive a
 //! forwarder: clients that come while there is none wait in the kernel's queue.
 //!
+//! Under the bypass a program may have the clients itself, on a socket beside ours that the kernel prefers; what it used
+//! to listen at inside is then a [`shadow`] that leads to it.
+//!
 //! Limits: [`MAX_PORTS`] sockets; [`ACCEPTS_A_TURN`] clients before others have their turn; a client for whom there is
 //! no descriptor or no room is left in the queue and looked for again after [`PAUSE_MS`].
 #![forbid(unsafe_code)]
@@ -12,9 +15,11 @@
 mod client;
 mod datagrams;
 mod pipe;
+mod shadow;
 mod splice;
 mod stock;
 
+pub use shadow::Shadow;
 pub use stock::Stock;
 
 use std::collections::VecDeque;
@@ -35,6 +40,7 @@ use crate::tcp::{Tcp, reset_at_death};
 use crate::timer::TimerId;
 use crate::wire::{IpPacket, UdpDatagram};
 use datagrams::{Answer, Clients};
+use shadow::Shadowed;
 use splice::Splices;
 
 /// Sockets at once: the monitor holds all of them, within the usual soft limit of 1024 descriptors.
@@ -107,9 +113,11 @@ struct Port {
 #[derive(Debug)]
 pub struct Ports {
     published: Table<(Transport, SocketAddr), Port>,
+    /// By the cookie of the program's socket.
+    shadows: Table<u64, Shadowed>,
     clients: Clients,
     splices: Splices,
-    /// Ports with more clients than their turn allowed.
+    /// Ports and shadows with more clients than their turn allowed.
     ready: VecDeque<FlowId>,
 }
 
@@ -117,6 +125,7 @@ impl Ports {
     pub(crate) fn new() -> Self {
         Self {
             published: Table::new(Kind::Port, MAX_PORTS),
+            shadows: Table::new(Kind::Shadow, MAX_PORTS),
             clients: Clients::new(),
             splices: Splices::new(),
             ready: VecDeque::new(),
@@ -155,6 +164,33 @@ impl Ports {
         edge.unwatch(&port.socket);
         edge.timers.remove(port.timer);
         self.clients.forget(edge, port.id);
+        // Only as long as the port is ours does a shadow lead to its program and nowhere else.
+        let its = self.shadows.values().filter(|shadow| shadow.port() == port.entry.number);
+        let programs: Vec<_> = its.map(Shadowed::program).collect();
+        programs.into_iter().for_each(|program| self.remove_shadow(edge, program));
+    }
+
+    /// Relays what comes to a shadow of a program's socket. False: there is no room, or it is served already, or its
+    /// port is not.
+    pub fn add_shadow(&mut self, edge: &mut Edge, shadow: Shadow, socket: OwnedFd) -> bool {
+        if !self.published.values().any(|port| port.entry.number == shadow.port) {
+            return false;
+        }
+        let added = self.shadows.insert(shadow.program, |id| Shadowed::watch(edge, id, shadow, socket));
+        added.is_some()
+    }
+
+    /// Closes a shadow; what it relays stays connected.
+    pub fn remove_shadow(&mut self, edge: &mut Edge, program: u64) {
+        let Some(shadow) = self.shadows.find(&program).and_then(|index| self.shadows.remove(index)) else { return };
+        shadow.unwatch(edge);
+    }
+
+    /// Up to `count` shadows, by the cookies of their programs' sockets from `from` on, with their own sockets.
+    pub fn list_shadows(&self, from: u64, count: usize) -> Vec<(Shadow, BorrowedFd<'_>)> {
+        let mut listed: Vec<_> = self.shadows.values().filter(|shadow| shadow.program() >= from).collect();
+        listed.sort_by_key(|shadow| shadow.program());
+        listed.into_iter().take(count).map(Shadowed::entry).collect()
     }
 
     /// Up to `count` ports in the order of their numbers, from `from` on, with their sockets.
@@ -164,7 +200,7 @@ impl Ports {
         listed.into_iter().take(count).map(|port| (port.entry, port.socket.as_fd())).collect()
     }
 
-    /// Accepts nobody any more.
+    /// Accepts nobody any more, of the workspace neither.
     pub fn close(&mut self, edge: &mut Edge) {
         let ids: Vec<_> = self.published.values().map(|port| port.id).collect();
         ids.into_iter().for_each(|id| self.close_one(edge, id));
@@ -175,9 +211,7 @@ impl Ports {
         if matches!(id.kind, Kind::SplicedClient | Kind::SplicedInside) {
             return self.splices.host_event(edge, id, events);
         }
-        if let Some(index) = self.published.current(id) {
-            self.turn(edge, tcp, index);
-        }
+        self.turn(edge, tcp, id);
     }
 
     /// A port that could not be served is tried again.
@@ -222,24 +256,44 @@ impl Ports {
         self.splices.run_ready(edge);
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { return };
-            let Some(index) = self.published.current(id) else { continue };
-            if let Some(port) = self.published.get_mut(index) {
-                port.is_ready = false;
+            if let Some(is_ready) = self.is_ready(id) {
+                *is_ready = false;
             }
-            self.turn(edge, tcp, index);
+            self.turn(edge, tcp, id);
         }
     }
 
-    /// Takes some of what has come to a port; what is left gets another turn.
-    fn turn(&mut self, edge: &mut Edge, tcp: &mut Tcp, index: u32) {
-        let Some(port) = self.published.get(index) else { return };
-        let is_done = match port.entry.publication.transport {
-            Transport::Udp => datagrams_to_tap(&mut self.clients, edge, port),
-            _ => accept(edge, tcp, &mut self.splices, port),
+    /// Takes some of what has come to a port or a shadow; what is left gets another turn.
+    fn turn(&mut self, edge: &mut Edge, tcp: &mut Tcp, id: FlowId) {
+        let is_done = if id.kind == Kind::Shadow {
+            let Some(shadow) = self.shadows.current(id).and_then(|index| self.shadows.get(index)) else { return };
+            shadow.accept(edge, &mut self.splices)
+        } else {
+            let Some(port) = self.published.current(id).and_then(|index| self.published.get(index)) else { return };
+            match port.entry.publication.transport {
+                Transport::Udp => datagrams_to_tap(&mut self.clients, edge, port),
+                _ => accept(edge, tcp, &mut self.splices, port),
+            }
         };
-        if let Some(port) = self.published.get_mut(index).filter(|port| !is_done && !port.is_ready) {
-            port.is_ready = true;
-            self.ready.push_back(port.id);
+        while let Some(program) = self.splices.next_lost() {
+            self.remove_shadow(edge, program);
+        }
+        if let Some(is_ready) = self.is_ready(id).filter(|is_ready| !is_done && !**is_ready) {
+            *is_ready = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    fn is_ready(&mut self, id: FlowId) -> Option<&mut bool> {
+        match id.kind {
+            Kind::Shadow => {
+                let index = self.shadows.current(id)?;
+                self.shadows.get_mut(index).map(|shadow| &mut shadow.is_ready)
+            }
+            _ => {
+                let index = self.published.current(id)?;
+                self.published.get_mut(index).map(|port| &mut port.is_ready)
+            }
         }
     }
 }
@@ -270,6 +324,10 @@ fn accept(edge: &mut Edge, tcp: &mut Tcp, splices: &mut Splices, port: &Port) ->
         match rustix::net::acceptfrom_with(&port.socket, flags) {
             Ok((socket, address)) => {
                 let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
+                if splices.is_relay(client) {
+                    // A shadow's, of a program that listens no more: dropped, and so is the shadow.
+                    continue;
+                }
                 edge.counters.ports.accepted += 1;
                 let [first, other] = client::keys(&edge.config.network, &port.entry.publication, client);
                 if let Some(key) = first {
