@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use sidestep_forwarder::ports::{Entry, Shadow};
 use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::publish::group::{Family, Place};
@@ -48,6 +49,7 @@ pub struct HostListeners {
     /// None: without `--publish-auto`.
     pub auto: Option<Arc<Auto>>,
     pub event_loop: Handle,
+    pub removing: Mutex<()>,
 }
 
 /// A share of a published port.
@@ -70,19 +72,25 @@ impl HostListeners {
             }
             let looking = Arc::clone(&self);
             let looked = tokio::task::spawn_blocking(move || looking.gone(shadows)).await;
-            for program in looked.unwrap_or_default() {
-                // A forwarder that does not answer has no shadow either, or closes it later.
-                let _ = self.link.remove_shadow(program).await;
-            }
+            let _turn = self.removing.lock().await;
+            self.remove(looked.unwrap_or_default()).await;
         }
     }
 
     /// Sees to it that no shadow holds this port for a program that has gone.
     pub fn make_room(&self, guest_port: u16) {
+        // One that is being removed is not among the shadows any more, and may still be there.
+        let _turn = self.event_loop.block_on(self.removing.lock());
         let shadows = self.link.shadows().into_iter().filter(|shadow| shadow.guest_port == guest_port).collect();
-        for program in self.gone(shadows) {
-            if self.event_loop.block_on(self.link.remove_shadow(program)).is_err() {
-                tracing::debug!("a shadow may still hold port {guest_port} inside");
+        self.event_loop.block_on(self.remove(self.gone(shadows)));
+    }
+
+    async fn remove(&self, programs: Vec<u64>) {
+        for program in programs {
+            // A forwarder that does not answer in time is gone, and its sockets with it.
+            if let Err(silent) = self.link.remove_shadow(program).await {
+                tracing::debug!("a shadow may still hold its port inside: {silent}");
+                return;
             }
         }
     }

@@ -181,7 +181,8 @@ pub fn run(
             let netlink = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG);
             let listening = netlink.and_then(Listening::new).context("cannot ask what listens on the host")?;
             let event_loop = runtime.handle().clone();
-            let host_listeners = Arc::new(HostListeners { ports, link, listening, auto, event_loop });
+            let removing = Default::default();
+            let host_listeners = Arc::new(HostListeners { ports, link, listening, auto, event_loop, removing });
             tokio::spawn(Arc::clone(&host_listeners).follow());
             let waits = Waits::new(runtime.handle().clone());
             Some(serve(start, handles, listener, factory, (waits, host_listeners), counters)?)
