@@ -37,6 +37,7 @@ mod netfilter;
 mod policy;
 mod ports;
 mod programs;
+mod published;
 mod routes;
 mod run;
 mod sandbox;
@@ -81,6 +82,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ports::datagrams::CASES,
         ports::lifetime::CASES,
         ports::loopback::CASES,
+        published::CASES,
         routes::CASES,
         netfilter::CASES,
         nested::CASES,

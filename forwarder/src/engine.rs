@@ -3,6 +3,7 @@
 
 use std::io::IoSlice;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 
 use rustix::event::epoll::EventFlags;
@@ -15,7 +16,7 @@ use crate::gateway::unreachable::Said;
 use crate::gateway::{arp, ndp, unreachable};
 use crate::icmp::Icmp;
 use crate::path_mtu;
-use crate::ports::{Ports, Published};
+use crate::ports::{Ports, Published, Shadow};
 use crate::reassembly::Reassembly;
 use crate::tcp::{self, Tcp};
 use crate::timer::Time;
@@ -227,7 +228,7 @@ impl Engine {
             Kind::Tcp => self.tcp.host_event(edge, id, events),
             Kind::Udp | Kind::Dns => self.udp.host_event(edge, id, events),
             Kind::Ping => self.icmp.host_event(edge, id, events),
-            Kind::Port | Kind::PortClient | Kind::SplicedClient | Kind::SplicedInside => {
+            Kind::Port | Kind::PortClient | Kind::SplicedClient | Kind::SplicedInside | Kind::Shadow => {
                 self.ports.host_event(edge, &mut self.tcp, id, events);
             }
         }
@@ -239,7 +240,7 @@ impl Engine {
             Kind::Tcp => self.tcp.timer(edge, id),
             Kind::Udp | Kind::Dns => self.udp.timer(edge, id),
             Kind::Ping => self.icmp.timer(edge, id),
-            Kind::Port | Kind::PortClient => self.ports.timer(edge, &mut self.tcp, id),
+            Kind::Port | Kind::PortClient | Kind::Shadow => self.ports.timer(edge, &mut self.tcp, id),
             Kind::SplicedClient | Kind::SplicedInside => {}
         }
     }
@@ -252,6 +253,16 @@ impl Engine {
     /// Closes the port with this number; its clients stay connected.
     pub fn unpublish(&mut self, edge: &mut Edge, number: u64) {
         self.ports.remove(edge, number);
+    }
+
+    /// Relays what comes to a program's shadow. False: there is no room, or it is served already.
+    pub fn add_shadow(&mut self, edge: &mut Edge, shadow: Shadow, socket: OwnedFd) -> bool {
+        self.ports.add_shadow(edge, shadow, socket)
+    }
+
+    /// Closes the shadow of this program's socket; what it relays stays connected.
+    pub fn remove_shadow(&mut self, edge: &mut Edge, program: u64) {
+        self.ports.remove_shadow(edge, program);
     }
 
     pub fn ports(&self) -> &Ports {

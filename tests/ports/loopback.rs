@@ -13,8 +13,9 @@ use crate::lab::workspace::Workspace;
 use crate::lab::{HOST_V4, poll};
 
 crate::cases! {
-    EVERY_WAY: loopback_clients;
-    BOTH_PATHS: loopback_resets, loopback_inside;
+    TAP: loopback_clients;
+    BOTH_PATHS: loopback_inside;
+    USER: loopback_resets;
 }
 
 fn loopback_clients(ws: Workspace) -> Result<()> {

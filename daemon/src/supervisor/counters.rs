@@ -56,6 +56,7 @@ pub struct Counters {
     setsockopt: Counter,
     bypassed_tcp: Counter,
     bypassed_udp: Counter,
+    pub listening: Counter,
     pub in_place: ByReason,
     pub denied: ByReason,
     pub continued: ByReason,
@@ -97,7 +98,11 @@ impl Counters {
                 setsockopt: self.setsockopt.get(),
             },
             verdicts: Verdicts {
-                bypass: Bypassed { tcp: self.bypassed_tcp.get(), udp: self.bypassed_udp.get() },
+                bypass: Bypassed {
+                    tcp: self.bypassed_tcp.get(),
+                    udp: self.bypassed_udp.get(),
+                    listening: self.listening.get(),
+                },
                 in_place: self.in_place.get(),
                 denied: self.denied.get(),
                 continued: self.continued.get(),
@@ -168,6 +173,8 @@ pub struct Verdicts {
 pub struct Bypassed {
     pub tcp: u64,
     pub udp: u64,
+    /// Sockets that came to listen on the host.
+    pub listening: u64,
 }
 
 /// Calls that came to no verdict, or were answered without it.

@@ -23,6 +23,8 @@ pub struct Untouched {
     tcp: PristinePair,
     /// None: UDP is not taken out.
     udp: Option<PristinePair>,
+    /// None: the namespace has no MPTCP, or none of its sockets are taken out.
+    mptcp: Option<PristinePair>,
 }
 
 /// Untouched sockets of both families.
@@ -35,38 +37,48 @@ struct PristinePair {
 impl Untouched {
     /// `make` gives a new socket of the domain, type and protocol asked for.
     pub fn read(udp: bool, make: impl Fn(i32, i32, i32) -> io::Result<OwnedFd>) -> io::Result<Self> {
-        let pair = |kind: Kind| {
-            let (socket_type, protocol) = kind.exchangeable().unwrap_or_default();
+        let pair = |kind: Kind, (socket_type, protocol)| {
             let v4 = Pristine::read(make(libc::AF_INET, socket_type, protocol)?.as_fd(), kind, false);
             let v6 = make(libc::AF_INET6, socket_type, protocol).ok();
             Ok::<_, io::Error>(PristinePair { v4, v6: v6.map(|fresh| Pristine::read(fresh.as_fd(), kind, true)) })
         };
-        Ok(Self { tcp: pair(Kind::Tcp)?, udp: udp.then(|| pair(Kind::Udp)).transpose()? })
+        Ok(Self {
+            tcp: pair(Kind::Tcp, (libc::SOCK_STREAM, libc::IPPROTO_TCP))?,
+            udp: udp.then(|| pair(Kind::Udp, (libc::SOCK_DGRAM, libc::IPPROTO_UDP))).transpose()?,
+            mptcp: pair(Kind::Mptcp, (libc::SOCK_STREAM, libc::IPPROTO_MPTCP)).ok(),
+        })
     }
 
     /// Those of this process's namespace.
     pub fn on_host(udp: bool) -> io::Result<Self> {
-        let Self { tcp, udp } = Self::read(udp, socket::new)?;
+        let Self { tcp, udp, .. } = Self::read(udp, socket::new)?;
         let udp = udp.map(|PristinePair { v4, v6 }| PristinePair {
             v4: v4.whatever_interface(),
             v6: v6.map(Pristine::whatever_interface),
         });
-        Ok(Self { tcp, udp })
+        Ok(Self { tcp, udp, mptcp: None })
     }
 
     pub fn of(&self, facts: &SocketFacts) -> Option<&Pristine> {
         let pair = match facts.kind {
             Kind::Tcp => &self.tcp,
             Kind::Udp => self.udp.as_ref()?,
+            Kind::Mptcp => self.mptcp.as_ref()?,
             Kind::OtherIp | Kind::NotIp => return None,
         };
         if facts.ipv6 { pair.v6.as_ref() } else { Some(&pair.v4) }
     }
 }
 
-/// A new socket of this process's namespace, like `facts`, nonblocking. None: this host has no such family.
+/// A new socket of this process's namespace, like `facts` (of plain TCP for MPTCP), nonblocking. None: this host has no such family.
 pub fn like(facts: &SocketFacts) -> io::Result<Option<OwnedFd>> {
-    let Some((socket_type, protocol)) = facts.kind.exchangeable() else { return Ok(None) };
+    let (socket_type, protocol) = match facts.kind {
+        Kind::Mptcp => (libc::SOCK_STREAM, libc::IPPROTO_TCP),
+        kind => match kind.exchangeable() {
+            Some(exchangeable) => exchangeable,
+            None => return Ok(None),
+        },
+    };
     match socket::new(domain(facts), socket_type, protocol) {
         Ok(host) => Ok(Some(host)),
         Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(None),

@@ -26,7 +26,8 @@ use super::touched::OptionSet;
 /// The largest option below: struct timeval, 16 bytes; a congestion control's name has as many.
 const VALUE: usize = 16;
 
-/// linux/in.h, linux/in6.h, linux/udp.h, asm-generic/socket.h; libc lacks them for this target.
+/// linux/in.h, linux/in6.h, linux/udp.h, linux/tcp.h, asm-generic/socket.h; libc lacks them for this target.
+const TCP_FASTOPEN_NO_COOKIE: i32 = 34;
 const IPV6_RECVERR_RFC4884: i32 = 31;
 const IP_RECVFRAGSIZE: i32 = 25;
 const IP_RECVERR_RFC4884: i32 = 26;
@@ -159,6 +160,10 @@ const CARRIED_UDP: [SocketOption; 29] = [
     ipv6(libc::IPV6_MULTICAST_LOOP),
 ];
 
+/// What changes nothing about a connection that is made, only about those that are accepted.
+const CARRIED_LISTENING: [SocketOption; 4] =
+    [tcp(libc::TCP_DEFER_ACCEPT), tcp(libc::TCP_FASTOPEN), tcp(libc::TCP_SAVE_SYN), tcp(TCP_FASTOPEN_NO_COOKIE)];
+
 /// After IP_TOS, which sets it too.
 const CARRIED_LAST: SocketOption = general(libc::SO_PRIORITY);
 
@@ -185,7 +190,7 @@ const KEEPS_IN_PLACE_UDP: [SocketOption; 4] =
 /// What a kind of socket has beside the options of all: carried, and keeping it in place.
 fn options_of(kind: Kind) -> (&'static [SocketOption], &'static [SocketOption]) {
     match kind {
-        Kind::Tcp => (&CARRIED_TCP, &KEEPS_IN_PLACE_TCP),
+        Kind::Tcp | Kind::Mptcp => (&CARRIED_TCP, &KEEPS_IN_PLACE_TCP),
         Kind::Udp => (&CARRIED_UDP, &KEEPS_IN_PLACE_UDP),
         Kind::OtherIp | Kind::NotIp => (&[], &[]),
     }
@@ -244,6 +249,7 @@ impl Value {
 pub struct Pristine {
     ipv6: bool,
     carried: Vec<PristineValue>,
+    listening: Vec<PristineValue>,
     keeps_in_place: Vec<PristineValue>,
 }
 
@@ -251,6 +257,12 @@ struct PristineValue {
     option: SocketOption,
     value: Value,
     changed_by: OptionSet,
+}
+
+impl PristineValue {
+    fn differs(&self, socket: BorrowedFd<'_>) -> Option<(SocketOption, Value)> {
+        Value::read(socket, self.option).filter(|value| *value != self.value).map(|value| (self.option, value))
+    }
 }
 
 /// What a process changed on its socket.
@@ -277,6 +289,7 @@ impl Pristine {
         Self {
             ipv6,
             carried: read(&[&CARRIED, carried, &[CARRIED_LAST]]),
+            listening: if kind == Kind::Udp { Vec::new() } else { read(&[&CARRIED_LISTENING]) },
             keeps_in_place: read(&[&KEEPS_IN_PLACE, keeps_in_place]),
         }
     }
@@ -289,11 +302,8 @@ impl Pristine {
 
     /// What differs on `socket`, or why it must stay in its namespace. On it nothing else was set than what is `touched`.
     pub fn difference(&self, socket: BorrowedFd<'_>, touched: OptionSet) -> Result<Difference, Reason> {
-        let differs = |PristineValue { option, value: pristine, changed_by }: &PristineValue| {
-            if !changed_by.meets(touched) {
-                return None;
-            }
-            Value::read(socket, *option).filter(|value| value != pristine).map(|value| (*option, value))
+        let differs = |pristine: &PristineValue| {
+            if pristine.changed_by.meets(touched) { pristine.differs(socket) } else { None }
         };
         if self.keeps_in_place.iter().any(|entry| differs(entry).is_some()) {
             return Err(Reason::SocketOption);
@@ -311,6 +321,16 @@ impl Pristine {
         }
         values.extend(locked_buffers(socket));
         Ok(Difference { values })
+    }
+
+    /// The same for a socket that is to listen.
+    pub fn difference_listening(&self, socket: BorrowedFd<'_>, touched: OptionSet) -> Result<Difference, Reason> {
+        let mut difference = self.difference(socket, touched)?;
+        if difference.values.iter().any(|(option, _)| *option == general(libc::SO_REUSEPORT)) {
+            return Err(Reason::SharedPort);
+        }
+        difference.values.extend(self.listening.iter().filter_map(|pristine| pristine.differs(socket)));
+        Ok(difference)
     }
 }
 

@@ -15,7 +15,8 @@ use super::counters::Counters;
 use super::decide::{Ground, Verdict};
 use super::decode::{Call, socket_number};
 use super::factory::Factory;
-use super::facts::{Kind, SocketCookie, SocketFacts};
+use super::facts::{Bound, Kind, SocketCookie, SocketFacts, TcpState};
+use super::host_listener::HostListeners;
 use super::in_place;
 use super::ledger::{Ledger, MAX_ATTEMPTS, Phase, Slot};
 use super::nested::{self, Namespace, Nested};
@@ -44,6 +45,7 @@ pub struct Session {
     pub host: Oracle,
     pub ground: Ground,
     pub swap: Swap,
+    pub host_listeners: Arc<HostListeners>,
     pub waits: Waits,
     pub counters: Arc<Counters>,
     /// Landlock denies the workspace TCP bind and connect, so a call that cannot be looked at may go on.
@@ -226,10 +228,23 @@ impl Session {
                     Err(reason) => in_place(stopped, reason),
                 }
             }
+            Verdict::Listen { port } => {
+                let &Call::Listen { backlog } = call else { return Outcome::errno(libc::EIO) };
+                match self.listen_on_host(&stopped, port, backlog) {
+                    Ok(outcome) => {
+                        self.counters.listening.count();
+                        outcome
+                    }
+                    Err(reason) => in_place(stopped, reason),
+                }
+            }
             Verdict::InPlace(reason) => in_place(stopped, reason),
             Verdict::OnHostSocket => {
                 self.counters.on_host_socket.count();
-                self.swap.on_host_socket(stopped)
+                match call {
+                    &Call::Listen { backlog } => self.listen_again(&stopped, backlog),
+                    _ => self.swap.on_host_socket(stopped),
+                }
             }
             Verdict::Deny(errno, reason) => {
                 self.counters.denied.count(reason);
@@ -259,21 +274,45 @@ impl Session {
             {
                 return Outcome::of(Err(error));
             }
-            match self.swap.back(&self.listener, &self.factory, stopped) {
+            // One that has a port and is not connected has listened.
+            let has_listened = stopped.facts.bound != Bound::No
+                && matches!(stopped.facts.state, TcpState::Closed | TcpState::Listening);
+            let listener = has_listened.then(|| self.host_listeners.shadow_of(&stopped)).flatten();
+            let stopped = match self.swap.back(&self.listener, &self.factory, stopped) {
                 Ok(stopped) => stopped,
                 Err(outcome) => return outcome,
+            };
+            if let Some(listener) = listener {
+                self.bind_again(stopped.copy.as_fd(), &stopped.facts, listener);
             }
+            stopped
         } else {
             stopped
         };
+        self.make_room(call, &stopped);
         match call {
             Call::Connect(address) => in_place::connect(&self.listener, &stopped, &self.swap.memory, work, address),
             Call::Bind(address) => in_place::bind(&stopped, &self.listener, &self.factory, address),
             &Call::Listen { backlog } if stopped.facts.kind == Kind::NotIp => {
                 in_place::listen_as(&stopped, &self.factory, self.swap.userns.as_fd(), backlog)
             }
-            &Call::Listen { backlog } => in_place::listen(&stopped, backlog),
+            &Call::Listen { backlog } => {
+                let outcome = in_place::listen(&stopped, backlog);
+                self.host_listeners.listened();
+                outcome
+            }
         }
+    }
+
+    /// A port is not held by the shadow of a program that has gone.
+    fn make_room(&self, call: &Call, stopped: &Stopped<'_>) {
+        let port = match (call, stopped.facts.bound) {
+            _ if stopped.facts.netns != self.ground.workspace => return,
+            (Call::Bind(address), _) => address.port(),
+            (Call::Listen { .. }, Bound::Anywhere(port)) => port,
+            _ => return,
+        };
+        self.host_listeners.make_room(port);
     }
 
     /// A connect on a host socket that failed is told of that once before it may try again, as by the kernel.

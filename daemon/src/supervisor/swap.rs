@@ -242,7 +242,7 @@ impl Swap {
     }
 
     /// Puts `new` in the caller's descriptor, with the flags of what was there, and in the epolls that watched it.
-    fn put(&self, listener: &Listener, stopped: &Stopped<'_>, new: BorrowedFd<'_>) -> io::Result<Caller> {
+    pub fn put(&self, listener: &Listener, stopped: &Stopped<'_>, new: BorrowedFd<'_>) -> io::Result<Caller> {
         let close_on_exec = match stopped.tracee.is_close_on_exec(stopped.number) {
             Ok(close_on_exec) => close_on_exec,
             Err(_) if !listener.is_waiting(stopped.id) => return Ok(Caller::Left),

@@ -5,6 +5,9 @@
 //! no such address, do not pass the TAP at all ([`splice`]). The listening sockets come from outside and outlive a
 //! forwarder: clients that come while there is none wait in the kernel's queue.
 //!
+//! Under the bypass a program may have the clients itself, on a socket beside ours that the kernel prefers; what it used
+//! to listen at inside is then a [`shadow`] that leads to it.
+//!
 //! Limits: [`MAX_PORTS`] sockets; [`ACCEPTS_A_TURN`] clients before others have their turn; a client for whom there is
 //! no descriptor or no room is left in the queue and looked for again after [`PAUSE_MS`].
 #![forbid(unsafe_code)]
@@ -13,10 +16,12 @@ mod client;
 mod datagrams;
 mod guest;
 mod pipe;
+mod shadow;
 mod splice;
 mod stock;
 
 pub use guest::Guest;
+pub use shadow::Shadow;
 pub use stock::Stock;
 
 use std::io::IoSlice;
@@ -38,6 +43,7 @@ use crate::timer::{Time, TimerId};
 use crate::turns::Turns;
 use crate::wire::{IpPacket, Quote, UdpDatagram};
 use datagrams::Clients;
+use shadow::Shadowed;
 use splice::Splices;
 
 /// Sockets at once: the monitor holds all of them, within the usual soft limit of 1024 descriptors.
@@ -109,19 +115,25 @@ struct Port {
 #[derive(Debug)]
 pub struct Ports {
     published: Table<(Transport, SocketAddr), Port>,
+    /// By the cookie of the program's socket.
+    shadows: Table<u64, Shadowed>,
     clients: Clients,
     splices: Splices,
     /// Ports with more clients than their turn allowed.
     ready: Turns,
+    /// Shadows with more clients than theirs.
+    ready_shadows: Turns,
 }
 
 impl Ports {
     pub(crate) fn new() -> Self {
         Self {
             published: Table::new(Kind::Port, MAX_PORTS),
+            shadows: Table::new(Kind::Shadow, MAX_PORTS),
             clients: Clients::new(),
             splices: Splices::new(),
             ready: Turns::default(),
+            ready_shadows: Turns::default(),
         }
     }
 
@@ -157,6 +169,33 @@ impl Ports {
         edge.unwatch(&port.socket);
         edge.timers.remove(port.timer);
         self.clients.forget(edge, port.id);
+        // Only as long as the port is ours does a shadow lead to its program and nowhere else.
+        let its = self.shadows.values().filter(|shadow| shadow.port() == port.entry.number);
+        let programs: Vec<_> = its.map(Shadowed::program).collect();
+        programs.into_iter().for_each(|program| self.remove_shadow(edge, program));
+    }
+
+    /// Relays what comes to a shadow of a program's socket. False: there is no room, or it is served already, or its
+    /// port is not.
+    pub fn add_shadow(&mut self, edge: &mut Edge, shadow: Shadow, socket: OwnedFd) -> bool {
+        if !self.published.values().any(|port| port.entry.number == shadow.port) {
+            return false;
+        }
+        let added = self.shadows.insert(shadow.program, |id| Shadowed::watch(edge, id, shadow, socket));
+        added.is_some()
+    }
+
+    /// Closes a shadow; what it relays stays connected.
+    pub fn remove_shadow(&mut self, edge: &mut Edge, program: u64) {
+        let Some(shadow) = self.shadows.find(&program).and_then(|index| self.shadows.remove(index)) else { return };
+        shadow.unwatch(edge);
+    }
+
+    /// Up to `count` shadows, by the cookies of their programs' sockets from `from` on, with their own sockets.
+    pub fn list_shadows(&self, from: u64, count: usize) -> Vec<(Shadow, BorrowedFd<'_>)> {
+        let mut listed: Vec<_> = self.shadows.values().filter(|shadow| shadow.program() >= from).collect();
+        listed.sort_by_key(|shadow| shadow.program());
+        listed.into_iter().take(count).map(Shadowed::entry).collect()
     }
 
     /// Up to `count` ports in the order of their numbers, from `from` on, with their sockets.
@@ -166,7 +205,7 @@ impl Ports {
         listed.into_iter().take(count).map(|port| (port.entry, port.socket.as_fd())).collect()
     }
 
-    /// Accepts nobody any more.
+    /// Accepts nobody any more, of the workspace neither.
     pub fn close(&mut self, edge: &mut Edge) {
         let ids: Vec<_> = self.published.values().map(|port| port.id).collect();
         ids.into_iter().for_each(|id| self.close_one(edge, id));
@@ -177,7 +216,11 @@ impl Ports {
         if matches!(id.kind, Kind::SplicedClient | Kind::SplicedInside) {
             return self.splices.host_event(edge, id, events);
         }
-        if let Some(index) = self.published.current(id) {
+        if id.kind == Kind::Shadow {
+            if let Some(index) = self.shadows.current(id) {
+                self.shadow_turn(edge, index);
+            }
+        } else if let Some(index) = self.published.current(id) {
             self.turn(edge, tcp, index);
         }
     }
@@ -221,7 +264,7 @@ impl Ports {
     }
 
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty() || self.splices.has_ready()
+        !self.ready.is_empty() || !self.ready_shadows.is_empty() || self.splices.has_ready()
     }
 
     pub fn run_ready(&mut self, edge: &mut Edge, tcp: &mut Tcp) {
@@ -229,6 +272,11 @@ impl Ports {
         for _ in 0..self.ready.len() {
             if let Some(index) = self.ready.next() {
                 self.turn(edge, tcp, index);
+            }
+        }
+        for _ in 0..self.ready_shadows.len() {
+            if let Some(index) = self.ready_shadows.next() {
+                self.shadow_turn(edge, index);
             }
         }
     }
@@ -240,8 +288,19 @@ impl Ports {
             Transport::Udp => datagrams_to_tap(&mut self.clients, edge, port),
             _ => accept(edge, tcp, &mut self.splices, port),
         };
+        while let Some(program) = self.splices.next_lost() {
+            self.remove_shadow(edge, program);
+        }
         if !is_done {
             self.ready.wait(index);
+        }
+    }
+
+    /// The same of a shadow.
+    fn shadow_turn(&mut self, edge: &mut Edge, index: u32) {
+        let Some(shadow) = self.shadows.get(index) else { return };
+        if !shadow.accept(edge, &mut self.splices) {
+            self.ready_shadows.wait(index);
         }
     }
 }
@@ -272,6 +331,10 @@ fn accept(edge: &mut Edge, tcp: &mut Tcp, splices: &mut Splices, port: &Port) ->
         match rustix::net::acceptfrom_with(&port.socket, flags) {
             Ok((socket, address)) => {
                 let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
+                if splices.is_relay(client) {
+                    // A shadow's, of a program that listens no more: dropped, and so is the shadow.
+                    continue;
+                }
                 edge.counters.ports.accepted += 1;
                 let [first, other] =
                     client::keys(&edge.config.network, edge.guest.address(), &port.entry.publication, client);

@@ -2,7 +2,9 @@
 //! namespace, which is connected to the workspace's address. What listens on the loopback inside is not reached by it,
 //! as over the TAP; the workspace sees a client with its own address.
 //!
-//! Limits: [`MAX_SPLICED`] connections, beyond which clients go over the TAP.
+//! The other way round, what comes to a [`super::shadow`] goes to the program on the host.
+//!
+//! Limits: [`MAX_SPLICED`] connections, beyond which clients go over the TAP, and those of shadows wait.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -36,12 +38,24 @@ struct Spliced {
     last_used: Time,
     to_guest: Direction,
     to_client: Direction,
+    /// Of a shadow's: the cookie of the program's socket.
+    program: Option<u64>,
+}
+
+/// What a connection is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Name {
+    Client(u64),
+    /// Our own address towards a program that has a shadow.
+    Relay(SocketAddr),
 }
 
 /// All of them.
 #[derive(Debug)]
 pub struct Splices {
-    connections: Table<u64, Spliced>,
+    connections: Table<Name, Spliced>,
+    /// Programs that were found to listen no more.
+    lost: Vec<u64>,
     made: u64,
     pipes: Pipes,
     ready: Turns,
@@ -51,6 +65,7 @@ impl Splices {
     pub fn new() -> Self {
         Self {
             connections: Table::new(Kind::SplicedClient, MAX_SPLICED),
+            lost: Vec::new(),
             made: 0,
             pipes: Pipes::default(),
             ready: Turns::default(),
@@ -69,12 +84,55 @@ impl Splices {
             return Some(client);
         }
         let Some(inside) = dial(edge, &key) else { return Some(client) };
-        prepare(&client);
         if address.ip().to_canonical().is_loopback() {
             do_not_pace(&client);
         }
         self.made += 1;
-        let inserted = self.connections.insert(self.made, |id| {
+        self.insert(edge, Name::Client(self.made), (client, address), inside, (key, other), None);
+        None
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.connections.is_full()
+    }
+
+    /// Leads a client of a shadow to the program's socket.
+    pub fn relay(
+        &mut self,
+        edge: &mut Edge,
+        client: (OwnedFd, SocketAddr),
+        (program, own): (OwnedFd, SocketAddr),
+        key: FlowKey,
+        cookie: u64,
+    ) {
+        prepare(&program);
+        self.insert(edge, Name::Relay(canonical(own)), client, program, (key, None), Some(cookie));
+    }
+
+    /// Whether a client that came to a port of ours is our own, on the way to a program: that has gone, then.
+    pub fn is_relay(&mut self, client: SocketAddr) -> bool {
+        let Some(index) = self.connections.find(&Name::Relay(canonical(client))) else { return false };
+        self.lost.extend(self.connections.get(index).and_then(|spliced| spliced.program));
+        self.remove(index);
+        true
+    }
+
+    /// A program that was found to have gone.
+    pub fn next_lost(&mut self) -> Option<u64> {
+        self.lost.pop()
+    }
+
+    fn insert(
+        &mut self,
+        edge: &mut Edge,
+        name: Name,
+        (client, address): (OwnedFd, SocketAddr),
+        inside: OwnedFd,
+        (key, other): (FlowKey, Option<FlowKey>),
+        program: Option<u64>,
+    ) {
+        prepare(&client);
+        let inserted = self.connections.insert(name, |id| {
             edge.watch(&client, id).ok()?;
             edge.watch(&inside, FlowId { kind: Kind::SplicedInside, ..id }).ok()?;
             Some(Spliced {
@@ -89,13 +147,14 @@ impl Splices {
                 last_used: edge.now,
                 to_guest: Direction::default(),
                 to_client: Direction::default(),
+                program,
             })
         });
         match inserted {
+            Some(_) if program.is_some() => edge.counters.ports.relayed += 1,
             Some(_) => edge.counters.ports.spliced += 1,
             None => edge.counters.ports.exhausted += 1,
         }
-        None
     }
 
     /// Something has happened at one end.
@@ -149,8 +208,7 @@ impl Splices {
         page.list(&self.connections, |spliced, now| Listed {
             protocol: Protocol::Tcp,
             guest: SocketAddr::new(spliced.key.guest, spliced.key.guest_port),
-            // A socket for both families shows IPv4 addresses in IPv6 ones.
-            remote: Some(SocketAddr::new(spliced.address.ip().to_canonical(), spliced.address.port())),
+            remote: Some(canonical(spliced.address)),
             state: match (spliced.is_connected, spliced.to_guest.is_shut || spliced.to_client.is_shut) {
                 (false, _) => State::Opening,
                 (true, false) => State::Open,
@@ -205,6 +263,11 @@ impl Splices {
         // Both sockets close, with a reset where no end was handed on.
         drop(self.connections.remove(index));
     }
+}
+
+/// A socket for both families shows IPv4 addresses in IPv6 ones.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// What both ends are like. Whatever fails is only missing.
