@@ -208,7 +208,7 @@ impl Engine {
 
     /// What the workspace says about a packet of ours: for the flow that sent it.
     fn error_from_tap(&mut self, edge: &mut Edge, ip: &IpPacket<'_>) {
-        let is_for_a_flow = match unreachable::parse(ip) {
+        let is_supported = match unreachable::parse(ip) {
             Some((said, quote)) if quote.protocol == PROTOCOL_TCP => {
                 self.tcp.error_from_tap(edge, said, &quote);
                 true
@@ -219,7 +219,7 @@ impl Engine {
             }
             _ => false,
         };
-        edge.counters.drops.unsupported += u64::from(!is_for_a_flow);
+        edge.counters.drops.unsupported += u64::from(!is_supported);
     }
 
     /// Takes in what epoll reported for one flow.
