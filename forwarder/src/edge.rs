@@ -13,6 +13,7 @@ use crate::counters::Counters;
 use crate::flow::FlowId;
 use crate::gateway::unreachable::{self, Reason};
 use crate::network::MacAddr;
+use crate::path_mtu::PathMtu;
 use crate::policy::{self, Egress, Request, Transport};
 use crate::ports::Stock;
 use crate::tap::{Tap, Written};
@@ -188,16 +189,28 @@ impl Edge {
 
     /// Sends a UDP datagram whose payload is in the frame buffer.
     pub fn udp_to_tap(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> Written {
-        self.datagrams_to_tap(&Datagrams { src, dst, tos: 0, size: payload_len, len: payload_len })
+        self.udp_to_tap_within(PathMtu::default(), src, dst, payload_len)
+    }
+
+    /// The same by a way inside that may take less than the TAP does.
+    pub fn udp_to_tap_within(
+        &mut self,
+        path: PathMtu,
+        src: (IpAddr, u16),
+        dst: (IpAddr, u16),
+        payload_len: usize,
+    ) -> Written {
+        self.datagrams_to_tap(&Datagrams { src, dst, tos: 0, size: payload_len, len: payload_len }, path)
     }
 
     /// Sends UDP datagrams whose payload is in the frame buffer: several as one frame where the kernel cuts it, and such
     /// that are longer than the MTU in fragments.
-    pub fn datagrams_to_tap(&mut self, datagrams: &Datagrams) -> Written {
+    pub fn datagrams_to_tap(&mut self, datagrams: &Datagrams, path: PathMtu) -> Written {
         let Datagrams { src, dst, tos, size, len } = *datagrams;
         let ip_len = if dst.0.is_ipv4() { IPV4_LEN } else { IPV6_LEN };
         let is_one = len <= size;
-        if ip_len + UDP_LEN + size <= usize::from(self.config.network.mtu) && (is_one || self.tap.cuts_datagrams()) {
+        let mtu = path.within(self.config.network.mtu, self.now);
+        if ip_len + UDP_LEN + size <= usize::from(mtu) && (is_one || self.tap.cuts_datagrams()) {
             let [_, _, i1, i0] = self.take_ids(if is_one { 1 } else { len.div_ceil(size) }).to_be_bytes();
             let frame = self.frame.udp(self.macs, datagrams, u16::from_be_bytes([i1, i0]));
             let frame_len = frame.len();
@@ -206,21 +219,21 @@ impl Edge {
         }
         if is_one {
             let whole = self.frame.udp_whole(src, dst, len);
-            return self.fragments_to_tap((src.0, dst.0), (PROTOCOL_UDP, tos), whole);
+            return self.fragments_to_tap((src.0, dst.0), (PROTOCOL_UDP, tos), whole, mtu);
         }
         let mut written = Written::Sent;
         for from in (0..len).step_by(size) {
             let len = size.min(len - from);
             self.frame.move_payload(from, len);
-            written = self.datagrams_to_tap(&Datagrams { size: len, len, ..*datagrams });
+            written = self.datagrams_to_tap(&Datagrams { size: len, len, ..*datagrams }, path);
         }
         written
     }
 
-    /// Sends what has been prepared in the frame buffer, `len` bytes with the transport's header, in pieces.
-    fn fragments_to_tap(&mut self, ends: (IpAddr, IpAddr), protocol_tos: (u8, u8), len: usize) -> Written {
+    /// Sends what has been prepared in the frame buffer, `len` bytes with the transport's header, in packets of `mtu`.
+    fn fragments_to_tap(&mut self, ends: (IpAddr, IpAddr), protocol_tos: (u8, u8), len: usize, mtu: u16) -> Written {
         let overhead = if ends.1.is_ipv4() { IPV4_LEN } else { IPV6_LEN + FRAGMENT_LEN };
-        let piece = usize::from(self.config.network.mtu).saturating_sub(overhead).max(8) & !7;
+        let piece = usize::from(mtu).saturating_sub(overhead).max(8) & !7;
         let id = self.take_ids(1);
         let mut written = Written::Sent;
         for offset in (0..len).step_by(piece) {
@@ -255,8 +268,9 @@ impl Edge {
     ) -> Written {
         let whole = self.frame.icmp_whole(ends, header, payload_len);
         let (protocol, ip_len) = if ends.1.is_ipv4() { (PROTOCOL_ICMP, IPV4_LEN) } else { (PROTOCOL_ICMPV6, IPV6_LEN) };
-        if ip_len + whole > usize::from(self.config.network.mtu) {
-            return self.fragments_to_tap(ends, (protocol, 0), whole);
+        let mtu = self.config.network.mtu;
+        if ip_len + whole > usize::from(mtu) {
+            return self.fragments_to_tap(ends, (protocol, 0), whole, mtu);
         }
         let frame = self.frame.icmp(self.macs.towards(ends.1), ends, whole, hop_limit);
         let len = frame.len();

@@ -10,8 +10,10 @@ use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Place};
 use crate::flow::{FlowId, Kind};
 use crate::gateway::dhcp::Dhcp;
+use crate::gateway::unreachable::Said;
 use crate::gateway::{arp, ndp, unreachable};
 use crate::icmp::Icmp;
+use crate::path_mtu;
 use crate::ports::{Ports, Published};
 use crate::reassembly::Reassembly;
 use crate::tcp::{self, Tcp};
@@ -178,12 +180,25 @@ impl Engine {
         }
         match IcmpEcho::parse_request(ip)? {
             Some(echo) => self.icmp.echo_from_tap(edge, ip, &echo),
-            None => match unreachable::parse(ip) {
-                Some(quoted) if quoted.protocol == PROTOCOL_TCP => self.tcp.unreachable_from_tap(edge, &quoted),
-                _ => edge.counters.drops.unsupported += 1,
-            },
+            None => self.error_from_tap(edge, ip),
         }
         Ok(())
+    }
+
+    /// What the workspace says about a packet of ours: for the flow that sent it.
+    fn error_from_tap(&mut self, edge: &mut Edge, ip: &IpPacket<'_>) {
+        let is_supported = match unreachable::parse(ip) {
+            Some((said, quote)) if quote.protocol == PROTOCOL_TCP => {
+                self.tcp.error_from_tap(edge, said, &quote);
+                true
+            }
+            Some((Said::TooBig(mtu), quote)) if quote.protocol == PROTOCOL_UDP => {
+                let mtu = path_mtu::believed(mtu, quote.dst.0);
+                self.ports.too_big(edge.now, &quote, mtu) || self.udp.too_big(edge.now, &quote, mtu)
+            }
+            _ => false,
+        };
+        edge.counters.drops.unsupported += u64::from(!is_supported);
     }
 
     /// Takes in what epoll reported for one flow.

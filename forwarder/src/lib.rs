@@ -15,6 +15,7 @@ pub mod link;
 mod marks;
 pub mod network;
 pub mod outbound;
+mod path_mtu;
 pub mod policy;
 pub mod ports;
 mod reassembly;

@@ -15,11 +15,12 @@ use super::client::keys;
 use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::path_mtu::PathMtu;
 use crate::recency::Recency;
 use crate::sys::pktinfo::{self, Local};
 use crate::tap::Written;
 use crate::timer::{Time, TimerId};
-use crate::wire::{IpPacket, UdpDatagram};
+use crate::wire::{IpPacket, Quote, UdpDatagram};
 
 /// Clients at once: they cost no descriptor, and anybody can send from any number of addresses.
 const MAX_CLIENTS: usize = 8_192;
@@ -44,6 +45,8 @@ struct Client {
     from_tap: u64,
     to_tap: u64,
     is_answered: bool,
+    /// What the workspace has said of the way to whoever serves it.
+    path_mtu: PathMtu,
 }
 
 #[derive(Debug)]
@@ -84,7 +87,8 @@ impl Clients {
         client.last_used = edge.now;
         client.to_tap += received.len as u64;
         let FlowKey { guest, guest_port, remote, remote_port } = client.key;
-        Ok(edge.udp_to_tap((remote, remote_port), (guest, guest_port), received.len) != Written::Full)
+        let (src, dst) = ((remote, remote_port), (guest, guest_port));
+        Ok(edge.udp_to_tap_within(client.path_mtu, src, dst, received.len) != Written::Full)
     }
 
     fn open(&mut self, edge: &mut Edge, port: FlowId, publication: &Publication, address: SocketAddr) -> Option<u32> {
@@ -113,6 +117,7 @@ impl Clients {
                 from_tap: 0,
                 to_tap: 0,
                 is_answered: false,
+                path_mtu: PathMtu::default(),
             })
         })?;
         self.recency.insert(index);
@@ -135,6 +140,12 @@ impl Clients {
         client.from_tap += datagram.payload.len() as u64;
         client.is_answered = true;
         Some(Answer { port: client.port, to: client.address, from: client.local })
+    }
+
+    /// A client's datagram was too big for a link inside. False: there is no such client.
+    pub fn too_big(&mut self, now: Time, quote: &Quote, mtu: u16) -> bool {
+        let found = self.clients.find(&quote.flow()).and_then(|index| self.clients.get_mut(index));
+        found.map(|client| client.path_mtu.heard(mtu, now)).is_some()
     }
 
     /// Puts clients on a page.

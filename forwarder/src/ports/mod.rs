@@ -32,8 +32,8 @@ use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::policy::Transport;
 use crate::sys::pktinfo;
 use crate::tcp::{Tcp, reset_at_death};
-use crate::timer::TimerId;
-use crate::wire::{IpPacket, UdpDatagram};
+use crate::timer::{Time, TimerId};
+use crate::wire::{IpPacket, Quote, UdpDatagram};
 use datagrams::{Answer, Clients};
 use splice::Splices;
 
@@ -201,6 +201,11 @@ impl Ports {
         if answer.send(&port.socket, payload, segment).is_err() {
             edge.counters.drops.host_full += 1;
         }
+    }
+
+    /// A client's datagram was too big for a link inside. False: it was none of a client's.
+    pub fn too_big(&mut self, now: Time, quote: &Quote, mtu: u16) -> bool {
+        self.clients.too_big(now, quote, mtu)
     }
 
     /// Puts clients that the TCP engine does not know on a page.

@@ -251,6 +251,18 @@ impl Send {
         self.timed = None;
     }
 
+    /// The segment at `seq` was too long for a link inside: what is in flight goes again in shorter ones, since of the
+    /// long ones none has arrived. False: it is no news.
+    pub fn too_big(&mut self, seq: Seq, mss: u16) -> bool {
+        let is_in_flight = !seq.before(self.una) && seq.before(self.max);
+        if !is_in_flight || mss >= self.mss {
+            return false;
+        }
+        self.mss = mss;
+        self.timed_out();
+        true
+    }
+
     /// Takes the round trip if what was timed is acknowledged.
     fn measure(&mut self, now: Time) {
         let Some((_, sent)) = self.timed.filter(|&(end, _)| !self.una.before(end)) else { return };

@@ -8,6 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use crate::flow::FlowId;
 use crate::marks::Marked;
 use crate::outbound::{self, Outbound};
+use crate::path_mtu::PathMtu;
 use crate::sys;
 use crate::timer::{Time, TimerId};
 
@@ -32,6 +33,8 @@ pub struct Mapping {
     pub route: Option<(SocketAddr, SocketAddr)>,
     /// The host has not refused UDP_SEGMENT on the way to that destination.
     pub takes_segments: bool,
+    /// What the workspace has said of the way to whoever has it.
+    pub path_mtu: PathMtu,
 }
 
 /// A host socket with the workspace's port, where that can be had. One that has a source address has it for everything

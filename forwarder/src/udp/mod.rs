@@ -27,8 +27,10 @@ use crate::flow::{FlowId, Kind, Table};
 use crate::gateway::dns::{self, Dns};
 use crate::gateway::unreachable::Reason;
 use crate::marks::{Marked, Marks};
+use crate::path_mtu::PathMtu;
 use crate::recency::Recency;
-use crate::wire::{IpPacket, UdpDatagram};
+use crate::timer::Time;
+use crate::wire::{IpPacket, Quote, UdpDatagram};
 pub use from_tap::Gather;
 use mapping::Mapping;
 
@@ -99,6 +101,7 @@ impl Udp {
                 is_ready: false,
                 route: None,
                 takes_segments: true,
+                path_mtu: PathMtu::default(),
             })
         });
         match index {
@@ -141,6 +144,12 @@ impl Udp {
         if events.contains(EventFlags::IN) {
             self.datagrams_to_tap(edge, index);
         }
+    }
+
+    /// A datagram to this mapping's end was too big for a link inside. False: there is no such mapping.
+    pub fn too_big(&mut self, now: Time, quote: &Quote, mtu: u16) -> bool {
+        let found = self.flows.find(&quote.dst).and_then(|index| self.flows.get_mut(index));
+        found.map(|flow| flow.path_mtu.heard(mtu, now)).is_some()
     }
 
     /// Puts mappings on a page.

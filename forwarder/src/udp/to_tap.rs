@@ -46,7 +46,7 @@ impl Udp {
             waiting = match waiting {
                 Some(datagrams) if follows(&datagrams, &next) => Some(Datagrams { len: len + next.len, ..datagrams }),
                 Some(datagrams) => {
-                    edge.datagrams_to_tap(&datagrams);
+                    edge.datagrams_to_tap(&datagrams, flow.path_mtu);
                     edge.frame.move_payload(len, next.len);
                     Some(next)
                 }
@@ -58,7 +58,7 @@ impl Udp {
         }
         if let Some(datagrams) = waiting {
             flow.last_used = edge.now;
-            edge.datagrams_to_tap(&datagrams);
+            edge.datagrams_to_tap(&datagrams, flow.path_mtu);
             self.recency.touch(index);
         }
         if !is_empty && !flow.is_ready {

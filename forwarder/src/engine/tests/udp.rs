@@ -363,3 +363,37 @@ fn a_ping_in_fragments_is_answered_in_fragments() {
     lab.feed(&[frame]);
     assert!(lab.is_alive());
 }
+
+#[test]
+fn a_small_link_inside_is_remembered_for_its_mapping_alone() {
+    let mut lab = Lab::new();
+    let (host, port) = host();
+    let frames = [udp_from(&mut lab, 5000, port, b"small"), udp_from(&mut lab, 5001, port, b"wide")];
+    lab.feed(&frames);
+    let [small, wide] = [(), ()].map(|()| host.recv_from(&mut [0; 8]).unwrap().1);
+    let payload = vec![7; 1400];
+    let lens = |lab: &mut Lab, to: SocketAddr| {
+        host.send_to(&payload, to).unwrap();
+        lab.turn(1);
+        let frames = lab.received();
+        (frames.iter().map(|frame| frame.len() - 26).collect::<Vec<_>>(), frames)
+    };
+    let (sent, frames) = lens(&mut lab, small);
+    assert_eq!(sent, [1428]);
+    let error = lab.too_big(&frames[0], 1000);
+    lab.feed(&[error]);
+    assert_eq!(lens(&mut lab, small).0, [996, 452]);
+    assert_eq!(lens(&mut lab, wide).0, [1428]);
+    // About nobody's packet, and for ten minutes at most.
+    let mut unknown = frames[0].clone();
+    unknown[26 + 22] ^= 0x40;
+    let error = lab.too_big(&unknown, 600);
+    lab.feed(&[error]);
+    assert_eq!(lab.edge.counters.drops.unsupported, 1);
+    for _ in 0..6 {
+        let frames = [udp_from(&mut lab, 5000, port, b"x")];
+        lab.feed(&frames);
+        lab.turn(110_000);
+    }
+    assert_eq!(lens(&mut lab, small).0, [1428]);
+}
