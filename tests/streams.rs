@@ -282,34 +282,50 @@ print('all')",
 fn far_away(ws: Workspace) -> Result<()> {
     let ws = ws.deadline(LONG);
     let server = patterned(&ws)?;
-    for round_trip in [100, 300, 20].into_iter().take(effort::tries(1, 3) as usize) {
-        let way = f64::from(round_trip) / 2000.0;
-        let slow = ws.lab.slow_cable(way)?;
-        let code = format!(
-            "{PATTERN}
-times = [at_once(1, lambda n: move('{SLOW_REMOTE_V4}', {port}, 20_000_000)) for move in (up, down)]
-assert all(said == 'same' for said, _ in times), times
-print(*(took for _, took in times))",
-            port = server.addr.port()
-        );
-        let host = ws.python_outside(&code)?.output()?;
-        let far = ws.python(&code)?.output()?;
-        drop(slow);
-        let near = code.replace(&SLOW_REMOTE_V4.to_string(), &REMOTE_V4.to_string());
-        let near =
-            ws.python(&near.replace("times =", &format!("behind(delay={way})\ntimes ="))).and_then(|d| d.output())?;
-        let seconds = |text: &str| text.split(' ').map(str::parse).collect::<Result<Vec<f64>, _>>().context("times");
-        let [host, far, near] = [seconds(&host)?, seconds(&far)?, seconds(&near)?];
-        for (n, direction) in ["up", "down"].into_iter().enumerate() {
-            for (what, took) in [("server", &far), ("TAP", &near)] {
-                // On a busy machine the frames come late, which ends the sender's slow start: that has made it five
-                // times. A window of 64 KB would make it twenty times.
-                let bound = 10.0 * host[n];
-                ensure!(took[n] < bound, "{direction}, {what} {round_trip} ms away: {took:?}, from the host {host:?}");
+    for round_trip in [100, 300, 20, 0].into_iter().take(effort::tries(1, 4) as usize) {
+        let mut best: Option<[[f64; 2]; 3]> = None;
+        // On a busy machine the frames come late, which ends the sender's slow start, and the host has taken five times
+        // its time as well: the best of three tells what is ours.
+        for tries in 1.. {
+            let now = times_far_away(&ws, server.addr.port(), f64::from(round_trip) / 2000.0)?;
+            let best = best.insert(best.map_or(now, |best| least(best, now)));
+            let [host, far, near] = *best;
+            let is_near = |took: [f64; 2]| took.iter().zip(host).all(|(&took, host)| took < 2.5 * host + 0.1);
+            if is_near(far) && is_near(near) {
+                break;
             }
+            ensure!(
+                tries < 3,
+                "{round_trip} ms away, up and down: the server {far:?}, the TAP {near:?}, the host itself {host:?}"
+            );
         }
     }
     Ok(())
+}
+
+/// Seconds up and down: from the host, from the workspace, and from the workspace with its own link as long.
+fn times_far_away(ws: &Workspace, port: u16, way: f64) -> Result<[[f64; 2]; 3]> {
+    let slow = ws.lab.slow_cable(way)?;
+    let code = format!(
+        "{PATTERN}
+times = [at_once(1, lambda n: move('{SLOW_REMOTE_V4}', {port}, 20_000_000)) for move in (up, down)]
+assert all(said == 'same' for said, _ in times), times
+print(*(took for _, took in times))"
+    );
+    let host = ws.python_outside(&code)?.output()?;
+    let far = ws.python(&code)?.output()?;
+    drop(slow);
+    let near = code.replace(&SLOW_REMOTE_V4.to_string(), &REMOTE_V4.to_string());
+    let near = ws.python(&near.replace("times =", &format!("behind(delay={way})\ntimes =")))?.output()?;
+    let seconds = |text: &str| -> Result<[f64; 2]> {
+        let (up, down) = text.split_once(' ').with_context(|| text.to_owned())?;
+        Ok([up.parse()?, down.parse()?])
+    };
+    Ok([seconds(&host)?, seconds(&far)?, seconds(&near)?])
+}
+
+fn least(a: [[f64; 2]; 3], b: [[f64; 2]; 3]) -> [[f64; 2]; 3] {
+    std::array::from_fn(|path| std::array::from_fn(|way| a[path][way].min(b[path][way])))
 }
 
 /// Ten thousand connections that say nothing cost little memory, no time, and are not in the way of another.

@@ -16,11 +16,37 @@ mod request {
 /// peek moves it forward and every read moves it back. TCP has it from Linux 6.9 (IPv4) and 6.11 (IPv6); before that
 /// the call fails with EOPNOTSUPP.
 pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
+    set_socket_option(socket, libc::SO_PEEK_OFF, offset)
+}
+
+/// Has the receive queue of a TCP socket hold a window of `size` bytes, within the kernel's limits. SO_RCVBUF would be
+/// for good, and within smaller ones (net.core.rmem_max); SO_RCVLOWAT leaves what it needs behind, and nothing waits for
+/// that much.
+pub fn reserve_queue(socket: BorrowedFd<'_>, size: u32) {
+    for least in [i32::try_from(size).unwrap_or(i32::MAX), 1] {
+        // Failing leaves the queue as it was: slower over a long way.
+        let _ = set_socket_option(socket, libc::SO_RCVLOWAT, least);
+    }
+}
+
+fn set_socket_option(socket: BorrowedFd<'_>, option: libc::c_int, value: i32) -> io::Result<()> {
     const LEN: libc::socklen_t = 4;
-    let value = std::ptr::from_ref(&offset).cast();
-    // SAFETY: the descriptor is open for the borrow's length, and the kernel reads LEN = 4 bytes of `offset`, an i32.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, LEN) };
+    let pointer = std::ptr::from_ref(&value).cast();
+    // SAFETY: the descriptor is open for the borrow's length, and the kernel reads LEN = 4 bytes of `value`, an i32.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, pointer, LEN) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What the way to a TCP socket's other end and back takes, as far as its kernel has found out (tcp(7), TCP_INFO).
+pub fn round_trip_ms(socket: BorrowedFd<'_>) -> u64 {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or(0);
+    let (level, pointer) = (libc::IPPROTO_TCP, info.as_mut_ptr().cast());
+    // SAFETY: the descriptor is open for the borrow's length; the kernel writes at most `len` bytes, the size of `info`.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, libc::TCP_INFO, pointer, &raw mut len) };
+    // SAFETY: a tcp_info is numbers, for which all bits, and zeroes where the kernel wrote less, are valid.
+    let info = unsafe { info.assume_init() };
+    if result == 0 { u64::from(info.tcpi_rtt) / 1000 } else { 0 }
 }
 
 /// Whether the first unread byte is the urgent one (SIOCATMARK, tcp(7)).

@@ -8,6 +8,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 use zerocopy::IntoBytes;
 
 use super::ledger::Record;
+use super::queue::Queue;
 use super::receive::Receive;
 use super::send::Send;
 use super::{Seq, limits};
@@ -109,6 +110,7 @@ pub struct Flow {
     no_delay: bool,
     has_sent: bool,
     peek: PeekOffset,
+    queue: Queue,
 }
 
 /// What is only of interest for a connection from the host.
@@ -168,6 +170,7 @@ impl Flow {
             no_delay: false,
             has_sent: false,
             peek: PeekOffset::Unset,
+            queue: Queue::new(now),
         }
     }
 
@@ -262,6 +265,14 @@ impl Flow {
             if let PeekOffset::At(at) = self.peek {
                 self.peek = PeekOffset::At(at.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX)));
             }
+        }
+    }
+
+    /// Makes room in the host socket's queue for as much as the ways on both sides hold.
+    pub fn widen_queue(&mut self, now: Time) {
+        let outside = || sys::socket::round_trip_ms(self.socket.as_fd());
+        if let Some(size) = self.queue.outgrown(self.send.total(), now, self.send.round_trip_ms(), outside) {
+            sys::socket::reserve_queue(self.socket.as_fd(), size);
         }
     }
 

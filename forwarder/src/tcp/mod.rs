@@ -12,7 +12,7 @@
 //! A client of a published port comes the other way round ([`inbound`]): its host socket is connected, and we dial the
 //! workspace.
 //!
-//! Files: [`seq`] numbers and [`stretches`] of them; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`flow`], one connection with its socket;
+//! Files: [`seq`] numbers and [`stretches`] of them; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`queue`], room at the host's end; [`flow`], one connection with its socket;
 //! [`from_tap`], [`host`] and [`timers`], what the three kinds of events do; [`to_tap`], the segments sent.
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,7 @@ mod inbound;
 pub mod ledger;
 mod limits;
 mod orphans;
+mod queue;
 mod receive;
 mod send;
 mod seq;

@@ -276,6 +276,11 @@ impl Send {
         });
     }
 
+    /// 0 before the first measurement, and on a link that is memory.
+    pub fn round_trip_ms(&self) -> u64 {
+        self.round_trip.map_or(0, |(smoothed, _)| smoothed)
+    }
+
     /// How long an acknowledgement may take, in ms, before its data is sent again (RFC 6298 2).
     pub fn retransmission_timeout(&self) -> u64 {
         let (smoothed, variation) = self.round_trip.unwrap_or_default();

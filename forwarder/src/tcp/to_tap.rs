@@ -42,6 +42,7 @@ impl Tcp {
                 flow.receive.grow();
             }
             flow.discard_acknowledged(&mut self.scratch);
+            flow.widen_queue(edge.now);
             match send_turn(flow, edge, &mut self.scratch) {
                 Turn::Done => {}
                 Turn::More => {
