@@ -8,9 +8,9 @@ SIDESTEP := target/release/sidestep
 # Debian packages: what it is built with, what it runs with, what the tests run inside it, whom it is compared with.
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config
 RUN_PACKAGES := iproute2 uidmap
-TEST_PACKAGES := bash bind9-dnsutils busybox-static curl hey iperf3 iptables iputils-ping libevent-dev mawk mount nftables \
-	nginx-light nodejs openjdk-17-jdk-headless passwd procps psmisc python3 redis-server redis-tools strace tcpdump \
-	util-linux wireguard-go wireguard-tools
+TEST_PACKAGES := bash bind9-dnsutils busybox-static crun curl hey iperf3 iptables iputils-ping libevent-dev mawk mount \
+	nftables nginx-light nodejs openjdk-17-jdk-headless passwd podman procps psmisc python3 redis-server redis-tools \
+	rootlesskit strace tcpdump util-linux wireguard-go wireguard-tools
 PEER_PACKAGES := passt slirp4netns
 # What only the figures are measured with. bypass4netns comes from a newer Debian, by hand: docs/performance.md.
 BENCH_PACKAGES := postgresql-15 runc wrk

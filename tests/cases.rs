@@ -42,6 +42,8 @@ pub const TAP: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Tap, Caller::R
 /// root only.
 pub const TAP_AS_ROOT: &[Way] = &[way(Path::Tap, Caller::Root)];
 pub const HOST: &[Way] = &[way(Path::Host, Caller::User), way(Path::Host, Caller::Root)];
+/// Where other programs start sidestep, in a user's login.
+pub const HOST_AS_USER: &[Way] = &[way(Path::Host, Caller::User)];
 pub const USER: &[Way] = &[way(Path::Tap, Caller::User)];
 
 /// A table of cases; a test's name is its module's and its function's.

@@ -24,6 +24,7 @@ mod crash;
 mod datagrams;
 mod differential;
 mod endurance;
+mod engines;
 mod epoll;
 mod harness;
 mod icmp;
@@ -90,6 +91,8 @@ fn main() -> anyhow::Result<ExitCode> {
         control::CASES,
         capture::CASES,
         endurance::CASES,
+        engines::podman::CASES,
+        engines::rootlesskit::CASES,
         attacks::CASES,
         attacks::races::CASES,
         attacks::doors::CASES,

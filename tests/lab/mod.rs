@@ -10,6 +10,7 @@
 pub mod command;
 pub mod dns;
 pub mod effort;
+pub mod login;
 pub mod netns;
 pub mod processes;
 pub mod servers;
