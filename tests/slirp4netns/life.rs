@@ -25,8 +25,9 @@ fn is_gone(tree: &Tree) -> Result<()> {
 fn exit_fd(ws: Workspace) -> Result<()> {
     let target = Target::new(ws)?;
     let mut running = target.start("-c", &target.pid())?;
-    let tree = Tree::of(running.pid())?;
-    ensure!(tree.processes.len() >= 3, "no attendant: {tree:?}");
+    let tree = poll("attendant and factory", SOON, || {
+        Ok(Some(Tree::of(running.pid())?).filter(|tree| tree.processes.len() >= 3))
+    })?;
     // What is written there means nothing.
     running.write("still here\n")?;
     target.sh("ping -c1 -W10 10.0.2.2 >/dev/null && echo answered")?.printed("answered")?;

@@ -79,9 +79,9 @@ async fn neighbour(handle: &Handle, ifindex: u32, peer: IpAddr, network: &Virtua
 }
 
 /// Best effort, for /proc/sys is read-only in some containers: nothing depends on it. The TAP's IPv6 is what we set and
-/// nothing that the kernel learns or tries; ping works without a capability for the caller's group. TCP that paces itself
-/// (bbr, which a new namespace takes from the machine's default) halves the rate of a link that neither loses nor queues;
-/// what goes over the network has the congestion control of the host's sockets.
+/// nothing that the kernel learns or tries. TCP that paces itself (bbr, which a new namespace takes from the machine's
+/// default) halves the rate of a link that neither loses nor queues; what goes over the network has the congestion
+/// control of the host's sockets.
 fn set_sysctls(network: &VirtualNetwork, ifname: &str) {
     let v6 = format!("ipv6/conf/{ifname}");
     let disabled = if network.v6.is_some() { "0" } else { "1" };

@@ -25,12 +25,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the process ends. `guest` is where ports lead unless it is said otherwise.
-pub async fn serve(
-    listener: std::os::unix::net::UnixListener,
-    ports: Arc<Ports>,
-    guest: Ipv4Addr,
-) -> anyhow::Result<()> {
-    let listener = UnixListener::from_std(listener)?;
+pub async fn serve(listener: UnixListener, ports: Arc<Ports>, guest: Ipv4Addr) {
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {

@@ -5,14 +5,14 @@
 //! It never sees a frame. It ends with the forwarder; without it the forwarder goes on with what it has.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use anyhow::Context;
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, close, getppid};
+use nix::unistd::close;
+use rustix::process::{PidfdFlags, getpid, getppid, pidfd_open};
+use tokio::io::Interest;
 
 use crate::channel::Channel;
 use crate::supervisor::factory::Factory;
@@ -20,7 +20,7 @@ use crate::supervisor::inside::Inside;
 use crate::supervisor::link::Link;
 use crate::supervisor::ports::Ports;
 use crate::supervisor::resolvers;
-use crate::sys::fork;
+use crate::sys::{fork, readiness};
 
 use super::api_socket;
 use super::tap::Namespaces;
@@ -33,16 +33,18 @@ pub fn start(
     guest: Ipv4Addr,
     not_its_own: &[RawFd],
 ) -> anyhow::Result<()> {
-    let forwarder = Pid::this();
+    let forwarder = getpid();
     fork::fork(|| {
-        let attended = set_pdeathsig(Signal::SIGKILL).map_err(Into::into).and_then(|()| {
-            anyhow::ensure!(getppid() == forwarder, "the forwarder is gone");
+        let attended = || {
+            // Not PR_SET_PDEATHSIG: that signal comes from the one who died, whose Landlock domain sends none.
+            let life = pidfd_open(forwarder, PidfdFlags::empty())?;
+            anyhow::ensure!(getppid() == Some(forwarder), "the forwarder is gone");
             for &descriptor in not_its_own {
                 close(descriptor)?;
             }
-            attend(link, namespaces, api, guest)
-        });
-        let Err(error) = attended else { return 0 };
+            attend(link, life, namespaces, api, guest)
+        };
+        let Err(error) = attended() else { return 0 };
         tracing::warn!("no port forwarding, and no changes of resolv.conf: {error:#}");
         1
     })
@@ -50,7 +52,13 @@ pub fn start(
     Ok(())
 }
 
-fn attend(link: &Channel, namespaces: &Namespaces, api: Option<&UnixListener>, guest: Ipv4Addr) -> anyhow::Result<()> {
+fn attend(
+    link: &Channel,
+    life: OwnedFd,
+    namespaces: &Namespaces,
+    api: Option<&UnixListener>,
+    guest: Ipv4Addr,
+) -> anyhow::Result<()> {
     rustix::thread::set_name(c"attendant")?;
     let factory = Arc::new(Factory::start().context("cannot start the socket factory")?);
     let inside = Inside::new(factory, &namespaces.userns, &namespaces.netns)?;
@@ -59,11 +67,14 @@ fn attend(link: &Channel, namespaces: &Namespaces, api: Option<&UnixListener>, g
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let link = Link::start(link, Some(inside), 0)?;
-        let following = tokio::spawn(resolvers::follow(Arc::clone(&link)));
-        match api {
-            Some(api) => api_socket::serve(api, Ports::start(link), guest).await?,
-            None => following.await?,
+        tokio::spawn(resolvers::follow(Arc::clone(&link)));
+        if let Some(api) = api {
+            let api = tokio::net::UnixListener::from_std(api)?;
+            tokio::spawn(api_socket::serve(api, Ports::start(link), guest));
         }
-        std::future::pending().await
+        // Readable once the forwarder has ended.
+        let life = readiness::register(life, Interest::READABLE)?;
+        life.readable().await.map(drop)?;
+        Ok(())
     })
 }

@@ -221,6 +221,9 @@ impl Given {
         };
         let ifname = ifname.to_str().ok_or_else(|| "not UTF-8".to_owned()).and_then(parse_ifname);
         let ifname = ifname.map_err(|why| Refusal::new(format!("TAPNAME: {why}")))?;
+        if self.exit_fd.is_some() && self.exit_fd == self.ready_fd {
+            return Err(Refusal::new("exit-fd and ready-fd cannot be the same"));
+        }
         if self.mac.is_some() && !self.configure {
             return Err(Refusal::new("--macaddr cannot be specified when --configure or -c is not specified"));
         }
@@ -351,6 +354,7 @@ mod tests {
             ("-6 -m 1279 1 tap0", "MTU must be at least 1280 with IPv6", true),
             ("-e -5 1 tap0", "exit-fd must be a non-negative integer", true),
             ("-r x 1 tap0", "ready-fd must be a non-negative integer", true),
+            ("-e 3 -r3 1 tap0", "exit-fd and ready-fd cannot be the same", true),
             ("abc tap0", "PID must be a positive integer", true),
             ("0 tap0", "PID must be a positive integer", true),
             ("--netns-type=x 1 tap0", "--netns-type must be either \"path\" or \"pid\"", true),
