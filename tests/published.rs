@@ -454,12 +454,12 @@ say('raced'); sys.stdin.read()",
         ensure!(said == want, "{said:?}, not {want:?}");
         Ok(())
     };
-    said(&mut running, "listening host EISCONN EINVAL EOPNOTSUPP")?;
+    said(&mut running, "listening host EISCONN EINVAL ENOTSUP")?;
     said(&mut running, "connected")?;
     let to = SocketAddr::from((HOST[0], 8080));
     let connect = || ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE));
     let first = connect()?;
-    said(&mut running, "accepted host EISCONN EINVAL EOPNOTSUPP EINVAL")?;
+    said(&mut running, "accepted host EISCONN EINVAL ENOTSUP EINVAL")?;
     said(&mut running, "dissolved workspace connected workspace EISCONN")?;
     drop(first);
     drop(connect()?);
