@@ -23,6 +23,7 @@ mod control;
 mod crash;
 mod datagrams;
 mod differential;
+mod doctor;
 mod endurance;
 mod epoll;
 mod harness;
@@ -83,6 +84,7 @@ fn main() -> anyhow::Result<ExitCode> {
         sandbox::CASES,
         crash::CASES,
         control::CASES,
+        doctor::CASES,
         capture::CASES,
         endurance::CASES,
         attacks::CASES,

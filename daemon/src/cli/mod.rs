@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod doctor;
 mod egress;
 mod forwarder;
 mod init;
@@ -31,6 +32,7 @@ enum Command {
     Run(run::Run),
     Stats(stats::Stats),
     Ports(ports::Ports),
+    Doctor(doctor::Doctor),
     #[command(hide = true)]
     Supervisor,
     #[command(hide = true)]
@@ -53,6 +55,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Run(run) => run.run(),
         Command::Stats(stats) => stats.run(),
         Command::Ports(ports) => ports.run(),
+        Command::Doctor(doctor) => doctor.run(),
         Command::Supervisor => supervisor::run(),
         Command::Forwarder => forwarder::run(),
         Command::Init(init) => init.run(),
