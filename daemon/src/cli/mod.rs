@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod completions;
 mod doctor;
 mod egress;
 mod forwarder;
@@ -33,6 +34,9 @@ enum Command {
     Stats(stats::Stats),
     Ports(ports::Ports),
     Doctor(doctor::Doctor),
+    Completions(completions::Completions),
+    #[command(hide = true)]
+    Man(completions::Man),
     #[command(hide = true)]
     Supervisor,
     #[command(hide = true)]
@@ -56,6 +60,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Stats(stats) => stats.run(),
         Command::Ports(ports) => ports.run(),
         Command::Doctor(doctor) => doctor.run(),
+        Command::Completions(completions) => Ok(completions.run()),
+        Command::Man(man) => man.run(),
         Command::Supervisor => supervisor::run(),
         Command::Forwarder => forwarder::run(),
         Command::Init(init) => init.run(),
