@@ -28,6 +28,7 @@ mod endurance;
 mod epoll;
 mod harness;
 mod icmp;
+mod image;
 mod isolation;
 mod lab;
 mod listening;
@@ -85,6 +86,7 @@ fn main() -> anyhow::Result<ExitCode> {
         crash::CASES,
         control::CASES,
         doctor::CASES,
+        image::CASES,
         capture::CASES,
         endurance::CASES,
         attacks::CASES,
