@@ -23,11 +23,13 @@ mod control;
 mod crash;
 mod datagrams;
 mod differential;
+mod doctor;
 mod endurance;
 mod engines;
 mod epoll;
 mod harness;
 mod icmp;
+mod image;
 mod isolation;
 mod lab;
 mod listening;
@@ -94,6 +96,8 @@ fn main() -> anyhow::Result<ExitCode> {
         slirp4netns::traffic::CASES,
         crash::CASES,
         control::CASES,
+        doctor::CASES,
+        image::CASES,
         capture::CASES,
         endurance::CASES,
         engines::podman::CASES,

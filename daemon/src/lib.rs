@@ -1,6 +1,7 @@
 //! sidestep: launcher, monitor, supervisor and command line of the multi-call binary.
 
 pub mod cli;
+mod doctor;
 pub mod init;
 pub mod launcher;
 pub mod logging;

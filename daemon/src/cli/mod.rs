@@ -1,5 +1,7 @@
 //! The command line: one file per command.
 
+mod completions;
+mod doctor;
 mod egress;
 mod forwarder;
 mod init;
@@ -33,6 +35,10 @@ enum Command {
     Run(run::Run),
     Stats(stats::Stats),
     Ports(ports::Ports),
+    Doctor(doctor::Doctor),
+    Completions(completions::Completions),
+    #[command(hide = true)]
+    Man(completions::Man),
     #[command(hide = true)]
     Supervisor,
     #[command(hide = true)]
@@ -58,6 +64,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Run(run) => run.run(),
         Command::Stats(stats) => stats.run(),
         Command::Ports(ports) => ports.run(),
+        Command::Doctor(doctor) => doctor.run(),
+        Command::Completions(completions) => Ok(completions.run()),
+        Command::Man(man) => man.run(),
         Command::Supervisor => supervisor::run(),
         Command::Forwarder => forwarder::run(),
         Command::Init(init) => init.run(),

@@ -28,8 +28,9 @@ Examples:
   sidestep run --keep-id -- code-server         the same user inside as outside
   sidestep run --mtu 65520 --ipv6=on -- iperf3 -c 192.0.2.1
 
-Exit code: the command's own; 128+n when signal n ended it; 125 when sidestep itself failed; 126 when the command
-cannot be executed, 127 when it is not found.
+Exit code: the command's own; 128+n when signal n ended it; 125 when sidestep itself failed; 126
+when the command cannot be executed, 127 when it is not found. `sidestep doctor` says beforehand
+what is missing here.
 
 The command finds SIDESTEP_ACTIVE=tap|bypass and SIDESTEP_STATE_DIR in its environment."
 )]

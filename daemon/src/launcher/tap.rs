@@ -1,7 +1,6 @@
 //! The network of the workspace: lo up, the TAP with its address, default route and the neighbours that never change.
 
 use std::fs;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
@@ -23,13 +22,8 @@ pub struct Networked {
     pub ifindex: u32,
 }
 
-/// Its text is the whole sentence.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", needs::tap_refused(.0))]
-pub struct TapRefused(pub io::Error);
-
 pub fn bring_up(namespaces: Namespaces, network: &VirtualNetwork, ifname: &str) -> anyhow::Result<Networked> {
-    let tap = sidestep_forwarder::tap::open(ifname).map_err(TapRefused)?.into_fd();
+    let tap = sidestep_forwarder::tap::open(ifname).map_err(|error| needs::tap_refused(&error))?.into_fd();
     let gid = nix::unistd::getegid();
     // Ping works without a capability for the caller's group.
     set_sysctl("ipv4/ping_group_range", &format!("{gid} {gid}"));

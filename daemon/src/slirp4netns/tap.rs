@@ -11,7 +11,7 @@ use nix::sys::wait::waitpid;
 use sidestep_forwarder::slirp4netns::command_line::{Settings, Target};
 
 use crate::channel::{Channel, Received};
-use crate::launcher::tap::{self, TapRefused};
+use crate::launcher::{needs, tap};
 use crate::supervisor::factory::enter;
 use crate::sys::fork;
 
@@ -65,7 +65,7 @@ pub fn make(namespaces: &Namespaces, settings: &Settings) -> anyhow::Result<Owne
 fn make_inside(namespaces: &Namespaces, settings: &Settings) -> anyhow::Result<OwnedFd> {
     enter(&namespaces.userns, CloneFlags::CLONE_NEWUSER).context("cannot enter the user namespace")?;
     enter(&namespaces.netns, CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")?;
-    let tap = sidestep_forwarder::tap::open(&settings.ifname).map_err(TapRefused)?.into_fd();
+    let tap = sidestep_forwarder::tap::open(&settings.ifname).map_err(|error| needs::tap_refused(&error))?.into_fd();
     if settings.configure {
         tap::set_up(&settings.network, &settings.ifname)?;
     }
