@@ -78,7 +78,6 @@ impl Tap {
     }
 
     /// A descriptor that is set up already, whose reads and writes are frames.
-    #[cfg(test)]
     pub(crate) fn ready(fd: OwnedFd) -> Self {
         Self { fd, capture: None, cuts_datagrams: true }
     }

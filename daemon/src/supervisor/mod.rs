@@ -19,6 +19,7 @@ mod facts;
 #[cfg(test)]
 mod fuzz;
 mod host_socket;
+pub mod hot;
 mod in_place;
 mod inside;
 mod known_routes;
