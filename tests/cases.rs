@@ -36,6 +36,8 @@ pub const EVERYWHERE: &[Way] = &[
 pub const BOTH_PATHS: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Bypass, Caller::User)];
 /// Where the lab has to be changed under sidestep in ways that only its root may.
 pub const BOTH_PATHS_AS_ROOT: &[Way] = &[way(Path::Tap, Caller::Root), way(Path::Bypass, Caller::Root)];
+/// Where the supervisor's calls are counted: only root may trace it in every lab.
+pub const BYPASS_AS_ROOT: &[Way] = &[way(Path::Bypass, Caller::Root)];
 pub const BYPASS: &[Way] = &[way(Path::Bypass, Caller::User), way(Path::Bypass, Caller::Root)];
 pub const BYPASS_AS_USER: &[Way] = &[way(Path::Bypass, Caller::User)];
 pub const TAP: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Tap, Caller::Root)];

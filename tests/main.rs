@@ -20,6 +20,7 @@ mod cases;
 mod configuration;
 mod connect;
 mod control;
+mod costs;
 mod crash;
 mod datagrams;
 mod differential;

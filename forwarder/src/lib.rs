@@ -10,6 +10,7 @@ mod edge;
 mod engine;
 mod flow;
 mod gateway;
+pub mod hot;
 mod icmp;
 pub mod link;
 mod marks;

@@ -82,7 +82,6 @@ impl Tap {
     }
 
     /// A descriptor that is set up already, whose reads and writes are frames.
-    #[cfg(test)]
     pub(crate) fn ready(fd: OwnedFd) -> Self {
         Self { fd, capture: None, offloads: OFFLOADS[0] }
     }

@@ -20,6 +20,7 @@ pub(crate) mod facts;
 mod fuzz;
 mod host_listener;
 mod host_socket;
+pub mod hot;
 mod in_place;
 pub(crate) mod inside;
 mod known_routes;
