@@ -8,9 +8,9 @@ SIDESTEP := target/release/sidestep
 # Debian packages: what it is built with, what it runs with, what the tests run inside it, whom it is compared with.
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config
 RUN_PACKAGES := iproute2 uidmap
-TEST_PACKAGES := bash bind9-dnsutils busybox-static chromium curl hey iperf3 iptables iputils-ping libevent-dev mawk mount nftables \
-	nginx-light nodejs openjdk-17-jdk-headless passwd procps psmisc python3 redis-server redis-tools strace tcpdump \
-	util-linux wireguard-go wireguard-tools
+TEST_PACKAGES := bash bind9-dnsutils busybox-static chromium crun curl hey iperf3 iptables iputils-ping libevent-dev mawk mount \
+	nftables nginx-light nodejs openjdk-17-jdk-headless passwd podman procps psmisc python3 redis-server redis-tools \
+	rootlesskit strace tcpdump util-linux wireguard-go wireguard-tools
 PEER_PACKAGES := passt slirp4netns
 # What only the figures are measured with. bypass4netns comes from a newer Debian, by hand: docs/performance.md.
 BENCH_PACKAGES := postgresql-15 runc wrk
@@ -18,8 +18,17 @@ PACKAGES := $(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES) $(PEER_PACKAGES)
 
 .PHONY: help deps build test demo bench soak fmt lint clippy deny install clean
 
+# Man pages and completions of the binary $(1) to where programs look for them under $(2).
+define share
+install -d $(addprefix $(2)/,man/man1 bash-completion/completions zsh/site-functions fish/vendor_completions.d)
+$(1) man $(2)/man/man1
+$(1) completions bash > $(2)/bash-completion/completions/sidestep
+$(1) completions zsh > $(2)/zsh/site-functions/_sidestep
+$(1) completions fish > $(2)/fish/vendor_completions.d/sidestep.fish
+endef
+
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install what is missing of the Debian packages (as root or by sudo)
 	@.ci/deps $(PACKAGES)
@@ -52,8 +61,10 @@ clippy: lint
 deny: ## licences and advisories of the dependencies (needs cargo-deny and the network)
 	$(CARGO) deny --locked check
 
-install: build ## the binary into PREFIX (default /usr/local)
+install: build ## the binary, man pages and completions into PREFIX (default /usr/local); SLIRP4NETNS=1: under that name, too
 	install -D -m 0755 $(SIDESTEP) $(DESTDIR)$(PREFIX)/bin/sidestep
+	$(if $(SLIRP4NETNS),ln -sf sidestep $(DESTDIR)$(PREFIX)/bin/slirp4netns)
+	$(call share,$(SIDESTEP),$(DESTDIR)$(PREFIX)/share)
 
 clean: ## what cargo built
 	$(CARGO) clean

@@ -36,12 +36,17 @@ pub const EVERYWHERE: &[Way] = &[
 pub const BOTH_PATHS: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Bypass, Caller::User)];
 /// Where the lab has to be changed under sidestep in ways that only its root may.
 pub const BOTH_PATHS_AS_ROOT: &[Way] = &[way(Path::Tap, Caller::Root), way(Path::Bypass, Caller::Root)];
+/// Where the supervisor's calls are counted: only root may trace it in every lab.
+pub const BYPASS_AS_ROOT: &[Way] = &[way(Path::Bypass, Caller::Root)];
 pub const BYPASS: &[Way] = &[way(Path::Bypass, Caller::User), way(Path::Bypass, Caller::Root)];
+pub const BYPASS_AS_USER: &[Way] = &[way(Path::Bypass, Caller::User)];
 pub const TAP: &[Way] = &[way(Path::Tap, Caller::User), way(Path::Tap, Caller::Root)];
 /// Where the forwarder's descriptors are counted: it is not dumpable, and an ordinary user's lab may look into that of its
 /// root only.
 pub const TAP_AS_ROOT: &[Way] = &[way(Path::Tap, Caller::Root)];
 pub const HOST: &[Way] = &[way(Path::Host, Caller::User), way(Path::Host, Caller::Root)];
+/// Where other programs start sidestep, in a user's login.
+pub const HOST_AS_USER: &[Way] = &[way(Path::Host, Caller::User)];
 pub const USER: &[Way] = &[way(Path::Tap, Caller::User)];
 
 /// A table of cases; a test's name is its module's and its function's.

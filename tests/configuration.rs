@@ -18,7 +18,7 @@ crate::cases! {
 }
 
 /// What udhcpc(8) runs when it has a lease, as a file of the name in $script.
-const LEASED: &str = r#"script=$(mktemp) && cat > $script <<'END' && chmod +x $script
+pub const LEASED: &str = r#"script=$(mktemp) && cat > $script <<'END' && chmod +x $script
 #!/bin/sh
 test $1 = bound || exit 0
 ip addr add $ip/$mask broadcast $broadcast dev $interface

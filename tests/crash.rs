@@ -15,7 +15,7 @@ use crate::lab::{REMOTE, poll};
 crate::cases! {
     EVERY_WAY: monitor, init, forwarder, supervisor, ordinary_end;
     BOTH_PATHS: supervisor_again_and_again, forwarder_again_and_again, command_killed;
-    BYPASS: supervisor_amid_connects;
+    BYPASS: supervisor_amid_connects, options_set_before;
 }
 
 const SOON: Duration = Duration::from_secs(10);
@@ -104,6 +104,26 @@ fn forwarder(ws: Workspace) -> Result<()> {
 
 fn supervisor(ws: Workspace) -> Result<()> {
     kill_and_go_on(ws, "supervisor")
+}
+
+/// A rare option that was set under a supervisor which is dead by the time of the connect is on the host socket all the same.
+fn options_set_before(ws: Workspace) -> Result<()> {
+    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
+    let mut running = ws.start_python(&format!(
+        "s = socket.socket(); s.settimeout(5)
+s.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 77)
+say('set'); sys.stdin.readline()
+s.connect(('{}', {}))
+say(s.getsockopt(socket.IPPROTO_IP, socket.IP_TTL), s.getsockname()[0].startswith('10.0.2.'))",
+        REMOTE[0],
+        echo.addr.port()
+    ))?;
+    ensure!(running.line()? == "set");
+    Tree::of(running.pid())?.worker("supervisor")?.kill(Signal::SIGKILL)?;
+    running.write("go on\n")?;
+    let said = running.line()?;
+    ensure!(said == "77 False", "{said}");
+    running.finish()?.succeeded().map(drop)
 }
 
 fn kill_and_go_on(ws: Workspace, worker: &str) -> Result<()> {

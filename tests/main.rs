@@ -21,13 +21,17 @@ mod cases;
 mod configuration;
 mod connect;
 mod control;
+mod costs;
 mod crash;
 mod datagrams;
 mod differential;
+mod doctor;
 mod endurance;
+mod engines;
 mod epoll;
 mod harness;
 mod icmp;
+mod image;
 mod isolation;
 mod lab;
 mod listening;
@@ -37,10 +41,12 @@ mod netfilter;
 mod policy;
 mod ports;
 mod programs;
+mod published;
 mod routes;
 mod run;
 mod sandbox;
 mod signals;
+mod slirp4netns;
 mod streams;
 mod tcp;
 
@@ -77,16 +83,28 @@ fn main() -> anyhow::Result<ExitCode> {
         isolation::CASES,
         policy::CASES,
         ports::CASES,
+        ports::datagrams::CASES,
+        ports::lifetime::CASES,
+        ports::loopback::CASES,
+        published::CASES,
         routes::CASES,
         netfilter::CASES,
         nested::CASES,
         signals::CASES,
         sandbox::CASES,
+        slirp4netns::CASES,
+        slirp4netns::api::CASES,
+        slirp4netns::life::CASES,
+        slirp4netns::traffic::CASES,
         crash::CASES,
         control::CASES,
+        doctor::CASES,
+        image::CASES,
         capture::CASES,
         endurance::CASES,
         bench::CASES,
+        engines::podman::CASES,
+        engines::rootlesskit::CASES,
         attacks::CASES,
         attacks::races::CASES,
         attacks::doors::CASES,

@@ -10,7 +10,7 @@ use crate::netfilter::{self, TOOLS};
 crate::cases! {
     BYPASS: taken_out, not_without_the_flag, ways_inside, rules_of_the_workspace, rules_of_the_container, routes,
         dockerd_by_iptables, dockerd_by_nftables, other_devices, back_to_its_own, policy, udp, gone, many;
-    TAP: what_is_refused;
+    TAP: what_is_refused, bridged_to_the_tap;
 }
 
 /// `Container(addrs)`: a process in a network namespace of its own, with a veth to the workspace or to a bridge in it.
@@ -175,42 +175,64 @@ inside(f'ip {f} route add {addr} via ' + ('10.7.0.9' if ip == 'ip' else 'fd07::9
 }
 
 fn dockerd_by_iptables(ws: Workspace) -> Result<()> {
-    let rules = include_str!("fixtures/dockerd.iptables");
-    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
-    with_nested(ws)
-        .python(&format!(
-            "{TOOLS}{CONTAINERS}
-addr, port = '{addr}', {port}
-forwarding(1)
-bridge('docker0', '172.17.0.1/16'); bridge('br-0a1b2c3d4e5f', '172.18.0.1/16')
-subprocess.run(['iptables-nft-restore'], input={rules:?}, text=True, check=True)
-c = Container('172.17.0.2/16', bridge='docker0', gateways=['172.17.0.1'])
+    under_dockerd(
+        ws,
+        &format!(
+            "bridge('br-0a1b2c3d4e5f', '172.18.0.1/16')
+subprocess.run(['iptables-nft-restore'], input={:?}, text=True, check=True)
 published = Container('172.18.0.2/16', bridge='br-0a1b2c3d4e5f', gateways=['172.18.0.1'])
 print(c('where(addr, port)'), published('where(addr, port)'))
-sh('iptables-nft -I DOCKER-USER -p tcp --dport {port} -j REJECT --reject-with tcp-reset')
+sh(f'iptables-nft -I DOCKER-USER -p tcp --dport {{port}} -j REJECT --reject-with tcp-reset')
 print(c('where(addr, port)'), published('where(addr, port)'))",
-            addr = echo.addr.ip(),
-            port = echo.addr.port()
-        ))?
-        .printed("host host\nECONNREFUSED ECONNREFUSED")
+            include_str!("fixtures/dockerd.iptables")
+        ),
+        "host host\nECONNREFUSED ECONNREFUSED",
+    )
 }
 
 fn dockerd_by_nftables(ws: Workspace) -> Result<()> {
     let rules = include_str!("fixtures/dockerd.nft");
+    under_dockerd(ws, &format!("nft({rules:?})\nprint(c('where(addr, port)'))"), "host")
+}
+
+/// With a container, `c`, at dockerd's bridge, and a server at `addr` and `port`.
+fn under_dockerd(ws: Workspace, code: &str, want: &str) -> Result<()> {
     let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
+    let (addr, port) = (echo.addr.ip(), echo.addr.port());
     with_nested(ws)
         .python(&format!(
             "{TOOLS}{CONTAINERS}
 addr, port = '{addr}', {port}
 forwarding(1)
 bridge('docker0', '172.17.0.1/16')
-nft({rules:?})
 c = Container('172.17.0.2/16', bridge='docker0', gateways=['172.17.0.1'])
-print(c('where(addr, port)'))",
-            addr = echo.addr.ip(),
-            port = echo.addr.port()
+{code}"
         ))?
-        .printed("host")
+        .printed(want)
+}
+
+/// A container that is bridged to the TAP itself, beside the workspace: each is sent what is its own.
+fn bridged_to_the_tap(ws: Workspace) -> Result<()> {
+    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
+    let (addr, port) = (echo.addr.ip(), echo.addr.port());
+    ws.python(&format!(
+        "{TOOLS}{CONTAINERS}
+addr, port = '{addr}', {port}
+def talk():
+    s = dial(addr, port); s.settimeout(20)
+    for n in range(200):
+        s.sendall(b'x\\n')
+        if s.recv(9) != b'x\\n': return n
+    return 'all'
+bridge('br0')
+sh('ip link set tap0 master br0 && ip addr flush dev tap0')
+c = Container('10.0.2.40/24', bridge='br0', gateways=['10.0.2.2'])
+sh('ip addr add 10.0.2.100/24 dev br0 && ip route add default via 10.0.2.2')
+said = []
+beside = threading.Thread(target=lambda: said.append(c('talk()'))); beside.start()
+said.append(talk()); beside.join(); print(*said)"
+    ))?
+    .printed("all all")
 }
 
 /// A namespace behind a container, and devices that are no veth.

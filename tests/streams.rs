@@ -15,7 +15,7 @@ use crate::lab::workspace::Workspace;
 use crate::lab::{REMOTE, REMOTE_V4, SLOW_REMOTE_V4, dns, effort, poll};
 
 crate::cases! {
-    TAP: lossy_link, short_queue, behind_a_bridge;
+    TAP: lossy_link, short_queue, behind_a_bridge, small_link_inside;
     TAP_AS_ROOT: idle_connections, mixed_load;
     BOTH_PATHS: readers_that_pause;
     EVERYWHERE: urgent_data, ports_used_again;
@@ -30,10 +30,14 @@ fn block() -> Vec<u8> {
     (0..65_521u64).map(|n| ((n * 2_654_435_761) >> 16).to_le_bytes()[0]).collect()
 }
 
-/// The server of `streams/pattern.py`.
+/// The server of `streams/pattern.py`, at all of the remote's IPv4 addresses.
 fn patterned(ws: &Workspace) -> Result<TcpServer> {
+    patterned_at(ws, std::net::Ipv4Addr::UNSPECIFIED.into())
+}
+
+fn patterned_at(ws: &Workspace, addr: std::net::IpAddr) -> Result<TcpServer> {
     let block = block();
-    TcpServer::start(&ws.lab.remote, (std::net::Ipv4Addr::UNSPECIFIED.into(), 0), move |mut stream| {
+    TcpServer::start(&ws.lab.remote, (addr, 0), move |mut stream| {
         let mut head = [0; 17];
         stream.read_exact(&mut head)?;
         let [kind, numbers @ ..] = head;
@@ -132,32 +136,72 @@ print(dropped() > 0)",
     .printed("same\nsame\nTrue")
 }
 
-/// Docker's shape: a container's namespace at a bridge, forwarded and masqueraded, with the offloads on.
+/// Docker's shape: `contained` calls `work` in a network namespace at a bridge, forwarded and masqueraded, with the
+/// offloads on, once these routes to it are there.
+const CONTAINED: &str = r#"
+def ip(line): assert os.system('ip ' + line) == 0, line
+def contained(work, *routes):
+    go, done = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        assert ctypes.CDLL(None).unshare(0x40000000) == 0
+        os.write(done[1], b'm'); os.read(go[0], 1)
+        for line in ('link set lo up', 'link set eth0 up', 'addr add 172.17.0.2/16 dev eth0', 'addr add fd17::2/64 dev eth0 nodad',
+                     'route add default via 172.17.0.1', 'route add default via fd17::1'): ip(line)
+        work()
+        os._exit(0)
+    os.read(done[0], 1)
+    for line in ('link add docker0 type bridge', 'addr add 172.17.0.1/16 dev docker0', 'addr add fd17::1/64 dev docker0 nodad',
+                 'link set docker0 up', f'link add veth1 type veth peer name eth0 netns {child}',
+                 'link set veth1 master docker0 up', *routes): ip(line)
+    for name in 'ipv4/ip_forward', 'ipv6/conf/all/forwarding': open('/proc/sys/net/' + name, 'w').write('1')
+    assert os.system("""nft 'add table inet t; add chain inet t post { type nat hook postrouting priority 100; };
+        add rule inet t post oifname "tap0" masquerade' """) == 0
+    os.write(go[1], b'g'); os.wait()
+"#;
+
+/// One stream of a container's, and many, both ways.
 fn behind_a_bridge(ws: Workspace) -> Result<()> {
     let server = patterned(&ws)?;
     run(
         &ws.deadline(LONG),
         &server,
-        "def ip(line): assert os.system('ip ' + line) == 0, line
-go, done = os.pipe(), os.pipe()
-child = os.fork()
-if child == 0:
-    assert ctypes.CDLL(None).unshare(0x40000000) == 0
-    os.write(done[1], b'm'); os.read(go[0], 1)
-    ip('link set lo up'); ip('link set eth0 up'); ip('addr add 172.17.0.2/16 dev eth0'); ip('route add default via 172.17.0.1')
+        &format!(
+            "{CONTAINED}
+def work():
     for count in 1, 4, 16:
         for move in up, down: say(count, move.__name__, at_once(count, lambda n: move(addr, port, 80_000_000 // count))[0])
-    os._exit(0)
-os.read(done[0], 1)
-ip('link add docker0 type bridge'); ip('addr add 172.17.0.1/16 dev docker0'); ip('link set docker0 up')
-ip(f'link add veth1 type veth peer name eth0 netns {child}')
-ip('link set veth1 master docker0 up')
-open('/proc/sys/net/ipv4/ip_forward', 'w').write('1')
-assert os.system('''nft 'add table ip t; add chain ip t post { type nat hook postrouting priority 100; };
-    add rule ip t post ip saddr 172.17.0.0/16 oifname \"tap0\" masquerade' ''') == 0
-os.write(go[1], b'g'); os.wait()",
+contained(work)"
+        ),
     )?
     .printed("1 up same\n1 down same\n4 up same\n4 down same\n16 up same\n16 down same")
+}
+
+/// The way to a container takes less than the TAP: what the workspace's kernel says about packets that do not fit reaches
+/// the connection, or the mapping, whose they are.
+fn small_link_inside(ws: Workspace) -> Result<()> {
+    let ws = ws.deadline(LONG);
+    for addr in REMOTE {
+        let server = patterned_at(&ws, addr)?;
+        let echo = servers::udp_echo(&ws.lab.remote, addr)?.port();
+        ws.python(&format!(
+            "{PATTERN}
+{CONTAINED}
+def echoed(size):
+    s, sent = udp('{addr}'), os.urandom(size)
+    s.settimeout(1)
+    # Of the first answer all that is left is what the workspace says about it.
+    for again in range(15):
+        s.sendto(sent, ('{addr}', {echo}))
+        try: return s.recv(70_000) == sent
+        except TimeoutError: pass
+def work(): say(at_once(1, lambda n: down('{addr}', {port}, 5_000_000))[0], echoed(1400), echoed(9000))
+contained(work, 'route add 172.17.0.2 dev docker0 mtu 1280', '-6 route add fd17::2 dev docker0 mtu 1280')",
+            port = server.addr.port()
+        ))?
+        .printed("same True True")?;
+    }
+    Ok(())
 }
 
 /// A program, or a server, that does not read for longer than the first window probes take.
@@ -238,34 +282,50 @@ print('all')",
 fn far_away(ws: Workspace) -> Result<()> {
     let ws = ws.deadline(LONG);
     let server = patterned(&ws)?;
-    for round_trip in [100, 300, 20].into_iter().take(effort::tries(1, 3) as usize) {
-        let way = f64::from(round_trip) / 2000.0;
-        let slow = ws.lab.slow_cable(way)?;
-        let code = format!(
-            "{PATTERN}
-times = [at_once(1, lambda n: move('{SLOW_REMOTE_V4}', {port}, 20_000_000)) for move in (up, down)]
-assert all(said == 'same' for said, _ in times), times
-print(*(took for _, took in times))",
-            port = server.addr.port()
-        );
-        let host = ws.python_outside(&code)?.output()?;
-        let far = ws.python(&code)?.output()?;
-        drop(slow);
-        let near = code.replace(&SLOW_REMOTE_V4.to_string(), &REMOTE_V4.to_string());
-        let near =
-            ws.python(&near.replace("times =", &format!("behind(delay={way})\ntimes ="))).and_then(|d| d.output())?;
-        let seconds = |text: &str| text.split(' ').map(str::parse).collect::<Result<Vec<f64>, _>>().context("times");
-        let [host, far, near] = [seconds(&host)?, seconds(&far)?, seconds(&near)?];
-        for (n, direction) in ["up", "down"].into_iter().enumerate() {
-            for (what, took) in [("server", &far), ("TAP", &near)] {
-                // On a busy machine the frames come late, which ends the sender's slow start: that has made it five
-                // times. A window of 64 KB would make it twenty times.
-                let bound = 10.0 * host[n];
-                ensure!(took[n] < bound, "{direction}, {what} {round_trip} ms away: {took:?}, from the host {host:?}");
+    for round_trip in [100, 300, 20, 0].into_iter().take(effort::tries(1, 4) as usize) {
+        let mut best: Option<[[f64; 2]; 3]> = None;
+        // On a busy machine the frames come late, which ends the sender's slow start, and the host has taken five times
+        // its time as well: the best of three tells what is ours.
+        for tries in 1.. {
+            let now = times_far_away(&ws, server.addr.port(), f64::from(round_trip) / 2000.0)?;
+            let best = best.insert(best.map_or(now, |best| least(best, now)));
+            let [host, far, near] = *best;
+            let is_near = |took: [f64; 2]| took.iter().zip(host).all(|(&took, host)| took < 2.5 * host + 0.1);
+            if is_near(far) && is_near(near) {
+                break;
             }
+            ensure!(
+                tries < 3,
+                "{round_trip} ms away, up and down: the server {far:?}, the TAP {near:?}, the host itself {host:?}"
+            );
         }
     }
     Ok(())
+}
+
+/// Seconds up and down: from the host, from the workspace, and from the workspace with its own link as long.
+fn times_far_away(ws: &Workspace, port: u16, way: f64) -> Result<[[f64; 2]; 3]> {
+    let slow = ws.lab.slow_cable(way)?;
+    let code = format!(
+        "{PATTERN}
+times = [at_once(1, lambda n: move('{SLOW_REMOTE_V4}', {port}, 20_000_000)) for move in (up, down)]
+assert all(said == 'same' for said, _ in times), times
+print(*(took for _, took in times))"
+    );
+    let host = ws.python_outside(&code)?.output()?;
+    let far = ws.python(&code)?.output()?;
+    drop(slow);
+    let near = code.replace(&SLOW_REMOTE_V4.to_string(), &REMOTE_V4.to_string());
+    let near = ws.python(&near.replace("times =", &format!("behind(delay={way})\ntimes =")))?.output()?;
+    let seconds = |text: &str| -> Result<[f64; 2]> {
+        let (up, down) = text.split_once(' ').with_context(|| text.to_owned())?;
+        Ok([up.parse()?, down.parse()?])
+    };
+    Ok([seconds(&host)?, seconds(&far)?, seconds(&near)?])
+}
+
+fn least(a: [[f64; 2]; 3], b: [[f64; 2]; 3]) -> [[f64; 2]; 3] {
+    std::array::from_fn(|path| std::array::from_fn(|way| a[path][way].min(b[path][way])))
 }
 
 /// Ten thousand connections that say nothing cost little memory, no time, and are not in the way of another.

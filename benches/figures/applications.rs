@@ -77,7 +77,7 @@ exec {postgres} -D $data -F -k $data -h {REMOTE_V4} -p {POSTGRESQL_PORT}",
         initdb = path("initdb")?,
         postgres = path("postgres")?,
     );
-    let server = workspace.shell(&script).deadline(READY).start(&workspace.lab.remote)?;
+    let server = workspace.outside(["sh", "-c", &script]).deadline(READY).start(&workspace.lab.remote)?;
     let pg_isready = format!("{} --host {REMOTE_V4} --port {POSTGRESQL_PORT}", path("pg_isready")?);
     poll("PostgreSQL is ready", READY, || Ok(workspace.lab.host.run(&pg_isready).is_ok().then_some(())))
         .with_context(|| server.stderr())?;

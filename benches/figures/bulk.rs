@@ -110,7 +110,7 @@ pub fn without_iperf3(what: &str, report: &mut Report) -> bool {
     missing
 }
 
-fn figure(name: String, targets: Vec<Target>) -> Figure {
+pub fn figure(name: String, targets: Vec<Target>) -> Figure {
     Figure { name, unit: "Gbit/s", comparison: Comparison::Rate, targets }
 }
 

@@ -27,6 +27,7 @@ mod html;
 mod idle;
 pub mod lab;
 mod latency;
+mod loopback;
 mod machine;
 mod nested;
 mod peers;
@@ -118,6 +119,8 @@ enum Name {
     Parallel,
     /// Bulk TCP from a container inside: bridge, veth, masquerade
     Nested,
+    /// Bulk TCP from the host's loopback to a published port
+    Loopback,
     /// New connections a second, and how long each takes
     Connections,
     /// New connections a second to 127.0.0.1 inside
@@ -211,6 +214,7 @@ impl Arguments {
             Name::Bulk => bulk::measure(self, report),
             Name::Parallel => bulk::parallel(self, report),
             Name::Nested => bulk::nested(self, report),
+            Name::Loopback => loopback::measure(self, report),
             Name::Connections => connections::measure(self, report),
             Name::InPlace => connections::in_place(self, report),
             Name::Latency => latency::measure(self, report),

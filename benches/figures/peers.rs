@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::lab::CUBIC;
+use crate::lab::command::Program;
 use crate::lab::workspace::Workspace;
 use crate::machine::find;
 use crate::report::Report;
@@ -53,18 +54,23 @@ impl Peer {
     }
 }
 
+/// A command behind pasta with further flags of its own.
+pub fn pasta_with(workspace: &Workspace, flags: &[&str], argv: &[String]) -> Program {
+    let line = format!("pasta --quiet --config-net --mtu {BEST_MTU} {PASTA_ADDRESSES}");
+    let argv = argv.iter().map(String::as_str);
+    workspace.program(line.split(' ').chain(flags.iter().copied()).chain(["--"]).chain(argv))
+}
+
 fn run_pasta(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
-    let line = format!("pasta --quiet --config-net --mtu {BEST_MTU} {PASTA_ADDRESSES} -- sh -c");
-    let words: Vec<&str> = line.split(' ').collect();
-    let program = workspace.program(words).arg(script()).arg("sh");
-    let program = argv.iter().fold(program, |program, word| program.arg(word));
+    let waiting = ["sh", "-c", &script(), "sh"].map(str::to_owned);
+    let program = pasta_with(workspace, &[], &[&waiting, argv].concat());
     after_ready(&program.deadline(deadline).run(&workspace.lab.host)?.output()?)
 }
 
 /// slirp4netns is given a process that waits in its namespaces until it has a default route. Both have one parent: where
 /// there is one id, a user namespace of its own around each would hide them from each other.
 fn run_slirp4netns(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
-    let program = workspace.shell(&BOTH.replace("MTU", BEST_MTU)).arg("sh").arg(script());
+    let program = workspace.outside(["sh", "-c", &BOTH.replace("MTU", BEST_MTU)]).arg("sh").arg(script());
     let program = argv.iter().fold(program, |program, word| program.arg(word));
     after_ready(&program.deadline(deadline).run(&workspace.lab.host)?.output()?)
 }

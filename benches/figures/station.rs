@@ -22,6 +22,8 @@ use crate::nested;
 use crate::peers::Peer;
 
 pub const IPERF3_PORT: u16 = 5201;
+/// The workspace's published port.
+pub const PUBLISHED: u16 = 5301;
 
 /// What carries the packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub enum Contender {
     /// The TAP, from a namespace within the workspace.
     Nested,
     Bypass,
+    /// A published port, by the host's loopback.
+    Published,
     Peer(Peer),
     Bypass4netns,
 }
@@ -63,6 +67,7 @@ impl Contender {
             Self::Tap { mtu } => Some(vec![format!("--mtu={mtu}")]),
             Self::Nested => Some(Vec::new()),
             Self::Bypass => Some(vec!["--bypass=require".to_owned()]),
+            Self::Published => Some(vec![format!("--publish=127.0.0.1:{PUBLISHED}:{PUBLISHED}")]),
         }
     }
 }
@@ -75,6 +80,7 @@ impl fmt::Display for Contender {
             Self::Tap { mtu } => write!(f, "TAP, MTU {mtu}"),
             Self::Nested => f.pad("TAP, bridge and masquerade inside"),
             Self::Bypass => f.pad("bypass"),
+            Self::Published => f.pad("published port"),
             Self::Peer(peer) => peer.fmt(f),
             Self::Bypass4netns => f.pad("bypass4netns"),
         }

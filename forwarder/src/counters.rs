@@ -124,6 +124,8 @@ pub struct Ports {
     pub refused: u64,
     /// Of the accepted: by splice(2), not over the TAP.
     pub spliced: u64,
+    /// From inside, by splice(2), to a program that listens on the host.
+    pub relayed: u64,
     /// Clients that sent datagrams.
     pub udp_clients: u64,
     /// Turned away, or left waiting, for want of descriptors or room in a table.

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll;
@@ -12,9 +12,11 @@ use rustix::io::Errno;
 use crate::counters::Counters;
 use crate::flow::FlowId;
 use crate::gateway::unreachable::{self, Reason};
+use crate::neighbours::Neighbours;
 use crate::network::MacAddr;
+use crate::path_mtu::PathMtu;
 use crate::policy::{self, Egress, Request, Transport};
-use crate::ports::Stock;
+use crate::ports::{Guest, Stock};
 use crate::tap::{Tap, Written};
 use crate::timer::{Time, Wheel};
 use crate::wire::build::{Datagrams, Macs};
@@ -31,7 +33,9 @@ pub struct Edge {
     tap: Tap,
     /// The frame being built; payloads are received straight into it.
     pub frame: FrameBuffer,
-    macs: Macs,
+    neighbours: Neighbours,
+    /// Where published ports lead.
+    pub guest: Guest,
     epoll: OwnedFd,
     pub timers: Wheel,
     pub counters: Counters,
@@ -49,13 +53,14 @@ pub struct Edge {
 
 impl Edge {
     pub fn new(mut config: Config, tap: Tap, epoll: OwnedFd, now: Time) -> Self {
-        let macs = Macs { gateway: config.network.gateway_mac, guest: config.network.guest_mac };
+        let (neighbours, guest) = (Neighbours::new(config.network.guest_mac), Guest::new(config.network.v4));
         let resolvers = std::mem::take(&mut config.resolvers);
         let mut edge = Self {
             config,
             tap,
             frame: FrameBuffer::default(),
-            macs,
+            neighbours,
+            guest,
             epoll,
             timers: Wheel::new(now),
             counters: Counters::default(),
@@ -77,16 +82,43 @@ impl Edge {
         &self.epoll
     }
 
-    /// Frames go to the hardware address the workspace uses; it may change its own.
-    pub fn learn_guest_mac(&mut self, mac: MacAddr) {
-        let is_unicast = mac[0] & 1 == 0;
-        if is_unicast && mac != self.macs.guest {
-            self.macs.guest = mac;
+    /// A frame has come from `mac`.
+    pub fn speaks(&mut self, mac: MacAddr) {
+        self.neighbours.speaks(mac);
+        self.guest.speaks(self.neighbours.speaker());
+    }
+
+    /// It was one of `address`.
+    pub fn heard(&mut self, address: IpAddr, mac: MacAddr) {
+        if self.neighbours.learn(address, mac)
+            && let IpAddr::V4(address) = address
+        {
+            self.guest.heard(address, mac);
         }
     }
 
-    pub fn guest_mac(&self) -> MacAddr {
-        self.macs.guest
+    /// DHCP offers `address` to whoever has just spoken, or has given it.
+    pub fn leases(&mut self, address: Ipv4Addr, is_given: bool) {
+        let mac = self.neighbours.speaker();
+        self.neighbours.learn(address.into(), mac);
+        if is_given {
+            self.guest.leased(address, mac);
+        }
+    }
+
+    /// A predecessor's connections were at `mac`.
+    pub fn recall_mac(&mut self, mac: MacAddr) {
+        self.neighbours.speaks(mac);
+    }
+
+    /// Where an address of the workspace's is.
+    pub fn mac_of(&mut self, address: IpAddr) -> MacAddr {
+        self.neighbours.find(address)
+    }
+
+    /// Both ends of a frame for `address`.
+    fn macs(&mut self, address: IpAddr) -> Macs {
+        Macs { gateway: self.config.network.gateway_mac, guest: self.mac_of(address) }.towards(address)
     }
 
     /// The address under which the workspace knows a host-side sender; None when it must not hear from it.
@@ -180,7 +212,8 @@ impl Edge {
         payload_len: usize,
         mss: u16,
     ) -> Written {
-        let frame = self.frame.tcp(self.macs, ends, header, options, payload_len, mss);
+        let macs = self.macs(ends.1);
+        let frame = self.frame.tcp(macs, ends, header, options, payload_len, mss);
         let len = frame.len();
         let written = self.tap.write(frame);
         self.count_written(written, len)
@@ -188,46 +221,60 @@ impl Edge {
 
     /// Sends a UDP datagram whose payload is in the frame buffer.
     pub fn udp_to_tap(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> Written {
-        self.datagrams_to_tap(&Datagrams { src, dst, tos: 0, size: payload_len, len: payload_len })
+        self.udp_to_tap_within(PathMtu::default(), src, dst, payload_len)
+    }
+
+    /// The same by a way inside that may take less than the TAP does.
+    pub fn udp_to_tap_within(
+        &mut self,
+        path: PathMtu,
+        src: (IpAddr, u16),
+        dst: (IpAddr, u16),
+        payload_len: usize,
+    ) -> Written {
+        self.datagrams_to_tap(&Datagrams { src, dst, tos: 0, size: payload_len, len: payload_len }, path)
     }
 
     /// Sends UDP datagrams whose payload is in the frame buffer: several as one frame where the kernel cuts it, and such
     /// that are longer than the MTU in fragments.
-    pub fn datagrams_to_tap(&mut self, datagrams: &Datagrams) -> Written {
+    pub fn datagrams_to_tap(&mut self, datagrams: &Datagrams, path: PathMtu) -> Written {
         let Datagrams { src, dst, tos, size, len } = *datagrams;
         let ip_len = if dst.0.is_ipv4() { IPV4_LEN } else { IPV6_LEN };
         let is_one = len <= size;
-        if ip_len + UDP_LEN + size <= usize::from(self.config.network.mtu) && (is_one || self.tap.cuts_datagrams()) {
+        let mtu = path.within(self.config.network.mtu, self.now);
+        if ip_len + UDP_LEN + size <= usize::from(mtu) && (is_one || self.tap.cuts_datagrams()) {
             let [_, _, i1, i0] = self.take_ids(if is_one { 1 } else { len.div_ceil(size) }).to_be_bytes();
-            let frame = self.frame.udp(self.macs, datagrams, u16::from_be_bytes([i1, i0]));
+            let macs = self.macs(dst.0);
+            let frame = self.frame.udp(macs, datagrams, u16::from_be_bytes([i1, i0]));
             let frame_len = frame.len();
             let written = self.tap.write(frame);
             return self.count_written(written, frame_len);
         }
         if is_one {
             let whole = self.frame.udp_whole(src, dst, len);
-            return self.fragments_to_tap((src.0, dst.0), (PROTOCOL_UDP, tos), whole);
+            return self.fragments_to_tap((src.0, dst.0), (PROTOCOL_UDP, tos), whole, mtu);
         }
         let mut written = Written::Sent;
         for from in (0..len).step_by(size) {
             let len = size.min(len - from);
             self.frame.move_payload(from, len);
-            written = self.datagrams_to_tap(&Datagrams { size: len, len, ..*datagrams });
+            written = self.datagrams_to_tap(&Datagrams { size: len, len, ..*datagrams }, path);
         }
         written
     }
 
-    /// Sends what has been prepared in the frame buffer, `len` bytes with the transport's header, in pieces.
-    fn fragments_to_tap(&mut self, ends: (IpAddr, IpAddr), protocol_tos: (u8, u8), len: usize) -> Written {
+    /// Sends what has been prepared in the frame buffer, `len` bytes with the transport's header, in packets of `mtu`.
+    fn fragments_to_tap(&mut self, ends: (IpAddr, IpAddr), protocol_tos: (u8, u8), len: usize, mtu: u16) -> Written {
         let overhead = if ends.1.is_ipv4() { IPV4_LEN } else { IPV6_LEN + FRAGMENT_LEN };
-        let piece = usize::from(self.config.network.mtu).saturating_sub(overhead).max(8) & !7;
+        let piece = usize::from(mtu).saturating_sub(overhead).max(8) & !7;
         let id = self.take_ids(1);
+        let macs = self.macs(ends.1);
         let mut written = Written::Sent;
         for offset in (0..len).step_by(piece) {
             let piece_len = piece.min(len - offset);
             let more = offset + piece_len < len;
             let fragment = Fragment { id, offset: u16::try_from(offset).unwrap_or(0), more };
-            let frame = self.frame.fragment(self.macs, ends, protocol_tos, fragment, piece_len);
+            let frame = self.frame.fragment(macs, ends, protocol_tos, fragment, piece_len);
             let frame_len = frame.len();
             let result = self.tap.write(frame);
             written = self.count_written(result, frame_len);
@@ -255,18 +302,21 @@ impl Edge {
     ) -> Written {
         let whole = self.frame.icmp_whole(ends, header, payload_len);
         let (protocol, ip_len) = if ends.1.is_ipv4() { (PROTOCOL_ICMP, IPV4_LEN) } else { (PROTOCOL_ICMPV6, IPV6_LEN) };
-        if ip_len + whole > usize::from(self.config.network.mtu) {
-            return self.fragments_to_tap(ends, (protocol, 0), whole);
+        let mtu = self.config.network.mtu;
+        if ip_len + whole > usize::from(mtu) {
+            return self.fragments_to_tap(ends, (protocol, 0), whole, mtu);
         }
-        let frame = self.frame.icmp(self.macs.towards(ends.1), ends, whole, hop_limit);
+        let macs = self.macs(ends.1);
+        let frame = self.frame.icmp(macs, ends, whole, hop_limit);
         let len = frame.len();
         let written = self.tap.write(frame);
         self.count_written(written, len)
     }
 
-    /// Sends a frame of another ethertype whose body is in the frame buffer.
+    /// Sends whoever has just spoken a frame of another ethertype whose body is in the frame buffer.
     pub fn ethernet_to_tap(&mut self, ethertype: u16, payload_len: usize) -> Written {
-        let frame = self.frame.ethernet(self.macs, ethertype, payload_len);
+        let macs = Macs { gateway: self.config.network.gateway_mac, guest: self.neighbours.speaker() };
+        let frame = self.frame.ethernet(macs, ethertype, payload_len);
         let len = frame.len();
         let written = self.tap.write(frame);
         self.count_written(written, len)

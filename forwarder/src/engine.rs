@@ -1,7 +1,9 @@
 //! The engine: one frame, one host event or one deadline in, to the protocol it belongs to.
 #![forbid(unsafe_code)]
 
+use std::io::IoSlice;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 
 use rustix::event::epoll::EventFlags;
@@ -10,9 +12,11 @@ use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Place};
 use crate::flow::{FlowId, Kind};
 use crate::gateway::dhcp::Dhcp;
+use crate::gateway::unreachable::Said;
 use crate::gateway::{arp, ndp, unreachable};
 use crate::icmp::Icmp;
-use crate::ports::{Ports, Published};
+use crate::path_mtu;
+use crate::ports::{Ports, Published, Shadow};
 use crate::reassembly::Reassembly;
 use crate::tcp::{self, Tcp};
 use crate::timer::Time;
@@ -66,7 +70,7 @@ impl Engine {
                 Err(_) => edge.counters.drops.malformed += 1,
             }
         }
-        self.udp.flush(edge, &mut gather.udp);
+        self.flush_datagrams(edge, &mut gather.udp);
         self.tcp.flush(edge, &mut gather.tcp);
         self.tcp.settle_batch(edge);
     }
@@ -78,9 +82,9 @@ impl Engine {
         bytes: &'b [u8],
     ) -> Result<(), Malformed> {
         let frame = Frame::parse(bytes)?;
-        edge.learn_guest_mac(frame.ethernet.src);
+        edge.speaks(frame.ethernet.src);
         match frame.ethernet.ethertype.get() {
-            EthernetHeader::ARP => arp::frame_from_tap(edge, frame.body),
+            EthernetHeader::ARP => arp::frame_from_tap(edge, &frame),
             ethertype => {
                 let ip = IpPacket::parse(ethertype, frame.body)?;
                 self.packet_from_tap(edge, gather, &frame, &ip)
@@ -101,10 +105,11 @@ impl Engine {
             edge.counters.drops.source += 1;
             return Ok(());
         }
+        edge.heard(ip.src, frame.ethernet.src);
         if let Some(fragment) = ip.fragment {
             if ip.protocol == PROTOCOL_UDP {
                 // What came before it goes before it.
-                self.udp.flush(edge, &mut gather.udp);
+                self.flush_datagrams(edge, &mut gather.udp);
             }
             if !matches!(ip.protocol, PROTOCOL_UDP | PROTOCOL_ICMP | PROTOCOL_ICMPV6) {
                 edge.counters.drops.fragments += u64::from(fragment.offset == 0);
@@ -149,13 +154,28 @@ impl Engine {
         datagram: &UdpDatagram<'b>,
         segment: Option<u16>,
     ) {
-        match self.ports.answered(edge, ip, datagram) {
-            Some(answer) => {
-                // What came before it goes before it.
-                self.udp.flush(edge, gather);
-                self.ports.answer(edge, answer, datagram.payload, segment);
+        if segment.is_none() && gather.follow(ip, datagram) {
+            return;
+        }
+        self.flush_datagrams(edge, gather);
+        match (self.ports.answered(edge, ip, datagram), segment) {
+            (Some(client), Some(size)) => {
+                let size = usize::from(size);
+                for part in datagram.payload.chunks(size * udp::MAX_SEGMENTS) {
+                    self.ports.answer(edge, client, &[IoSlice::new(part)], size);
+                }
             }
-            None => self.udp.datagram_from_tap(edge, gather, ip, datagram, segment),
+            (Some(client), None) => gather.begin(udp::Way::Client(client), ip, datagram),
+            (None, _) => self.udp.datagram_from_tap(edge, gather, ip, datagram, segment),
+        }
+    }
+
+    /// Sends the datagrams that have been gathered.
+    fn flush_datagrams(&mut self, edge: &mut Edge, gather: &mut udp::Gather<'_>) {
+        match gather.take_way() {
+            Some(udp::Way::Mapping(index)) => self.udp.flush(edge, index, gather),
+            Some(udp::Way::Client(client)) => self.ports.answer(edge, client, gather.payloads(), gather.size()),
+            None => {}
         }
     }
 
@@ -166,7 +186,10 @@ impl Engine {
         }
         let datagram = UdpDatagram::parse(ip, false)?;
         match self.ports.answered(edge, ip, &datagram) {
-            Some(answer) => self.ports.answer(edge, answer, datagram.payload, None),
+            Some(client) => {
+                let whole = datagram.payload;
+                self.ports.answer(edge, client, &[IoSlice::new(whole)], whole.len());
+            }
             None => self.udp.whole_from_tap(edge, ip, &datagram),
         }
         Ok(())
@@ -178,12 +201,25 @@ impl Engine {
         }
         match IcmpEcho::parse_request(ip)? {
             Some(echo) => self.icmp.echo_from_tap(edge, ip, &echo),
-            None => match unreachable::parse(ip) {
-                Some(quoted) if quoted.protocol == PROTOCOL_TCP => self.tcp.unreachable_from_tap(edge, &quoted),
-                _ => edge.counters.drops.unsupported += 1,
-            },
+            None => self.error_from_tap(edge, ip),
         }
         Ok(())
+    }
+
+    /// What the workspace says about a packet of ours: for the flow that sent it.
+    fn error_from_tap(&mut self, edge: &mut Edge, ip: &IpPacket<'_>) {
+        let is_supported = match unreachable::parse(ip) {
+            Some((said, quote)) if quote.protocol == PROTOCOL_TCP => {
+                self.tcp.error_from_tap(edge, said, &quote);
+                true
+            }
+            Some((Said::TooBig(mtu), quote)) if quote.protocol == PROTOCOL_UDP => {
+                let mtu = path_mtu::believed(mtu, quote.dst.0);
+                self.ports.too_big(edge.now, &quote, mtu) || self.udp.too_big(edge.now, &quote, mtu)
+            }
+            _ => false,
+        };
+        edge.counters.drops.unsupported += u64::from(!is_supported);
     }
 
     /// Takes in what epoll reported for one flow.
@@ -192,7 +228,7 @@ impl Engine {
             Kind::Tcp => self.tcp.host_event(edge, id, events),
             Kind::Udp | Kind::Dns => self.udp.host_event(edge, id, events),
             Kind::Ping => self.icmp.host_event(edge, id, events),
-            Kind::Port | Kind::PortClient | Kind::SplicedClient | Kind::SplicedInside => {
+            Kind::Port | Kind::PortClient | Kind::SplicedClient | Kind::SplicedInside | Kind::Shadow => {
                 self.ports.host_event(edge, &mut self.tcp, id, events);
             }
         }
@@ -204,7 +240,7 @@ impl Engine {
             Kind::Tcp => self.tcp.timer(edge, id),
             Kind::Udp | Kind::Dns => self.udp.timer(edge, id),
             Kind::Ping => self.icmp.timer(edge, id),
-            Kind::Port | Kind::PortClient => self.ports.timer(edge, &mut self.tcp, id),
+            Kind::Port | Kind::PortClient | Kind::Shadow => self.ports.timer(edge, &mut self.tcp, id),
             Kind::SplicedClient | Kind::SplicedInside => {}
         }
     }
@@ -217,6 +253,16 @@ impl Engine {
     /// Closes the port with this number; its clients stay connected.
     pub fn unpublish(&mut self, edge: &mut Edge, number: u64) {
         self.ports.remove(edge, number);
+    }
+
+    /// Relays what comes to a program's shadow. False: there is no room, or it is served already.
+    pub fn add_shadow(&mut self, edge: &mut Edge, shadow: Shadow, socket: OwnedFd) -> bool {
+        self.ports.add_shadow(edge, shadow, socket)
+    }
+
+    /// Closes the shadow of this program's socket; what it relays stays connected.
+    pub fn remove_shadow(&mut self, edge: &mut Edge, program: u64) {
+        self.ports.remove_shadow(edge, program);
     }
 
     pub fn ports(&self) -> &Ports {

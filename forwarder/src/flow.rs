@@ -40,6 +40,7 @@ pub enum Kind {
     /// Both ends of a spliced connection: the client's, and the one inside.
     SplicedClient,
     SplicedInside,
+    Shadow,
 }
 
 /// A flow's number, as epoll and the timers carry it.
@@ -64,6 +65,7 @@ impl FlowId {
             Kind::PortClient => 6,
             Kind::SplicedClient => 7,
             Kind::SplicedInside => 8,
+            Kind::Shadow => 9,
         };
         kind << 56 | u64::from(self.generation & GENERATION_MASK) << 32 | u64::from(self.index)
     }
@@ -79,6 +81,7 @@ impl FlowId {
             6 => Kind::PortClient,
             7 => Kind::SplicedClient,
             8 => Kind::SplicedInside,
+            9 => Kind::Shadow,
             _ => return None,
         };
         let generation = u32::from_be_bytes([0, g2, g1, g0]);
@@ -190,7 +193,7 @@ mod tests {
     #[test]
     fn numbers_survive_epoll() {
         let kinds = [Kind::Tcp, Kind::Udp, Kind::Ping, Kind::Dns, Kind::Port, Kind::PortClient];
-        for kind in kinds.into_iter().chain([Kind::SplicedClient, Kind::SplicedInside]) {
+        for kind in kinds.into_iter().chain([Kind::SplicedClient, Kind::SplicedInside, Kind::Shadow]) {
             let id = FlowId { kind, index: 0xdead_beef, generation: 0x00ab_cdef };
             assert_eq!(FlowId::from_bits(id.to_bits()), Some(id));
         }

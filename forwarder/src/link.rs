@@ -20,7 +20,7 @@ use crate::edge::Edge;
 use crate::engine::Engine;
 use crate::flow::list::{Listed, Place};
 use crate::gateway::ndp;
-use crate::ports::{Entry, Published};
+use crate::ports::{Entry, Published, Shadow};
 
 /// Messages taken in one wake of the forwarder; the rest makes the next wake.
 const MESSAGES_A_WAKE: usize = 4;
@@ -40,6 +40,12 @@ pub enum ToForwarder {
     Publish(Entry),
     /// The port with this number is published no more.
     Unpublish { number: u64 },
+    /// One more shadow, its socket beside it; one that is served already is no news.
+    Shadow(Shadow),
+    /// The program with this cookie listens no more: its shadow is to be closed. Asks for [`ToSupervisor::Unshadowed`].
+    Unshadow { id: u64, program: u64 },
+    /// Asks for [`ToSupervisor::Shadows`], from this cookie on.
+    Shadows { id: u64, from: u64 },
     /// Asks for [`ToSupervisor::Ports`], from this number on.
     Ports { id: u64, from: u64 },
     /// Asks for [`ToSupervisor::Counters`].
@@ -58,6 +64,11 @@ pub enum ToSupervisor {
     /// Published ports in the order of their numbers, as many as have room, with their sockets beside them; none at the
     /// end.
     Ports { id: u64, ports: Vec<Entry> },
+    /// The shadow is closed.
+    Unshadowed { id: u64 },
+    /// Shadows in the order of their programs' cookies, as many as have room, with their sockets beside them; none at
+    /// the end.
+    Shadows { id: u64, shadows: Vec<Shadow> },
     /// The answer to [`ToForwarder::Counters`].
     Counters { id: u64, counters: Box<Counters> },
     /// A page of flows, and where the next one begins; None: it was the last. Flows come and go between pages.
@@ -121,6 +132,23 @@ impl Link {
                 if let (Some(edge), Some(engine)) = (edge, engine) {
                     engine.unpublish(edge, number);
                 }
+            }
+            ToForwarder::Shadow(shadow) => {
+                if let (Some(edge), Some(engine), Some(socket)) = (edge, engine, fds.into_iter().next()) {
+                    engine.add_shadow(edge, shadow, socket);
+                }
+            }
+            ToForwarder::Unshadow { id, program } => {
+                if let (Some(edge), Some(engine)) = (edge, engine) {
+                    engine.remove_shadow(edge, program);
+                }
+                self.send(&ToSupervisor::Unshadowed { id });
+            }
+            ToForwarder::Shadows { id, from } => {
+                let listed =
+                    engine.map(|engine| engine.ports().list_shadows(from, DESCRIPTORS_MAX)).unwrap_or_default();
+                let (shadows, sockets): (Vec<_>, Vec<_>) = listed.into_iter().unzip();
+                self.send_with(&ToSupervisor::Shadows { id, shadows }, &sockets);
             }
             ToForwarder::Ports { id, from } => {
                 let listed = engine.map(|engine| engine.ports().list(from, DESCRIPTORS_MAX)).unwrap_or_default();

@@ -56,6 +56,7 @@ pub struct Ipv4Subnet {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ipv6Subnet {
     network: Ipv6Addr,
+    guest: u16,
 }
 
 /// Why a `--cidr` was refused; the texts are slirp4netns's.
@@ -110,6 +111,12 @@ impl Ipv4Subnet {
         addr.to_bits() & self.mask() == self.network.to_bits()
     }
 
+    /// Whether it can be the address of something on the TAP.
+    pub fn may_be_guest(self, addr: Ipv4Addr) -> bool {
+        let taken = [self.network, self.gateway(), self.resolver(), self.broadcast()];
+        self.contains(addr) && !taken.contains(&addr)
+    }
+
     fn host(self, number: u8) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.network.to_bits() | u32::from(number))
     }
@@ -146,7 +153,9 @@ impl std::fmt::Display for Ipv4Subnet {
 
 impl Ipv6Subnet {
     /// fd00::/64, what slirp4netns uses.
-    pub const DEFAULT: Self = Self { network: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0) };
+    pub const DEFAULT: Self = Self { network: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0), guest: GUEST as u16 };
+    /// The same with the guest at fd00::100, as those who call slirp4netns write it.
+    pub const SLIRP4NETNS: Self = Self { guest: 0x100, ..Self::DEFAULT };
     pub const PREFIX_LEN: u8 = 64;
 
     pub fn network(self) -> Ipv6Addr {
@@ -154,15 +163,15 @@ impl Ipv6Subnet {
     }
 
     pub fn gateway(self) -> Ipv6Addr {
-        self.host(GATEWAY)
+        self.host(GATEWAY.into())
     }
 
     pub fn resolver(self) -> Ipv6Addr {
-        self.host(RESOLVER)
+        self.host(RESOLVER.into())
     }
 
     pub fn guest(self) -> Ipv6Addr {
-        self.host(GUEST)
+        self.host(self.guest)
     }
 
     pub fn contains(self, addr: Ipv6Addr) -> bool {
@@ -170,7 +179,7 @@ impl Ipv6Subnet {
     }
 
     /// `number` is written as it reads: guest 100 is fd00::64 in hexadecimal.
-    fn host(self, number: u8) -> Ipv6Addr {
+    fn host(self, number: u16) -> Ipv6Addr {
         Ipv6Addr::from_bits(self.network.to_bits() | u128::from(number))
     }
 }
@@ -216,6 +225,29 @@ fn mac(addr: Ipv4Addr) -> MacAddr {
     [0x52, 0x55, a, b, c, d]
 }
 
+/// Six bytes in hexadecimal: of one device (the lowest bit of the first is for groups), and not all zero.
+pub fn parse_mac(text: &str) -> Result<MacAddr, String> {
+    let bytes: Option<Vec<_>> = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2 && !byte.starts_with('+')))
+        .collect();
+    let mac = bytes.and_then(|bytes| MacAddr::try_from(bytes).ok()).ok_or("six bytes, as 02:00:00:00:00:01")?;
+    match mac {
+        [first, ..] if first & 1 == 1 => Err("a group's address (the first byte is odd), not a device's".into()),
+        [0, 0, 0, 0, 0, 0] => Err("no device's address".into()),
+        _ => Ok(mac),
+    }
+}
+
+/// A name the kernel takes (dev_valid_name): 1 to 15 bytes without slash, colon or space, and not . or ..
+pub fn parse_ifname(text: &str) -> Result<String, String> {
+    let valid = (1..=15).contains(&text.len())
+        && !matches!(text, "." | ".." | "lo")
+        && !text.contains(['/', ':', '%'])
+        && text.chars().all(|c| c.is_ascii_graphic());
+    if valid { Ok(text.to_owned()) } else { Err("1 to 15 letters, digits or signs other than / : %, not lo".into()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +266,32 @@ mod tests {
         for (text, want) in cases {
             let got = text.parse::<Ipv4Subnet>().map(|s| s.guest().to_string()).map_err(|e| e.to_string());
             assert_eq!(got, want.map(str::to_owned).map_err(str::to_owned), "{text}");
+        }
+    }
+
+    #[test]
+    fn hardware_addresses_of_devices() {
+        let cases = [
+            ("02:00:00:00:00:0a", Some([2, 0, 0, 0, 0, 10])),
+            ("52:55:0A:00:02:64", Some([0x52, 0x55, 10, 0, 2, 100])),
+            ("03:00:00:00:00:01", None),
+            ("00:00:00:00:00:00", None),
+            ("ff:ff:ff:ff:ff:ff", None),
+            ("02:00:00:00:00", None),
+            ("02:00:00:00:00:00:00", None),
+            ("2:0:0:0:0:1", None),
+            ("02:00:00:00:00:+1", None),
+            ("02-00-00-00-00-01", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(parse_mac(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_of_devices() {
+        for (name, valid) in [("tap0", true), ("a23456789012345", true), ("a234567890123456", false), ("a b", false)] {
+            assert_eq!(parse_ifname(name).is_ok(), valid, "{name}");
         }
     }
 

@@ -39,11 +39,16 @@ const LANDLOCK: ABI = ABI::V6;
 
 /// All of it, for good. The process must have one thread and everything it will ever open.
 pub fn enter() -> anyhow::Result<()> {
+    enter_keeping(CapabilitySet::empty())
+}
+
+/// The same with capabilities that whoever started it looks for. They are those of step 1's namespace: good for nothing.
+pub fn enter_keeping(kept: CapabilitySet) -> anyhow::Result<()> {
     leave_files().context(
         "cannot give the forwarder a user and mount namespace of its own, which its sandbox is made of; in a container \
          its seccomp profile must allow unshare, mount and pivot_root (docker run --security-opt seccomp=unconfined)",
     )?;
-    drop_privileges().context("cannot drop the forwarder's capabilities")?;
+    drop_privileges_but(kept).context("cannot drop the forwarder's capabilities")?;
     enter_landlock().context(
         "cannot enter a Landlock domain for the forwarder (the kernel takes 16 inside one another): run it further out",
     )?;
@@ -70,7 +75,11 @@ pub fn leave_files() -> io::Result<()> {
 
 /// Empties every capability set and closes the ways by which they fill again or this process is looked into.
 pub fn drop_privileges() -> io::Result<()> {
-    for number in 0..u64::BITS {
+    drop_privileges_but(CapabilitySet::empty())
+}
+
+fn drop_privileges_but(kept: CapabilitySet) -> io::Result<()> {
+    for number in (0..u64::BITS).filter(|number| kept.bits() & 1 << number == 0) {
         match rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
             Ok(()) => {}
             // The kernel has no more of them.
@@ -79,8 +88,7 @@ pub fn drop_privileges() -> io::Result<()> {
         }
     }
     rustix::thread::clear_ambient_capability_set()?;
-    let none = CapabilitySet::empty();
-    rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: kept })?;
     rustix::thread::set_no_new_privs(true)?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

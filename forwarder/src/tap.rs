@@ -28,12 +28,16 @@ const OFFLOADS: [u32; 4] = [
     0,
 ];
 
+/// What is said where the kernel takes none that cuts TCP.
+pub const NO_SEGMENTATION: &str = "the kernel refuses segmentation offload on the TAP: it will be slow";
+
 /// An attached TAP, nonblocking, with virtio-net headers.
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
     capture: Option<Box<Capture>>,
-    cuts_datagrams: bool,
+    /// TUN_F_*, those that the kernel took.
+    offloads: u32,
 }
 
 /// What became of a frame given to [`Tap::write`].
@@ -68,19 +72,18 @@ impl Tap {
         }
         tun::set_vnet_header_size(fd.as_fd(), i32::from(VNET_LEN))?;
         let accepted = OFFLOADS.into_iter().find(|&offloads| tun::set_offload(fd.as_fd(), offloads).is_ok());
-        if accepted.is_none_or(|offloads| offloads & tun::TUN_F_TSO4 == 0) {
-            tracing::warn!("the kernel refuses segmentation offload on the TAP, it will be slow");
+        let tap = Self { fd, capture: None, offloads: accepted.unwrap_or(0) };
+        if !tap.cuts_segments() {
+            tracing::warn!("{NO_SEGMENTATION}");
         }
-        let status = rustix::fs::fcntl_getfl(&fd)?;
-        rustix::fs::fcntl_setfl(&fd, status | OFlags::NONBLOCK)?;
-        let cuts_datagrams = accepted.is_some_and(|offloads| offloads & tun::TUN_F_USO4 != 0);
-        Ok(Self { fd, capture: None, cuts_datagrams })
+        let status = rustix::fs::fcntl_getfl(&tap.fd)?;
+        rustix::fs::fcntl_setfl(&tap.fd, status | OFlags::NONBLOCK)?;
+        Ok(tap)
     }
 
     /// A descriptor that is set up already, whose reads and writes are frames.
-    #[cfg(test)]
     pub(crate) fn ready(fd: OwnedFd) -> Self {
-        Self { fd, capture: None, cuts_datagrams: true }
+        Self { fd, capture: None, offloads: OFFLOADS[0] }
     }
 
     /// From now on every frame is captured, too.
@@ -90,7 +93,12 @@ impl Tap {
 
     /// Frames may hold several UDP datagrams (USO): a kernel that can send them here can also take them.
     pub fn cuts_datagrams(&self) -> bool {
-        self.cuts_datagrams
+        self.offloads & tun::TUN_F_USO4 != 0
+    }
+
+    /// Frames may hold several TCP segments (TSO).
+    pub fn cuts_segments(&self) -> bool {
+        self.offloads & tun::TUN_F_TSO4 != 0
     }
 
     /// Reads one frame with its virtio-net header; None when there is none.

@@ -24,7 +24,6 @@ use crate::network::VirtualNetwork;
 use crate::outbound::Outbound;
 use crate::policy::Policy;
 use crate::ports::Published;
-use crate::sandbox;
 use crate::tap::Tap;
 use crate::timer::Time;
 use crate::wire::MAX_FRAME;
@@ -81,20 +80,21 @@ struct Batch {
 
 /// Runs until the channel to the monitor is closed at the other end, and then until what the workspace sent is
 /// with the host's sockets: the TAP's descriptor keeps its namespace alive. What is not by then is reset, as half an
-/// upload must not look like a whole one. Enters the sandbox before the first frame, for good; `ready` is called once
-/// frames are read.
+/// upload must not look like a whole one. Before the first frame `confine` enters the sandbox, for good; `ready` is
+/// called once frames are read.
 /// `memory` ([`MEMORY_WORDS`]) outlives this process: in it the next one finds which connections have died with this one.
 pub fn run(
     config: Config,
     handles: Handles,
     memory: &'static [AtomicU64],
+    confine: impl FnOnce() -> anyhow::Result<()>,
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let Handles { tap, stop, link, capture, ports } = handles;
     let mut tap = match Tap::adopt(tap) {
         Err(error) if is_deleted(&error) => {
-            sandbox::enter()?;
+            confine()?;
             if let Some(link) = &link {
                 link.start();
             }
@@ -126,7 +126,7 @@ pub fn run(
         draining: None,
         start,
     };
-    sandbox::enter()?;
+    confine()?;
     worker.engine.recall(&mut worker.edge);
     for published in ports {
         let publication = published.entry.publication;

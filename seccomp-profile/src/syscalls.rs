@@ -16,6 +16,9 @@ pub enum Stopped {
     EpollCreate,
     /// epoll_create1(2): the same.
     EpollCreate1,
+    /// setsockopt(2) of one of the [`rare_options`](crate::rare_options): goes on at once; the supervisor learns of which
+    /// options it has to look.
+    Setsockopt,
 }
 
 impl Stopped {
@@ -26,6 +29,7 @@ impl Stopped {
         #[cfg(target_arch = "x86_64")]
         Self::EpollCreate,
         Self::EpollCreate1,
+        Self::Setsockopt,
     ];
 
     pub const fn number(self) -> c_long {
@@ -36,6 +40,7 @@ impl Stopped {
             #[cfg(target_arch = "x86_64")]
             Self::EpollCreate => libc::SYS_epoll_create,
             Self::EpollCreate1 => libc::SYS_epoll_create1,
+            Self::Setsockopt => libc::SYS_setsockopt,
         }
     }
 

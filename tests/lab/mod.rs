@@ -9,6 +9,7 @@
 
 pub mod dns;
 pub mod effort;
+pub mod login;
 pub mod servers;
 pub mod terminal;
 pub mod workspace;

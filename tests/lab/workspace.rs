@@ -192,7 +192,7 @@ const IMPORT: &str = "import sys; sys.path.insert(0, '/run/lab'); from inside im
 
 impl Caller {
     /// A program run as this caller, from the outermost ids of the world.
-    fn program(self, argv: Vec<String>) -> Program {
+    pub fn program(self, argv: Vec<String>) -> Program {
         match self {
             Self::Root => Program::new(argv).env("XDG_RUNTIME_DIR", "/run/user/0"),
             // With one id in the world an ordinary user is that id without its capabilities: a user namespace around

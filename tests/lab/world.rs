@@ -11,7 +11,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 
@@ -26,6 +26,8 @@ use nix::unistd::{getegid, geteuid};
 
 /// The binary under test, at a path that every uid of the world can reach.
 pub const SIDESTEP: &str = "/run/lab/sidestep";
+/// The same under the name by which it is slirp4netns.
+pub const SLIRP4NETNS: &str = "/run/lab/slirp4netns";
 /// This program, at such a path.
 pub const SELF: &str = "/run/lab/self";
 /// The link with faults.
@@ -126,6 +128,7 @@ fn mount_files(sidestep: &Path, program: &Path) -> Result<()> {
         fs::write(path, "")?;
         bind(program, Path::new(path))?;
     }
+    symlink(SIDESTEP, SLIRP4NETNS)?;
     fs::write("/run/lab/inside.py", include_str!("inside.py"))?;
     fs::write(SHIM, include_str!("shim.py"))?;
     tmpfs("/tmp", "mode=1777")?;

@@ -27,9 +27,9 @@ impl Workspace {
         self.as_user(Program::new(argv).behind(&self.words))
     }
 
-    /// A shell of the caller's, on the host.
-    pub fn shell(&self, script: &str) -> Program {
-        self.as_user(Program::new(["sh", "-c", script]))
+    /// A program of the caller's, on the host.
+    pub fn outside<A: AsRef<OsStr>>(&self, argv: impl IntoIterator<Item = A>) -> Program {
+        self.as_user(Program::new(argv))
     }
 
     /// With one id in the world an ordinary user is that id without its capabilities: a user namespace around it where it

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use sidestep_forwarder::link::Link;
-use sidestep_forwarder::{Handles, MEMORY_WORDS};
+use sidestep_forwarder::{Handles, MEMORY_WORDS, sandbox};
 
 use crate::monitor::worker::{self, ForwarderStart};
 use crate::sys::shared_memory;
@@ -21,6 +21,6 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let ForwarderStart { config, restarts } = started.config;
     let link = Some(Link::new(link.into(), restarts));
     let handles = Handles { tap, stop: started.channel.into(), link, capture: fds.next(), ports };
-    sidestep_forwarder::run(config, handles, memory, ready)?;
+    sidestep_forwarder::run(config, handles, memory, sandbox::enter, ready)?;
     Ok(ExitCode::SUCCESS)
 }

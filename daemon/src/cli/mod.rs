@@ -1,5 +1,7 @@
 //! The command line: one file per command.
 
+mod completions;
+mod doctor;
 mod egress;
 mod forwarder;
 mod init;
@@ -13,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::logging::{self, LogSettings};
+use crate::slirp4netns;
 
 /// Exit code of a failure of sidestep itself, as env(1) and docker have it.
 pub const FAILURE: u8 = 125;
@@ -34,6 +37,10 @@ enum Command {
     Stats(stats::Stats),
     Ports(ports::Ports),
     Bench(sidestep_bench::Arguments),
+    Doctor(doctor::Doctor),
+    Completions(completions::Completions),
+    #[command(hide = true)]
+    Man(completions::Man),
     #[command(hide = true)]
     Supervisor,
     #[command(hide = true)]
@@ -44,6 +51,9 @@ enum Command {
 
 /// Parses the command line, runs the command and gives its exit code.
 pub fn run() -> anyhow::Result<ExitCode> {
+    if slirp4netns::is_our_name() {
+        return Ok(slirp4netns::run());
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -60,6 +70,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
             logging::init(LogSettings::default());
             bench.run()
         }
+        Command::Doctor(doctor) => doctor.run(),
+        Command::Completions(completions) => Ok(completions.run()),
+        Command::Man(man) => man.run(),
         Command::Supervisor => supervisor::run(),
         Command::Forwarder => forwarder::run(),
         Command::Init(init) => init.run(),

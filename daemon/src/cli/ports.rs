@@ -24,8 +24,8 @@ Examples:
   sidestep ports add 8080:80 127.0.0.1:5353:53/udp
   sidestep ports remove 3
 
-Ports that were given to `sidestep run -p` are listed and cannot be removed. The workspace itself is refused: run this
-outside.")]
+Ports that were given to `sidestep run -p` are listed and cannot be removed. The workspace itself
+is refused: run this outside.")]
 pub struct Ports {
     #[command(subcommand)]
     action: Action,

@@ -4,22 +4,20 @@
 //! The filter comes first: where another filter already has a listener, `--bypass=auto` goes on over the TAP, and
 //! Landlock's network rules must not stand then, for nobody would make the denied calls in the workspace's place.
 
-use std::io;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, bail, ensure};
 use landlock::{AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope};
-use nix::errno::Errno;
 use sidestep_seccomp_profile::{filter, load};
 
 use super::files::Furnished;
-use super::{Active, Bypass};
+use super::{Active, Bypass, needs};
 use crate::sys;
 
 /// Landlock's ABI with rules for TCP bind and connect (Linux 6.7).
-const ABI_NETWORK: u32 = 4;
+pub const ABI_NETWORK: u32 = 4;
 /// Landlock's ABI with scoped signals (Linux 6.12).
-const ABI_SIGNAL_SCOPE: u32 = 6;
+pub const ABI_SIGNAL_SCOPE: u32 = 6;
 
 /// What is to be put on, decided and built before the clone.
 pub struct Confinement {
@@ -50,10 +48,10 @@ impl Confinement {
             Bypass::Unconfined => false,
             Bypass::Auto | Bypass::Require if landlock_abi >= ABI_NETWORK => true,
             Bypass::Auto => {
-                tracing::warn!("no bypass, only the TAP: {}", missing_landlock(landlock_abi));
+                tracing::warn!("no bypass, only the TAP: {}", needs::no_landlock_network(landlock_abi));
                 return Ok(Self { landlock_abi, bypass: None });
             }
-            Bypass::Require => bail!("--bypass=require: {}", missing_landlock(landlock_abi)),
+            Bypass::Require => bail!("--bypass=require: {}", needs::no_landlock_network(landlock_abi)),
         };
         let program = filter::build().context("cannot build the seccomp filter")?;
         let required = bypass == Bypass::Require;
@@ -67,9 +65,9 @@ impl Confinement {
             Some(bypass) => match (load::load(&bypass.program), bypass.strict) {
                 (Ok(listener), true) => (Active::Strict, Some(listener)),
                 (Ok(listener), false) => (Active::Unconfined, Some(listener)),
-                (Err(error), _) if bypass.required => bail!("--bypass=require: {}", refused_filter(&error)),
+                (Err(error), _) if bypass.required => bail!("--bypass=require: {}", needs::filter_refused(&error)),
                 (Err(error), _) => {
-                    tracing::warn!("no bypass, only the TAP: {}", refused_filter(&error));
+                    tracing::warn!("no bypass, only the TAP: {}", needs::filter_refused(&error));
                     (Active::Off, None)
                 }
             },
@@ -80,7 +78,7 @@ impl Confinement {
 }
 
 /// Enters a Landlock domain: signals stay inside, and in strict mode no TCP bind or connect of its own.
-fn restrict(abi: u32, network: bool) -> anyhow::Result<()> {
+pub fn restrict(abi: u32, network: bool) -> anyhow::Result<()> {
     let signals = abi >= ABI_SIGNAL_SCOPE;
     if !network && !signals {
         return Ok(());
@@ -92,27 +90,8 @@ fn restrict(abi: u32, network: bool) -> anyhow::Result<()> {
     if signals {
         ruleset = ruleset.scope(Scope::Signal)?;
     }
-    let status = ruleset.create()?.no_new_privs(false).restrict_self().context(
-        "cannot enter a Landlock domain (the kernel takes 16 inside one another): run with --bypass=off further out",
-    )?;
+    let entered = ruleset.create()?.no_new_privs(false).restrict_self();
+    let status = entered.map_err(|error| needs::landlock_refused(&error))?;
     ensure!(status.ruleset == RulesetStatus::FullyEnforced, "the kernel enforces Landlock's rules only in part");
     Ok(())
-}
-
-fn missing_landlock(abi: u32) -> String {
-    let have = match abi {
-        0 => "this kernel has no Landlock (or not among its lsm=)".to_owned(),
-        abi => format!("this kernel's Landlock is version {abi}"),
-    };
-    format!("{have}, and strict mode needs version {ABI_NETWORK}, Linux 6.7; --bypass=unconfined does without")
-}
-
-fn refused_filter(error: &io::Error) -> String {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EBUSY) => "another seccomp filter of this process already has a listener (an outer sidestep, \
-                               sysbox, WSL2's mirrored networking), and the kernel takes only one"
-            .into(),
-        Some(errno) => format!("the kernel refuses the seccomp filter: {}", errno.desc()),
-        None => format!("the kernel refuses the seccomp filter: {error}"),
-    }
 }

@@ -12,6 +12,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
 };
 
+use super::needs::{self, Missing};
 use super::resolv_conf;
 use super::tap::Networked;
 
@@ -20,13 +21,18 @@ pub struct Furnished {
 }
 
 pub fn provide(networked: Networked, text: &str) -> anyhow::Result<Furnished> {
-    match fs::canonicalize(resolv_conf::PATH) {
-        Ok(path) => bind_text(&path, text).with_context(|| format!("cannot put a file over {}", path.display()))?,
-        Err(error) => {
-            tracing::warn!("no DNS inside: {} leads to no file ({})", resolv_conf::PATH, error.kind());
-        }
+    match cover_resolv_conf(text) {
+        Err(error) if error.is::<Missing>() => tracing::warn!("{error}"),
+        other => other?,
     }
     Ok(Furnished { networked })
+}
+
+/// Where there is no resolv.conf the error is what is [`Missing`].
+pub fn cover_resolv_conf(text: &str) -> anyhow::Result<()> {
+    let found = fs::canonicalize(resolv_conf::PATH);
+    let path = found.map_err(|error| needs::no_resolv_conf(resolv_conf::PATH, &error))?;
+    bind_text(&path, text).with_context(|| format!("cannot put a file over {}", path.display()))
 }
 
 /// Puts a file with this text over `path`, through a tmpfs mounted for a moment over the directory it is in: only a

@@ -7,11 +7,14 @@
 //! Subordinate ids need newuidmap(1) and newgidmap(1); without them there is the one id alone.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::process::Command;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use nix::unistd::{Gid, Pid, Uid, User};
 use rustix::thread::CapabilitySet;
+
+use super::needs::{self, Missing};
 
 /// Lines the kernel takes in one map (UID_GID_MAP_MAX_EXTENTS).
 const EXTENTS_MAX: usize = 340;
@@ -61,7 +64,7 @@ impl IdMaps {
         if may_write_any_map()? && (uid.is_root() || keep_id) {
             return Ok(Self::Identity { uid: own_map(Kind::Uid)?, gid: own_map(Kind::Gid)? });
         }
-        let name = User::from_uid(uid).ok().flatten().map(|user| user.name);
+        let name = user_name(uid);
         let map = |kind: Kind, own: u32| IdMap {
             own,
             inside: if keep_id { own } else { 0 },
@@ -79,48 +82,61 @@ impl IdMaps {
         }
     }
 
-    /// Writes both maps of a child that has just been cloned.
-    pub fn write(&self, child: Pid) -> anyhow::Result<()> {
+    /// Writes both maps of a child that has just been cloned; gives what the subordinate ids lack, where the caller's id
+    /// is the only one inside in spite of them.
+    pub fn write(&self, child: Pid) -> anyhow::Result<Option<Missing>> {
         match self {
             Self::Identity { uid, gid } => {
                 write_map(child, Kind::Uid, uid)?;
-                write_map(child, Kind::Gid, gid)
+                write_map(child, Kind::Gid, gid)?;
+                Ok(None)
             }
             Self::Subordinate { uid, gid } => {
-                let alone = uid.write(child, Kind::Uid, Single::IfNeeded)?;
-                gid.write(child, Kind::Gid, alone).map(drop)
+                let missing = uid.write(child, Kind::Uid, true)?;
+                // The other helper would fail for the same reason.
+                let also = gid.write(child, Kind::Gid, missing.is_none())?;
+                Ok(missing.or(also))
+            }
+        }
+    }
+
+    /// How many users there can be inside; what is missing where that is the caller alone.
+    pub fn users(&self) -> Result<u64, Missing> {
+        match self {
+            Self::Identity { uid, .. } => Ok(uid.iter().map(|extent| u64::from(extent.count)).sum()),
+            Self::Subordinate { uid, gid } => {
+                for (kind, map) in [(Kind::Uid, uid), (Kind::Gid, gid)] {
+                    if map.ranges.is_empty() {
+                        let uid = Uid::effective();
+                        let user = user_name(uid).unwrap_or_else(|| uid.to_string());
+                        return Err(needs::no_subordinate_ids(kind.ranges(), &user));
+                    }
+                }
+                Ok(1 + uid.ranges.iter().map(|range| u64::from(range.count)).sum::<u64>())
             }
         }
     }
 }
 
 impl IdMap {
-    /// Through the helper where there are subordinate ids, else (or with a warning if that fails) the one id alone. Says
-    /// whether a helper failed: the other would for the same reason.
-    fn write(&self, child: Pid, kind: Kind, single: Single) -> anyhow::Result<Single> {
-        let mut single = single;
-        if !self.ranges.is_empty() && single == Single::IfNeeded {
+    /// Through the helper where there are subordinate ids and they are wanted, else the one id alone. Gives what a
+    /// helper that failed lacks.
+    fn write(&self, child: Pid, kind: Kind, wanted: bool) -> anyhow::Result<Option<Missing>> {
+        let mut missing = None;
+        if !self.ranges.is_empty() && wanted {
             let extents = if self.keep { keep(self.own, &self.ranges) } else { as_root(self.own, &self.ranges) };
             match run_helper(child, kind, &extents) {
-                Ok(()) => return Ok(single),
-                Err(reason) => tracing::warn!("{reason}; going on with one user inside"),
+                Ok(()) => return Ok(None),
+                Err(reason) => missing = Some(reason),
             }
-            single = Single::Always;
         }
         if kind == Kind::Gid {
             // Without CAP_SETGID outside the kernel wants setgroups(2) given up first.
             fs::write(format!("/proc/{child}/setgroups"), "deny").context("cannot give up setgroups")?;
         }
         write_map(child, kind, &[Extent { inside: self.inside, outside: self.own, count: 1 }])?;
-        Ok(single)
+        Ok(missing)
     }
-}
-
-/// When the caller's id is to be the only one inside.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Single {
-    IfNeeded,
-    Always,
 }
 
 impl Kind {
@@ -128,6 +144,13 @@ impl Kind {
         match self {
             Self::Uid => "uid",
             Self::Gid => "gid",
+        }
+    }
+
+    fn ranges(self) -> &'static str {
+        match self {
+            Self::Uid => "/etc/subuid",
+            Self::Gid => "/etc/subgid",
         }
     }
 }
@@ -159,34 +182,44 @@ fn write_map(child: Pid, kind: Kind, extents: &[Extent]) -> anyhow::Result<()> {
     let path = format!("/proc/{child}/{}_map", kind.word());
     let own = Uid::effective().as_raw();
     fs::write(&path, lines).map_err(|error| match error.raw_os_error() {
-        Some(libc::EPERM) if own == 0 => anyhow!(
-            "cannot give the workspace its {}s: root needs CAP_SETFCAP for that (docker run --cap-add SETFCAP)",
-            kind.word()
-        ),
+        Some(libc::EPERM) if own == 0 => needs::no_capability_for_ids(kind.word()).into(),
         _ => anyhow!(error).context(format!("cannot give the workspace its {}s ({path})", kind.word())),
     })
 }
 
-fn run_helper(child: Pid, kind: Kind, extents: &[Extent]) -> anyhow::Result<()> {
+fn run_helper(child: Pid, kind: Kind, extents: &[Extent]) -> Result<(), Missing> {
     let helper = format!("new{}map", kind.word());
     let numbers = extents.iter().flat_map(|e| [e.inside, e.outside, e.count]).map(|n| n.to_string());
+    let failed = |said: &str| needs::id_helper_failed(&helper, kind.ranges(), said);
     let output = match Command::new(&helper).arg(child.to_string()).args(numbers).output() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            bail!("{helper} is not installed (package uidmap): the ranges of /etc/sub{} are not used", kind.word())
-        }
-        other => other.with_context(|| format!("cannot run {helper}"))?,
+        Ok(output) => output,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(needs::no_id_helper(&helper, kind.ranges())),
+        Err(error) => return Err(failed(&error.to_string())),
     };
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.trim().lines().next().unwrap_or("no reason given");
-        bail!("{helper} failed ({said}): it must be setuid root and allowed the ranges of /etc/sub{}", kind.word());
+    if output.status.success() {
+        return Ok(());
     }
-    Ok(())
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(failed(said.trim().lines().next().unwrap_or("no reason given")))
+}
+
+/// The C library's answer; in a static binary, which could not load the C library's modules for it, /etc/passwd's.
+fn user_name(uid: Uid) -> Option<String> {
+    if cfg!(target_feature = "crt-static") {
+        let uid = uid.to_string();
+        let passwd = fs::read_to_string("/etc/passwd").ok()?;
+        passwd.lines().find_map(|line| match line.split(':').collect::<Vec<_>>()[..] {
+            [name, _, number, ..] if number == uid => Some(name.to_owned()),
+            _ => None,
+        })
+    } else {
+        User::from_uid(uid).ok().flatten().map(|user| user.name)
+    }
 }
 
 /// The caller's ranges in /etc/subuid or /etc/subgid; both name users.
 fn subordinate(kind: Kind, name: Option<&str>, uid: u32) -> Vec<Range> {
-    let text = fs::read_to_string(format!("/etc/sub{}", kind.word())).unwrap_or_default();
+    let text = fs::read_to_string(kind.ranges()).unwrap_or_default();
     parse_subordinate(&text, name, uid)
 }
 

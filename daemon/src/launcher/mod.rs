@@ -8,17 +8,17 @@
 //! through the other steps, each consuming the one before, and reports over a [`Channel`]; the monitor writes the id
 //! maps in between and lets it go on once the workers are ready.
 
-mod confine;
+pub(crate) mod confine;
 mod exec;
-mod files;
-mod host;
-mod id_map;
-mod namespaces;
-mod needs;
-mod outbound;
+pub(crate) mod files;
+pub(crate) mod host;
+pub(crate) mod id_map;
+pub(crate) mod namespaces;
+pub(crate) mod needs;
+pub(crate) mod outbound;
 mod plan;
 pub mod resolv_conf;
-mod tap;
+pub(crate) mod tap;
 mod workspace;
 
 use std::ffi::OsString;

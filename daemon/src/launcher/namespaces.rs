@@ -14,6 +14,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsmount, fsopen, move_mount,
 };
 
+use super::needs;
 use super::workspace::Order;
 use crate::channel::{Channel, Received};
 
@@ -25,7 +26,7 @@ pub struct Namespaces {
 
 /// Mounting a new /proc is refused where parts of the one in place are masked, as in Docker.
 #[derive(Debug, thiserror::Error)]
-#[error("/proc cannot be mounted here (parts of it are masked, as in a container)")]
+#[error("{}", needs::masked_proc())]
 pub struct ProcRefused;
 
 /// What is unshared first. Mounts of a less privileged mount namespace are slaves of the host's: none of ours gets out.
@@ -43,7 +44,7 @@ impl Namespaces {
             _ => bail!("the monitor is gone"),
         }
         // Only now: files of /proc/net belong to the root that the user namespace has when the network namespace is made.
-        unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+        unshare(CloneFlags::CLONE_NEWNET).map_err(needs::network_refused)?;
         if pid_namespace {
             mount_proc()?;
         }
@@ -52,7 +53,8 @@ impl Namespaces {
     }
 }
 
-fn mount_proc() -> anyhow::Result<()> {
+/// In the first process of a pid namespace.
+pub fn mount_proc() -> anyhow::Result<()> {
     let mounted = (|| {
         let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_create(&context)?;

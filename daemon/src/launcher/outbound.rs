@@ -31,7 +31,8 @@ fn address(flag: &str, text: &str, ipv6: bool) -> anyhow::Result<IpAddr> {
     Ok(addr)
 }
 
-fn of_interface(flag: &str, name: &str, ipv6: bool) -> anyhow::Result<IpAddr> {
+/// The first address of an interface that others can answer.
+pub fn of_interface(flag: &str, name: &str, ipv6: bool) -> anyhow::Result<IpAddr> {
     let all: Vec<_> = getifaddrs().with_context(|| format!("{flag}: cannot list this host's interfaces"))?.collect();
     let mut own = all.into_iter().filter(|interface| interface.interface_name == name).peekable();
     if own.peek().is_none() {

@@ -17,7 +17,7 @@ use super::id_map::IdMaps;
 use super::resolv_conf::{self, ResolvConf};
 use super::{Bypass, Choice, Mtu, Settings, host, outbound};
 use crate::logging::LogFormat;
-use crate::publish::{self, Spec};
+use crate::publish::{self, Sharing, Spec};
 use crate::supervisor::{Extent, PublishAuto};
 
 pub struct Plan {
@@ -82,16 +82,19 @@ impl Plan {
             command: command.collect::<Result<_, _>>().context("an argument has a zero byte in it")?,
             log_format: settings.log.format,
             sigmask,
-            ports: take_ports(&settings.publish)?,
+            ports: take_ports(settings)?,
         })
     }
 }
 
-fn take_ports(specs: &[Spec]) -> anyhow::Result<Vec<Published>> {
+fn take_ports(settings: &Settings) -> anyhow::Result<Vec<Published>> {
+    let specs = &settings.publish;
+    let sharing = if settings.bypass == Bypass::Off { Sharing::No } else { Sharing::WithPrograms };
     let count = specs.iter().flat_map(Spec::publications).count();
     ensure!(count <= MAX_PORTS, "--publish: {count} ports, and {MAX_PORTS} are possible");
     let entries = (1..).zip(specs.iter().flat_map(Spec::publications));
-    entries.map(|(number, publication)| publish::listen(Entry { number, origin: Origin::Start, publication })).collect()
+    let listen = |(number, publication)| publish::listen(Entry { number, origin: Origin::Start, publication }, sharing);
+    entries.map(listen).collect()
 }
 
 fn extent(settings: &Settings, policy: &Policy) -> anyhow::Result<Extent> {

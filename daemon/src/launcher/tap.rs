@@ -1,7 +1,6 @@
 //! The network of the workspace: lo up, the TAP with its address, default route and the neighbours that never change.
 
 use std::fs;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
@@ -23,18 +22,22 @@ pub struct Networked {
     pub ifindex: u32,
 }
 
-/// Its text is the whole sentence.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", needs::tap_refused(.0))]
-pub struct TapRefused(pub io::Error);
-
 pub fn bring_up(namespaces: Namespaces, network: &VirtualNetwork, ifname: &str) -> anyhow::Result<Networked> {
-    let tap = sidestep_forwarder::tap::open(ifname).map_err(TapRefused)?.into_fd();
+    let tap = sidestep_forwarder::tap::open(ifname).map_err(|error| needs::tap_refused(&error))?.into_fd();
+    let gid = nix::unistd::getegid();
+    // Ping works without a capability for the caller's group.
+    set_sysctl("ipv4/ping_group_range", &format!("{gid} {gid}"));
+    let ifindex = set_up(network, ifname)?;
+    Ok(Networked { namespaces, tap, ifindex })
+}
+
+/// Gives the TAP of this network namespace what it has on `network`; its index is returned.
+pub fn set_up(network: &VirtualNetwork, ifname: &str) -> anyhow::Result<u32> {
     let ifindex = nix::net::if_::if_nametoindex(ifname).context("the TAP has no index")?;
     set_sysctls(network, ifname);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(configure(network, ifindex)).context("cannot configure the network")?;
-    Ok(Networked { namespaces, tap, ifindex })
+    Ok(ifindex)
 }
 
 async fn configure(network: &VirtualNetwork, ifindex: u32) -> anyhow::Result<()> {
@@ -70,12 +73,10 @@ async fn neighbour(handle: &Handle, ifindex: u32, peer: IpAddr, network: &Virtua
 }
 
 /// Best effort, for /proc/sys is read-only in some containers: nothing depends on it. The TAP's IPv6 is what we set and
-/// nothing that the kernel learns or tries; ping works without a capability for the caller's group. TCP that paces itself
-/// (bbr, which a new namespace takes from the machine's default) halves the rate of a link that neither loses nor queues;
-/// what goes over the network has the congestion control of the host's sockets.
+/// nothing that the kernel learns or tries. TCP that paces itself (bbr, which a new namespace takes from the machine's
+/// default) halves the rate of a link that neither loses nor queues; what goes over the network has the congestion
+/// control of the host's sockets.
 fn set_sysctls(network: &VirtualNetwork, ifname: &str) {
-    let gid = nix::unistd::getegid();
-    let group = format!("{gid} {gid}");
     let v6 = format!("ipv6/conf/{ifname}");
     let disabled = if network.v6.is_some() { "0" } else { "1" };
     let sysctls = [
@@ -83,14 +84,17 @@ fn set_sysctls(network: &VirtualNetwork, ifname: &str) {
         (format!("{v6}/accept_ra"), "0"),
         (format!("{v6}/router_solicitations"), "0"),
         (format!("{v6}/dad_transmits"), "0"),
-        ("ipv4/ping_group_range".to_owned(), &group),
         // A machine that allows the first takes it last.
         ("ipv4/tcp_congestion_control".to_owned(), "reno"),
         ("ipv4/tcp_congestion_control".to_owned(), "cubic"),
     ];
     for (name, value) in sysctls {
-        if let Err(error) = fs::write(format!("/proc/sys/net/{name}"), value) {
-            tracing::debug!("net/{name} stays as it is: {error}");
-        }
+        set_sysctl(&name, value);
+    }
+}
+
+fn set_sysctl(name: &str, value: &str) {
+    if let Err(error) = fs::write(format!("/proc/sys/net/{name}"), value) {
+        tracing::debug!("net/{name} stays as it is: {error}");
     }
 }

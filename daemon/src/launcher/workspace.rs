@@ -6,15 +6,15 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
-use nix::errno::Errno;
+use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::id_map::IdMaps;
 use super::namespaces::{self, Namespaces, ProcRefused};
-use super::needs::UsernsSysctls;
+use super::needs::{self, Missing, UsernsSysctls};
 use super::{Active, Choice, Plan, files, tap};
 use crate::channel::{Channel, Received};
 use crate::cli::FAILURE;
@@ -42,7 +42,7 @@ pub enum Report {
         tap_ifindex: u32,
     },
     ProcRefused,
-    Failed(String),
+    Failed(Missing),
 }
 
 /// What the monitor keeps of a workspace.
@@ -68,7 +68,7 @@ pub fn launch(plan: &Plan) -> anyhow::Result<(Workspace, Made)> {
     if plan.pidns != Choice::Off {
         match attempt(plan, true) {
             Err(error) if error.is::<ProcRefused>() && plan.pidns == Choice::Auto => {}
-            Err(error) if error.is::<ProcRefused>() => bail!("--pidns=on: {error}; use --pidns=auto or off"),
+            Err(error) if error.is::<ProcRefused>() => bail!("--pidns=on: {error}"),
             other => return other,
         }
     }
@@ -76,17 +76,10 @@ pub fn launch(plan: &Plan) -> anyhow::Result<(Workspace, Made)> {
 }
 
 fn attempt(plan: &Plan, pid_namespace: bool) -> anyhow::Result<(Workspace, Made)> {
-    let (channel, childs) = Channel::pair().context("cannot make a socket pair")?;
-    let cloned = sys::clone::clone(namespaces::flags(pid_namespace))
-        .map_err(|error| anyhow!(UsernsSysctls::read().clone_refused(&error)))?;
-    let Some(pid) = cloned else {
-        drop(channel);
-        child(plan, &childs, pid_namespace);
-    };
-    drop(childs);
-    let workspace = Workspace { pid, channel, waited_for: false };
-    plan.id_maps.write(pid)?;
-    workspace.channel.send(&Order::MapsWritten, &[])?;
+    let workspace = Workspace::cloned(pid_namespace, |channel| child(plan, channel, pid_namespace))?;
+    if let Some(missing) = workspace.map_ids(&plan.id_maps)? {
+        tracing::warn!("{missing}; going on with one user inside");
+    }
     let (report, fds) = match workspace.channel.receive(Some(PATIENCE))? {
         Received::Message(report, fds) => (report, fds),
         Received::Timeout => bail!("the workspace was not ready within {} s", PATIENCE.as_secs()),
@@ -108,17 +101,16 @@ fn attempt(plan: &Plan, pid_namespace: bool) -> anyhow::Result<(Workspace, Made)
             Ok((workspace, made))
         }
         Report::ProcRefused => Err(ProcRefused.into()),
-        Report::Failed(reason) => bail!(reason),
+        Report::Failed(missing) => bail!(missing),
     }
 }
 
 /// The child: step after step; what goes wrong is the monitor's to say.
-fn child(plan: &Plan, channel: &Channel, pid_namespace: bool) -> ! {
+fn child(plan: &Plan, channel: &Channel, pid_namespace: bool) {
     let Err(error) = steps(plan, channel, pid_namespace);
-    let report = if error.is::<ProcRefused>() { Report::ProcRefused } else { Report::Failed(sentence(&error)) };
+    let report = if error.is::<ProcRefused>() { Report::ProcRefused } else { Report::Failed(needs::inside(&error)) };
     // A monitor that is gone needs no report.
     drop(channel.send(&report, &[]));
-    std::process::exit(FAILURE.into());
 }
 
 fn steps(plan: &Plan, channel: &Channel, pid_namespace: bool) -> anyhow::Result<Infallible> {
@@ -129,21 +121,31 @@ fn steps(plan: &Plan, channel: &Channel, pid_namespace: bool) -> anyhow::Result<
     confined.exec(plan, channel)
 }
 
-fn sentence(error: &anyhow::Error) -> String {
-    let errno = error.chain().find_map(|cause| {
-        let tap = cause.downcast_ref::<tap::TapRefused>().map(|refused| &refused.0);
-        let io = tap.or(cause.downcast_ref()).and_then(std::io::Error::raw_os_error);
-        let rustix = cause.downcast_ref::<rustix::io::Errno>().map(|e| e.raw_os_error());
-        let nix = cause.downcast_ref::<Errno>().map(|&e| e as i32);
-        io.or(rustix).or(nix).map(Errno::from_raw)
-    });
-    match UsernsSysctls::read().explain_inside(errno) {
-        Some(explanation) => format!("{error:#}: {explanation}"),
-        None => format!("{error:#}"),
-    }
-}
-
 impl Workspace {
+    /// Clones the first process, which goes through `steps` and no further, should these come back.
+    pub fn cloned(pid_namespace: bool, steps: impl FnOnce(&Channel)) -> anyhow::Result<Self> {
+        let (channel, childs) = Channel::pair().context("cannot make a socket pair")?;
+        let cloned = sys::clone::clone(namespaces::flags(pid_namespace));
+        let Some(pid) = cloned.map_err(|error| UsernsSysctls::read().clone_refused(&error))? else {
+            drop(channel);
+            steps(&childs);
+            std::process::exit(FAILURE.into());
+        };
+        Ok(Self { pid, channel, waited_for: false })
+    }
+
+    /// Writes the maps of its ids and lets it go on; gives what the subordinate ids lack where it has one id alone.
+    pub fn map_ids(&self, maps: &IdMaps) -> anyhow::Result<Option<Missing>> {
+        let missing = maps.write(self.pid)?;
+        self.channel.send(&Order::MapsWritten, &[])?;
+        Ok(missing)
+    }
+
+    /// Our end of the channel to it.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
     pub fn pid(&self) -> Pid {
         self.pid
     }
@@ -153,7 +155,7 @@ impl Workspace {
         self.channel.send(&Order::Exec { state_dir: state_dir.to_owned() }, &[])?;
         match self.channel.receive::<Report>(Some(PATIENCE))? {
             Received::Closed => Ok(()),
-            Received::Message(Report::Failed(reason), _) => bail!(reason),
+            Received::Message(Report::Failed(missing), _) => bail!(missing),
             Received::Message(..) | Received::Timeout => bail!("the workspace's first process is stuck"),
         }
     }

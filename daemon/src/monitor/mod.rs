@@ -39,7 +39,7 @@ struct Monitor {
 
 /// Makes the workspace, runs the command in it and gives the command's exit code.
 pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
-    let ready = settings.ready_fd.map(ready_fd::take).transpose()?;
+    let ready = settings.ready_fd.map(|fd| ready_fd::take("--ready-fd", fd)).transpose()?;
     let terminal = Terminal::of_caller();
     let caller_mask = SigSet::thread_get_mask()?;
     disposition::default_sigchld()?;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use sidestep_forwarder::network::VirtualNetwork;
 use sidestep_forwarder::policy::Policy;
 
-use crate::launcher::Active;
+use crate::launcher::{Active, needs};
 
 pub const STATE_FILE: &str = "state.json";
 /// The supervisor's, see [`crate::supervisor::control`].
@@ -106,10 +106,12 @@ pub fn usual_parent() -> PathBuf {
 }
 
 fn parent(runtime_dir: Option<PathBuf>, uid: Uid) -> PathBuf {
-    match runtime_dir {
-        Some(dir) if dir.is_absolute() && dir.is_dir() => dir.join("sidestep"),
-        _ => PathBuf::from(format!("/tmp/sidestep-{uid}")),
+    if let Some(dir) = runtime_dir.filter(|dir| dir.is_absolute() && dir.is_dir()) {
+        return dir.join("sidestep");
     }
+    // An image of one binary has no /tmp, and a container's runtime gives it /dev/shm.
+    let temporary = ["/tmp", "/dev/shm"].into_iter().find(|dir| Path::new(dir).is_dir()).unwrap_or("/tmp");
+    Path::new(temporary).join(format!("sidestep-{uid}"))
 }
 
 /// Our pid, and outside the first pid namespace that namespace's number: containers that share the parent have the same
@@ -140,7 +142,7 @@ fn make_new(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
         match DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => {
-                other.with_context(|| format!("cannot make the directory {}", path.display()))?;
+                other.map_err(|error| needs::no_state_dir(&path, &error))?;
                 return Ok(path);
             }
         }
@@ -152,7 +154,7 @@ fn make_new(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
 fn make_private(path: &Path) -> anyhow::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        other => return other.with_context(|| format!("cannot make the directory {}", path.display())),
+        other => return other.map_err(|error| needs::no_state_dir(path, &error).into()),
     }
     let found = fs::symlink_metadata(path)?;
     ensure!(

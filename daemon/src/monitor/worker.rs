@@ -13,7 +13,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::MEMORY_WORDS;
@@ -24,7 +23,7 @@ use crate::launcher::{Active, Made, Plan};
 use crate::logging::{self, LogSettings};
 use crate::supervisor::counters::Restarts;
 use crate::supervisor::{self, ledger};
-use crate::sys::spawn;
+use crate::sys::{shared_memory, spawn};
 
 /// How long a worker may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -104,8 +103,8 @@ impl Workers {
         capture: Option<OwnedFd>,
     ) -> anyhow::Result<Self> {
         let kept = Kept {
-            ledger: memory("sidestep-ledger", ledger::SIZE)?,
-            connections: memory("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?,
+            ledger: shared_memory::create("sidestep-ledger", ledger::SIZE)?,
+            connections: shared_memory::create("sidestep-connections", MEMORY_WORDS * size_of::<u64>())?,
             link: Channel::pair().context("cannot make a socket pair")?,
             capture,
             ports: std::mem::take(&mut plan.ports),
@@ -197,13 +196,6 @@ fn too_many(restarts: &mut VecDeque<Instant>, now: Instant) -> bool {
     restarts.retain(|&at| now.duration_since(at) < RESTARTS_WITHIN);
     restarts.push_back(now);
     restarts.len() > RESTARTS_MAX
-}
-
-/// Memory that outlives the workers which map it.
-fn memory(name: &str, size: usize) -> anyhow::Result<OwnedFd> {
-    let memory = memfd_create(name, MemfdFlags::CLOEXEC).with_context(|| format!("cannot make the memory {name}"))?;
-    ftruncate(&memory, u64::try_from(size)?).with_context(|| format!("cannot make the memory {name}"))?;
-    Ok(memory)
 }
 
 impl Kept {

@@ -9,19 +9,31 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, soc
 use sidestep_forwarder::policy::Transport;
 use sidestep_forwarder::ports::{Entry, Publication, Published};
 
-use super::owner;
+use super::{group, owner};
 
 /// Clients that wait for the forwarder; the kernel lowers it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
+/// Whether programs of the workspace may come to listen at a port themselves ([`group`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    No,
+    /// Under `--bypass`.
+    WithPrograms,
+}
+
 /// Takes the port. From here on clients of a TCP port can connect, and wait.
-pub fn listen(entry: Entry) -> anyhow::Result<Published> {
+pub fn listen(entry: Entry, sharing: Sharing) -> anyhow::Result<Published> {
     let publication = entry.publication;
-    let address = publication.host_addr();
-    let opened = match open(&publication, address) {
+    let address = match sharing {
+        Sharing::WithPrograms if publication.transport == Transport::Tcp => group::address(&publication),
+        _ => publication.host_addr(),
+    };
+    let opened = match open(&publication, address, sharing) {
         // A host without IPv6 has one family to listen at.
-        Err(Errno::AFNOSUPPORT) if publication.host.is_none() => {
-            open(&publication, SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), publication.host_port))
+        Err(Errno::AFNOSUPPORT) if publication.host.is_none_or(|host| host.is_ipv4()) => {
+            let host = publication.host.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+            open(&publication, SocketAddr::new(host, publication.host_port), sharing)
         }
         opened => opened,
     };
@@ -29,12 +41,12 @@ pub fn listen(entry: Entry) -> anyhow::Result<Published> {
     Ok(Published { entry, socket })
 }
 
-fn open(publication: &Publication, address: SocketAddr) -> Result<OwnedFd, Errno> {
+fn open(publication: &Publication, address: SocketAddr, sharing: Sharing) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let kind = if publication.transport == Transport::Udp { SocketType::DGRAM } else { SocketType::STREAM };
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, publication.host.is_some())?;
+        sockopt::set_ipv6_v6only(&socket, publication.host.is_some_and(|host| host.is_ipv6()))?;
     }
     if kind == SocketType::STREAM {
         // Connections of an earlier workspace in TIME-WAIT are no reason to wait. (With UDP it would share the port.)
@@ -42,6 +54,9 @@ fn open(publication: &Publication, address: SocketAddr) -> Result<OwnedFd, Errno
     }
     bind(&socket, &address)?;
     if kind == SocketType::STREAM {
+        if sharing == Sharing::WithPrograms {
+            group::found(&socket)?;
+        }
         rustix::net::listen(&socket, BACKLOG)?;
     }
     Ok(socket)
@@ -94,14 +109,16 @@ mod tests {
         let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         for host in [None, Some("127.0.0.1"), Some("0.0.0.0")] {
-            let error = listen(entry(Transport::Tcp, host, port)).unwrap_err().to_string();
-            // The owner is this very test, which published nothing before.
-            assert!(error.ends_with("is published twice"), "{error}");
+            for sharing in [Sharing::No, Sharing::WithPrograms] {
+                let error = listen(entry(Transport::Tcp, host, port), sharing).unwrap_err().to_string();
+                // The owner is this very test, which published nothing before.
+                assert!(error.ends_with("is published twice"), "{error}");
+            }
         }
         let udp = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = udp.local_addr().unwrap().port();
-        assert!(listen(entry(Transport::Udp, Some("127.0.0.1"), port)).is_err());
-        let error = listen(entry(Transport::Tcp, Some("198.51.100.77"), 8080)).unwrap_err().to_string();
+        assert!(listen(entry(Transport::Udp, Some("127.0.0.1"), port), Sharing::No).is_err());
+        let error = listen(entry(Transport::Tcp, Some("198.51.100.77"), 8080), Sharing::No).unwrap_err().to_string();
         assert!(error.contains("no such address"), "{error}");
     }
 }

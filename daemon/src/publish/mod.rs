@@ -1,5 +1,6 @@
 //! What `-p/--publish` says, and the host's sockets that follow from it.
 
+pub mod group;
 mod listen;
 mod owner;
 
@@ -11,7 +12,7 @@ use sidestep_forwarder::policy::Transport;
 use sidestep_forwarder::ports::Publication;
 use thiserror::Error;
 
-pub use listen::listen;
+pub use listen::{Sharing, listen};
 
 /// `[IP:]PORT[-PORT]:[IP:]PORT[-PORT][/tcp|udp]`: ports of the host and where they lead inside, as docker and
 /// RootlessKit write it.

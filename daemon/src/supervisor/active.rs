@@ -4,7 +4,9 @@
 //! reaches it. So no thread here is precious: each one that takes a call first sees to it that another one receives
 //! ([`super::receivers`]), and this register lets the watch find threads that do not come back.
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::sys::listener::Reply;
 use crate::sys::thread::{ThreadHandle, ThreadId};
 
+use super::facts::SocketCookie;
 use super::ledger::Slot;
 use super::tracee;
 
@@ -50,8 +53,9 @@ enum Doing {
     /// timeout, but begins it anew where a successor sleeps on: `until` is when it would have run out.
     Sleeping { thread: ThreadHandle, until: Option<Instant> },
     /// The answer is being sent, nothing else is done any more. A thread whose answer has come calls again before this
-    /// call is off the register: only what it may have left for that call is to be waited for.
-    Answering,
+    /// call is off the register: only what it may have left for that call, the answer about this socket, is to be waited
+    /// for.
+    Answering(Option<SocketCookie>),
     /// Given up: the caller has its answer, the thread is stuck.
     Lost,
 }
@@ -83,6 +87,7 @@ pub struct Busy;
 pub struct Entry<'a> {
     active: &'a Active,
     id: u64,
+    after: Cell<Option<OwnedFd>>,
 }
 
 impl Active {
@@ -99,8 +104,8 @@ impl Active {
             id,
             Work { slot: slot.watch(), tid, thread: ThreadId::current(), tgid: None, since: now, doing: Doing::Acting },
         );
-        let entry = Entry { active: self, id };
-        while let Some(earlier) = earlier_of_thread(&works, tid, id, |doing| !matches!(doing, Doing::Answering)) {
+        let entry = Entry { active: self, id, after: Cell::new(None) };
+        while let Some(earlier) = earlier_of_thread(&works, tid, id, |doing| !matches!(doing, Doing::Answering(_))) {
             if let Doing::Sleeping { thread, .. } = earlier {
                 thread.interrupt();
             }
@@ -138,7 +143,7 @@ impl Active {
                         found.stuck.push((id, work.tid));
                     }
                 }
-                Doing::Acting | Doing::Answering | Doing::Lost => {}
+                Doing::Acting | Doing::Answering(_) | Doing::Lost => {}
             }
         }
         found
@@ -169,19 +174,28 @@ impl Active {
 }
 
 impl Entry<'_> {
-    /// Waits until the answers to earlier calls of the thread are given, or kept for it.
-    pub fn settle(&self, tid: u32) -> Result<(), Busy> {
+    /// Waits until the answers to earlier calls of the thread are given, or kept for it, if they are about this socket.
+    pub fn settle(&self, tid: u32, cookie: SocketCookie) -> Result<(), Busy> {
         let mut works = self.active.works.lock().map_err(|_| Busy)?;
-        while earlier_of_thread(&works, tid, self.id, |_| true).is_some() {
+        let matters = |doing: &Doing| match doing {
+            Doing::Answering(about) => *about == Some(cookie),
+            _ => true,
+        };
+        while earlier_of_thread(&works, tid, self.id, matters).is_some() {
             works = self.active.wait(works)?;
         }
         Ok(())
     }
 
-    /// From here on only the answer is sent, or kept.
-    pub fn answers(&self) {
+    /// Closes a file once the answer is given: where it is the last of a socket, that takes its time.
+    pub fn close_afterwards(&self, file: OwnedFd) {
+        self.after.set(Some(file));
+    }
+
+    /// From here on only the answer is sent, or kept: `about` says for calls on which socket.
+    pub fn answers(&self, about: Option<SocketCookie>) {
         // Where a thread died with the register locked, nothing is taken up any more anyhow.
-        let _ = self.active.set(self.id, Doing::Answering);
+        let _ = self.active.set(self.id, Doing::Answering(about));
     }
 
     /// Runs a call that may sleep as long as the network wants, unless too many do already.

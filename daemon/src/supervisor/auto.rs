@@ -2,16 +2,18 @@
 //! published under its own number for as long as it does.
 //!
 //! The workspace decides what listens, and it is hostile: so no port below [`FIRST`], at most [`PORTS_MAX`], and none
-//! that the host has already. What listens is looked at every [`PERIOD`].
+//! that the host has already. What listens is looked at every [`PERIOD`], and at once when the supervisor has seen a
+//! listen(2); one that can be taken out asks before, so that the program has the port from the start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sidestep_forwarder::network::{Role, VirtualNetwork};
 use sidestep_forwarder::policy::Transport;
 use sidestep_forwarder::ports::{Entry, Origin, Publication};
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::listening::Listening;
@@ -19,6 +21,8 @@ use super::ports::{Ports, Refused};
 
 /// Between two looks: a program that has just begun to listen is used by people.
 const PERIOD: Duration = Duration::from_millis(500);
+/// A port that was asked for stays this long without being seen to listen: what listens may have been asked before.
+const GRACE: Duration = Duration::from_secs(2);
 /// Ports at once: more than any workspace's services, and far from all of the host's.
 const PORTS_MAX: usize = 128;
 /// Ports below are the host's own services, whatever net.ipv4.ip_unprivileged_port_start says.
@@ -30,27 +34,42 @@ pub struct Auto {
     pub network: VirtualNetwork,
     pub listening: Arc<Listening>,
     pub ports: Arc<Ports>,
+    /// None: it is not known yet what a predecessor has published.
+    pub found: Mutex<Option<Found>>,
+    pub listened: Notify,
 }
 
 /// What has been made of the ports found.
 #[derive(Default)]
-struct Found {
-    published: BTreeMap<u16, u64>,
+pub struct Found {
+    published: BTreeMap<u16, Published>,
     /// Not to be had, or published otherwise.
     skipped: BTreeSet<u16>,
 }
 
+struct Published {
+    number: u64,
+    since: Instant,
+}
+
 impl Auto {
     /// For as long as the event loop runs.
-    pub async fn run(self) {
-        let mut found = self.inherited().await;
+    pub async fn run(self: Arc<Self>) {
+        *self.found.lock().await = Some(self.inherited().await);
         let mut tick = interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tick.tick().await;
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = self.listened.notified() => {}
+            }
             let listening = Arc::clone(&self.listening);
             match tokio::task::spawn_blocking(move || listening.addresses()).await {
-                Ok(Ok(addresses)) => self.look(&mut found, &wanted(&addresses, &self.network)).await,
+                Ok(Ok(addresses)) => {
+                    if let Some(found) = &mut *self.found.lock().await {
+                        self.look(found, &wanted(&addresses, &self.network)).await;
+                    }
+                }
                 Ok(Err(error)) => tracing::debug!("what listens inside: {error}"),
                 Err(_) => return,
             }
@@ -65,14 +84,17 @@ impl Auto {
             }
         };
         let autos = entries.into_iter().filter(|entry| entry.origin == Origin::Auto);
-        let published = autos.map(|entry| (entry.publication.host_port, entry.number)).collect();
+        let published = |entry: Entry| Published { number: entry.number, since: Instant::now() };
+        let published = autos.map(|entry| (entry.publication.host_port, published(entry))).collect();
         Found { published, skipped: BTreeSet::new() }
     }
 
     async fn look(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
-        for (_, number) in found.published.extract_if(.., |port, _| !wanted.contains_key(port)) {
+        let is_over =
+            |port: &u16, published: &mut Published| !wanted.contains_key(port) && published.since.elapsed() >= GRACE;
+        for (_, published) in found.published.extract_if(.., is_over) {
             // Somebody may have removed it.
-            if let Err(error) = self.ports.remove(number).await {
+            if let Err(error) = self.ports.remove(published.number).await {
                 tracing::debug!("--publish-auto: {error}");
             }
         }
@@ -87,7 +109,7 @@ impl Auto {
             }
             match self.publish(port, guest).await {
                 Ok(Some(number)) => {
-                    found.published.insert(port, number);
+                    found.published.insert(port, Published { number, since: Instant::now() });
                     tracing::info!("port {port} of the workspace is published");
                 }
                 Ok(None) => drop(found.skipped.insert(port)),
@@ -96,6 +118,22 @@ impl Auto {
                     found.skipped.insert(port);
                 }
             }
+        }
+    }
+
+    /// Publishes a port at which a program is about to listen, at every address. What is not to be had is told when it is
+    /// seen to listen.
+    pub async fn ahead(&self, port: u16) {
+        let mut found = self.found.lock().await;
+        let Some(found) = &mut *found else { return };
+        let is_known = found.published.contains_key(&port) || found.skipped.contains(&port);
+        if port < FIRST || is_known || found.published.len() == PORTS_MAX {
+            return;
+        }
+        match self.publish(port, None).await {
+            Ok(Some(number)) => drop(found.published.insert(port, Published { number, since: Instant::now() })),
+            Ok(None) => {}
+            Err(error) => tracing::debug!("--publish-auto: {error}"),
         }
     }
 

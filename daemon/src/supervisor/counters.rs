@@ -53,8 +53,10 @@ pub struct Counters {
     bind: Counter,
     listen: Counter,
     epoll_create: Counter,
+    setsockopt: Counter,
     bypassed_tcp: Counter,
     bypassed_udp: Counter,
+    pub listening: Counter,
     pub in_place: ByReason,
     pub denied: ByReason,
     pub continued: ByReason,
@@ -75,6 +77,7 @@ impl Counters {
             Some(Stopped::Connect) => self.connect.count(),
             Some(Stopped::Bind) => self.bind.count(),
             Some(Stopped::Listen) => self.listen.count(),
+            Some(Stopped::Setsockopt) => self.setsockopt.count(),
             Some(_) => self.epoll_create.count(),
             None => {}
         }
@@ -92,9 +95,14 @@ impl Counters {
                 bind: self.bind.get(),
                 listen: self.listen.get(),
                 epoll_create: self.epoll_create.get(),
+                setsockopt: self.setsockopt.get(),
             },
             verdicts: Verdicts {
-                bypass: Bypassed { tcp: self.bypassed_tcp.get(), udp: self.bypassed_udp.get() },
+                bypass: Bypassed {
+                    tcp: self.bypassed_tcp.get(),
+                    udp: self.bypassed_udp.get(),
+                    listening: self.listening.get(),
+                },
                 in_place: self.in_place.get(),
                 denied: self.denied.get(),
                 continued: self.continued.get(),
@@ -147,6 +155,8 @@ pub struct Calls {
     pub bind: u64,
     pub listen: u64,
     pub epoll_create: u64,
+    /// Of rare options only.
+    pub setsockopt: u64,
 }
 
 /// What was done about calls.
@@ -163,6 +173,8 @@ pub struct Verdicts {
 pub struct Bypassed {
     pub tcp: u64,
     pub udp: u64,
+    /// Sockets that came to listen on the host.
+    pub listening: u64,
 }
 
 /// Calls that came to no verdict, or were answered without it.

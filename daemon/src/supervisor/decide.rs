@@ -10,7 +10,7 @@ use sidestep_forwarder::policy::{Egress, Policy, Request, Transport};
 
 use super::Extent;
 use super::decode::Call;
-use super::facts::{Kind, NetnsCookie, SocketFacts, TcpState};
+use super::facts::{Bound, Kind, NetnsCookie, SocketFacts, TcpState};
 use super::netfilter::Netfilter;
 use super::route::{HostRoute, InsideRoute};
 use super::sockaddr::Meaning;
@@ -32,10 +32,14 @@ pub struct Ground {
 pub enum Verdict {
     /// Dialled from the host's namespace, and the host socket put in the process's descriptor.
     Bypass(Exit),
+    /// To listen on a host socket, where this port of the workspace is published and can be shared; else in place.
+    Listen {
+        port: u16,
+    },
     /// Carried out by the supervisor on the process's own socket, in that socket's namespace. A host socket is first
     /// replaced by one of the workspace's namespace.
     InPlace(Reason),
-    /// On a host socket that is connecting or connected: the kernel's answer there, no new destination.
+    /// On a host socket that is connecting, connected or listening: the kernel's answer there, no new destination.
     OnHostSocket,
     Deny(i32, Reason),
     /// Left to the kernel: no IP address is involved.
@@ -54,7 +58,7 @@ pub struct Exit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     NotIp,
-    /// No socket that is taken out: UDP without `--bypass-udp`, raw, MPTCP.
+    /// No socket that is taken out: UDP without `--bypass-udp`, raw, a connection of MPTCP.
     NotTcp,
     /// Without `--bypass-nested`, or one that cannot be asked.
     NestedNamespace,
@@ -89,11 +93,18 @@ pub enum Reason {
     NotTaken,
     /// A UDP socket could not be bound to the interface it would leave by.
     Interface,
+    // Of listen(2).
+    /// The port is not published, or not for a socket of this family.
+    NotPublished,
+    /// The program shares its port with others (SO_REUSEPORT), or it is published more than once.
+    SharedPort,
+    /// The host's port could not be shared.
+    HostPort,
 }
 
 impl Reason {
     /// In the order of their declaration.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::NotIp,
         Self::NotTcp,
         Self::NestedNamespace,
@@ -117,6 +128,9 @@ impl Reason {
         Self::Priority,
         Self::NotTaken,
         Self::Interface,
+        Self::NotPublished,
+        Self::SharedPort,
+        Self::HostPort,
     ];
 
     pub fn name(self) -> &'static str {
@@ -144,6 +158,9 @@ impl Reason {
             Self::Priority => "priority",
             Self::NotTaken => "not_taken",
             Self::Interface => "interface",
+            Self::NotPublished => "not_published",
+            Self::SharedPort => "shared_port",
+            Self::HostPort => "host_port",
         }
     }
 }
@@ -163,6 +180,9 @@ pub fn candidate(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate
     }
     if facts.netns == ground.host {
         return on_host_socket(ground, call, facts);
+    }
+    if let Some(port) = listens_at(ground, call, facts) {
+        return Candidate::Settled(Verdict::Listen { port });
     }
     match in_place_reason(ground, call, facts) {
         Some(reason) => Candidate::Settled(Verdict::InPlace(reason)),
@@ -211,6 +231,20 @@ fn not_ip(call: &Call) -> Verdict {
     }
 }
 
+/// The port at which a listen might be taken out: of the workspace itself, at every address. One that listens already may
+/// have been begun with by a supervisor that died.
+fn listens_at(ground: &Ground, call: &Call, facts: &SocketFacts) -> Option<u16> {
+    let Call::Listen { .. } = call else { return None };
+    let is_it = matches!(facts.kind, Kind::Tcp | Kind::Mptcp)
+        && facts.netns == ground.workspace
+        && matches!(facts.state, TcpState::Closed | TcpState::Listening)
+        && !facts.signals;
+    match facts.bound {
+        Bound::Anywhere(port) if is_it => Some(port),
+        _ => None,
+    }
+}
+
 fn in_place_reason(ground: &Ground, call: &Call, facts: &SocketFacts) -> Option<Reason> {
     let Call::Connect(_) = call else { return Some(Reason::NotConnect) };
     if facts.netns != ground.workspace && !ground.extent.nested {
@@ -219,7 +253,7 @@ fn in_place_reason(ground: &Ground, call: &Call, facts: &SocketFacts) -> Option<
         Some(Reason::NotTcp)
     } else if facts.state != TcpState::Closed {
         Some(Reason::InUse)
-    } else if facts.bound {
+    } else if facts.bound != Bound::No {
         Some(Reason::Bound)
     } else if facts.signals {
         Some(Reason::Signals)
@@ -233,7 +267,7 @@ fn transport(ground: &Ground, kind: Kind) -> Option<Transport> {
     match kind {
         Kind::Tcp => Some(Transport::Tcp),
         Kind::Udp => ground.extent.udp.then_some(Transport::Udp),
-        Kind::OtherIp | Kind::NotIp => None,
+        Kind::Mptcp | Kind::OtherIp | Kind::NotIp => None,
     }
 }
 
@@ -257,8 +291,8 @@ fn outward(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate {
     }
 }
 
-/// Host sockets exist in the workspace only because a connect was taken out; each further call on one is settled so
-/// that none of them ever moves it to another destination.
+/// Host sockets exist in the workspace only because a connect or a listen was taken out, or by accept(2) on such a one;
+/// each further call on one is settled so that none of them ever moves it to another destination or port.
 fn on_host_socket(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate {
     if transport(ground, facts.kind).is_none() {
         return Candidate::Settled(Verdict::Deny(libc::EPERM, Reason::NotTcp));
@@ -271,6 +305,8 @@ fn on_host_socket(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidat
             _ => Candidate::Settled(Verdict::OnHostSocket),
         },
         (Call::Bind(_), _) if facts.kind == Kind::Udp => Candidate::Settled(Verdict::Deny(libc::EINVAL, Reason::InUse)),
+        // Another backlog.
+        (Call::Listen { .. }, TcpState::Listening) => Candidate::Settled(Verdict::OnHostSocket),
         (Call::Bind(_) | Call::Listen { .. }, TcpState::Closed) => {
             Candidate::Settled(Verdict::InPlace(Reason::NotConnect))
         }
@@ -310,7 +346,7 @@ mod tests {
             netns,
             cookie: SocketCookie(9),
             state: TcpState::Closed,
-            bound: false,
+            bound: Bound::No,
             nonblocking: false,
             signals: false,
             uid: 0,
@@ -338,7 +374,7 @@ mod tests {
             (SocketFacts { kind: Kind::OtherIp, ..fresh(WORKSPACE) }, Reason::NotTcp),
             (SocketFacts { kind: Kind::Udp, ..fresh(WORKSPACE) }, Reason::NotTcp),
             (SocketFacts { state: TcpState::InUse, ..fresh(WORKSPACE) }, Reason::InUse),
-            (SocketFacts { bound: true, ..fresh(WORKSPACE) }, Reason::Bound),
+            (SocketFacts { bound: Bound::Address, ..fresh(WORKSPACE) }, Reason::Bound),
             (SocketFacts { signals: true, ..fresh(WORKSPACE) }, Reason::Signals),
         ];
         for (facts, reason) in cases {
@@ -350,6 +386,33 @@ mod tests {
     }
 
     #[test]
+    fn what_may_listen_at_a_published_port() {
+        let listen = Call::Listen { backlog: 1 };
+        let bound = SocketFacts { bound: Bound::Anywhere(80), ..fresh(WORKSPACE) };
+        let taken = [
+            bound,
+            SocketFacts { ipv6: true, ..bound },
+            SocketFacts { kind: Kind::Mptcp, ..bound },
+            SocketFacts { state: TcpState::Listening, ..bound },
+        ];
+        for facts in taken {
+            assert_eq!(settled(&listen, facts), Verdict::Listen { port: 80 }, "{facts:?}");
+        }
+        let kept = [
+            SocketFacts { bound: Bound::Address, ..bound },
+            SocketFacts { bound: Bound::No, ..bound },
+            SocketFacts { netns: NESTED, ..bound },
+            SocketFacts { kind: Kind::Udp, ..bound },
+            SocketFacts { kind: Kind::OtherIp, ..bound },
+            SocketFacts { state: TcpState::InUse, ..bound },
+            SocketFacts { signals: true, ..bound },
+        ];
+        for facts in kept {
+            assert_eq!(settled(&listen, facts), Verdict::InPlace(Reason::NotConnect), "{facts:?}");
+        }
+    }
+
+    #[test]
     fn a_nested_namespace_goes_outward_on_request() {
         let ground = Ground { extent: Extent { nested: true, ..Extent::default() }, ..ground() };
         let call = connect("192.0.2.1:80");
@@ -358,7 +421,7 @@ mod tests {
         let kept = |call: &Call, facts, reason| {
             assert_eq!(candidate(&ground, call, &facts), Candidate::Settled(Verdict::InPlace(reason)));
         };
-        kept(&call, SocketFacts { bound: true, ..fresh(NESTED) }, Reason::Bound);
+        kept(&call, SocketFacts { bound: Bound::Address, ..fresh(NESTED) }, Reason::Bound);
         kept(&connect("127.0.0.1:80"), fresh(NESTED), Reason::VirtualAddress);
         kept(&Call::Listen { backlog: 1 }, fresh(NESTED), Reason::NotConnect);
     }
@@ -408,6 +471,11 @@ mod tests {
             assert_eq!(settled(&bind, in_state(state)), Verdict::Deny(libc::EINVAL, Reason::InUse));
             assert_eq!(settled(&listen, in_state(state)), Verdict::Deny(libc::EINVAL, Reason::InUse));
         }
+        let listening = in_state(TcpState::Listening);
+        assert_eq!(settled(&elsewhere, listening), Verdict::OnHostSocket);
+        assert_eq!(settled(&unspecified, listening), Verdict::InPlace(Reason::Disconnect));
+        assert_eq!(settled(&bind, listening), Verdict::Deny(libc::EINVAL, Reason::InUse));
+        assert_eq!(settled(&listen, listening), Verdict::OnHostSocket);
         for call in [&bind, &listen] {
             assert_eq!(settled(call, in_state(TcpState::Closed)), Verdict::InPlace(Reason::NotConnect));
         }
@@ -485,7 +553,7 @@ mod tests {
         let fresh_udp = |netns| SocketFacts { kind: Kind::Udp, ..fresh(netns) };
         assert_eq!(candidate(&ground, &call, &fresh_udp(WORKSPACE)), outward);
         assert_eq!(candidate(&ground, &call, &fresh_udp(HOST)), outward, "a connected one may be connected again");
-        let sent = SocketFacts { bound: true, ..fresh_udp(WORKSPACE) };
+        let sent = SocketFacts { bound: Bound::Address, ..fresh_udp(WORKSPACE) };
         assert_eq!(candidate(&ground, &call, &sent), Candidate::Settled(Verdict::InPlace(Reason::Bound)));
         let bind = Call::Bind(RawAddress::from("0.0.0.0:0".parse::<SocketAddr>().unwrap()));
         let refused = Verdict::Deny(libc::EINVAL, Reason::InUse);

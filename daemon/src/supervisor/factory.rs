@@ -170,7 +170,7 @@ fn work(job: &Job, userns: &OwnedFd, beside: &OwnedFd) -> io::Result<(Answer, Ve
 }
 
 /// Enters a namespace; being there already is what is wanted.
-fn enter(namespace: &OwnedFd, kind: CloneFlags) -> io::Result<()> {
+pub(crate) fn enter(namespace: &OwnedFd, kind: CloneFlags) -> io::Result<()> {
     let path = match kind {
         CloneFlags::CLONE_NEWUSER => "/proc/self/ns/user",
         _ => "/proc/self/ns/net",

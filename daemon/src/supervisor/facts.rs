@@ -1,14 +1,18 @@
 //! What the kernel says about the socket a call names, asked on a copy of the descriptor.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::sys::socket;
+
+use super::sockaddr::{Meaning, RawAddress};
 
 /// TCP_INFO begins with the state (linux/tcp.h).
 const TCP_CLOSE: u8 = 7;
 const TCP_SYN_SENT: u8 = 2;
 const TCP_SYN_RECV: u8 = 3;
+const TCP_LISTEN: u8 = 10;
 
 /// TCP by another name: its addresses are those of AF_INET and AF_INET6 (linux/socket.h; libc lacks it).
 const AF_SMC: i32 = 43;
@@ -25,7 +29,9 @@ pub struct SocketCookie(pub u64);
 pub enum Kind {
     Tcp,
     Udp,
-    /// Raw, ping, MPTCP, SCTP, SMC: an IP socket all the same, never answered with CONTINUE.
+    /// Its connections stay in place; what listens may become plain TCP, which its clients fall back to.
+    Mptcp,
+    /// Raw, ping, SCTP, SMC: an IP socket all the same, never answered with CONTINUE.
     OtherIp,
     /// AF_UNIX, netlink, packet and the rest: no IP address to reach.
     NotIp,
@@ -36,6 +42,7 @@ impl Kind {
         match (socket_type, protocol) {
             (libc::SOCK_STREAM, libc::IPPROTO_TCP) => Self::Tcp,
             (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => Self::Udp,
+            (libc::SOCK_STREAM, libc::IPPROTO_MPTCP) => Self::Mptcp,
             _ => Self::OtherIp,
         }
     }
@@ -45,7 +52,7 @@ impl Kind {
         match self {
             Self::Tcp => Some((libc::SOCK_STREAM, libc::IPPROTO_TCP)),
             Self::Udp => Some((libc::SOCK_DGRAM, libc::IPPROTO_UDP)),
-            Self::OtherIp | Self::NotIp => None,
+            Self::Mptcp | Self::OtherIp | Self::NotIp => None,
         }
     }
 }
@@ -56,8 +63,19 @@ pub enum TcpState {
     Closed,
     /// SYN_SENT or SYN_RECV.
     Connecting,
-    /// Anything later, and LISTEN.
+    Listening,
+    /// Anything later.
     InUse,
+}
+
+/// What a socket has by bind(2), or (UDP) by having sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    No,
+    /// A port at every address.
+    Anywhere(u16),
+    /// An address, with or without a port.
+    Address,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +85,10 @@ pub struct SocketFacts {
     pub raw: bool,
     pub netns: NetnsCookie,
     pub cookie: SocketCookie,
-    /// Of a TCP socket; Closed for others.
+    /// Of a TCP socket, and whether one of MPTCP listens; Closed for others.
     pub state: TcpState,
-    /// It has an address or a port, by bind(2) or (UDP) by having sent.
-    pub bound: bool,
+    /// Of a socket of TCP, MPTCP or UDP; No for others.
+    pub bound: Bound,
     pub nonblocking: bool,
     /// Signal-driven I/O (O_ASYNC, F_SETOWN) is set up on the open file.
     pub signals: bool,
@@ -97,8 +115,14 @@ impl SocketFacts {
             raw: socket_type == libc::SOCK_RAW,
             netns,
             cookie,
-            state: if kind == Kind::Tcp { tcp_state(copy)? } else { TcpState::Closed },
-            bound: kind.exchangeable().is_some() && is_bound(copy)?,
+            state: match kind {
+                Kind::Tcp => tcp_state(copy)?,
+                Kind::Mptcp if socket::int_option(copy, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? != 0 => {
+                    TcpState::Listening
+                }
+                _ => TcpState::Closed,
+            },
+            bound: if matches!(kind, Kind::Tcp | Kind::Mptcp | Kind::Udp) { bound(copy)? } else { Bound::No },
             nonblocking: flags & libc::O_NONBLOCK != 0,
             signals: flags & libc::O_ASYNC != 0 || socket::has_signal_owner(copy),
             uid: rustix::fs::fstat(copy)?.st_uid,
@@ -113,7 +137,7 @@ impl SocketFacts {
             netns: NetnsCookie(0),
             cookie,
             state: TcpState::Closed,
-            bound: false,
+            bound: Bound::No,
             nonblocking: false,
             signals: false,
             uid: 0,
@@ -128,15 +152,27 @@ pub fn tcp_state(tcp: BorrowedFd<'_>) -> io::Result<TcpState> {
     Ok(match state {
         [TCP_CLOSE] => TcpState::Closed,
         [TCP_SYN_SENT | TCP_SYN_RECV] => TcpState::Connecting,
+        [TCP_LISTEN] => TcpState::Listening,
         _ => TcpState::InUse,
     })
 }
 
-fn is_bound(socket: BorrowedFd<'_>) -> io::Result<bool> {
+fn bound(socket: BorrowedFd<'_>) -> io::Result<Bound> {
     let mut address = [0; 128];
-    socket::name(socket, &mut address)?;
+    let length = socket::name(socket, &mut address)?;
     // Family aside, an unbound socket's name is zeros: port, flow label, address, scope.
-    Ok(address.iter().skip(2).any(|&byte| byte != 0))
+    if address.iter().skip(2).all(|&byte| byte == 0) {
+        return Ok(Bound::No);
+    }
+    let name = address.get(..length).map(RawAddress::new);
+    Ok(match name.map(|name| name.meaning()) {
+        Some(Meaning::Ip(name)) if is_port_only(name) => Bound::Anywhere(name.port()),
+        _ => Bound::Address,
+    })
+}
+
+fn is_port_only(name: SocketAddr) -> bool {
+    name.ip().is_unspecified() && name.port() != 0
 }
 
 /// The namespace this process's sockets belong to.
@@ -163,14 +199,20 @@ mod tests {
         let (unix, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
 
         let of = |fd: BorrowedFd<'_>| SocketFacts::of(fd).unwrap();
-        assert_eq!(of(listener.as_fd()).state, TcpState::InUse);
+        assert_eq!(of(listener.as_fd()).state, TcpState::Listening);
+        assert_eq!(of(listener.as_fd()).bound, Bound::Address);
+        for (address, ipv6) in [("0.0.0.0:0", false), ("[::]:0", true)] {
+            let anywhere = TcpListener::bind(address).unwrap();
+            let facts = of(anywhere.as_fd());
+            assert_eq!((facts.bound, facts.ipv6), (Bound::Anywhere(anywhere.local_addr().unwrap().port()), ipv6));
+        }
         assert_eq!(of(stream.as_fd()).state, TcpState::InUse);
-        assert!(of(stream.as_fd()).bound && !of(stream.as_fd()).nonblocking);
+        assert!(of(stream.as_fd()).bound == Bound::Address && !of(stream.as_fd()).nonblocking);
         let facts = of(fresh.as_fd());
-        assert_eq!((facts.kind, facts.state, facts.bound, facts.ipv6), (Kind::Tcp, TcpState::Closed, false, true));
+        assert_eq!((facts.kind, facts.state, facts.bound, facts.ipv6), (Kind::Tcp, TcpState::Closed, Bound::No, true));
         assert!(facts.nonblocking && !facts.signals);
         assert_eq!(facts.netns, own_netns().unwrap());
-        assert_eq!((of(udp.as_fd()).kind, of(udp.as_fd()).bound), (Kind::Udp, true));
+        assert_eq!((of(udp.as_fd()).kind, of(udp.as_fd()).bound), (Kind::Udp, Bound::Address));
         assert_eq!(of(unix.as_fd()).kind, Kind::NotIp);
         let file = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(SocketFacts::of(file.as_fd()).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));

@@ -16,7 +16,7 @@ use sidestep_seccomp_profile::syscalls::Stopped;
 use super::Extent;
 use super::decide::{Candidate, Exit, Ground, Verdict, Ways, candidate, with_routes};
 use super::decode::Call;
-use super::facts::{Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
+use super::facts::{Bound, Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
 use super::netfilter::Netfilter;
 use super::notification::Notification;
 use super::route::{HostRoute, InsideRoute};
@@ -104,12 +104,24 @@ fn address() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn facts() -> impl Strategy<Value = SocketFacts> {
-    let kind =
-        prop_oneof![4 => Just(Kind::Tcp), 2 => Just(Kind::Udp), 1 => Just(Kind::OtherIp), 1 => Just(Kind::NotIp)];
+    let kind = prop_oneof![
+        4 => Just(Kind::Tcp),
+        2 => Just(Kind::Udp),
+        1 => Just(Kind::Mptcp),
+        1 => Just(Kind::OtherIp),
+        1 => Just(Kind::NotIp),
+    ];
     let netns = prop_oneof![4 => Just(WORKSPACE), 3 => Just(HOST), 1 => Just(NESTED)];
-    let state = prop_oneof![4 => Just(TcpState::Closed), 1 => Just(TcpState::Connecting), 1 => Just(TcpState::InUse)];
-    (kind, netns, state, any::<[bool; 2]>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2), any::<(u64, u32)>())
-        .prop_map(|(kind, netns, state, [ipv6, nonblocking], bound, signals, (cookie, uid))| SocketFacts {
+    let state = prop_oneof![
+        4 => Just(TcpState::Closed),
+        1 => Just(TcpState::Connecting),
+        1 => Just(TcpState::Listening),
+        1 => Just(TcpState::InUse),
+    ];
+    let bound =
+        prop_oneof![8 => Just(Bound::No), 1 => Just(Bound::Address), 1 => any::<u16>().prop_map(Bound::Anywhere)];
+    (kind, netns, state, any::<[bool; 2]>(), bound, prop::bool::weighted(0.2), any::<(u64, u32)>()).prop_map(
+        |(kind, netns, state, [ipv6, nonblocking], bound, signals, (cookie, uid))| SocketFacts {
             kind,
             ipv6,
             raw: false,
@@ -120,7 +132,8 @@ fn facts() -> impl Strategy<Value = SocketFacts> {
             nonblocking,
             signals,
             uid,
-        })
+        },
+    )
 }
 
 fn ways() -> impl Strategy<Value = Ways> {
@@ -182,13 +195,22 @@ fn holds(
             prop_assert!(facts.kind == Kind::Udp || facts.state == TcpState::Closed, "not a fresh TCP socket");
             prop_assert!(facts.kind == Kind::Tcp || device == Some(3), "a UDP socket free to leave by any interface");
             prop_assert!(facts.netns != NESTED || ground.extent.nested, "another namespace's socket");
-            prop_assert!(facts.netns == HOST || !(facts.bound || facts.signals), "a swap would lose something");
+            prop_assert!(
+                facts.netns == HOST || !(facts.bound != Bound::No || facts.signals),
+                "a swap would lose something"
+            );
             is_outward(ground, to)?;
             let Meaning::Ip(asked) = address.meaning() else { return Err(TestCaseError::fail("no address")) };
             prop_assert_eq!(asked.is_ipv6(), facts.ipv6, "no address of the socket's family");
             let request = Request { destination: asked, transport };
             let egress = ground.policy.egress(&ground.network, request, |_| host == HostRoute::Own);
             prop_assert_eq!(egress, Egress::Host(to), "against the policy");
+        }
+        Verdict::Listen { port } => {
+            prop_assert!(matches!(call, Call::Listen { .. }), "not a listen");
+            prop_assert!(matches!(facts.kind, Kind::Tcp | Kind::Mptcp), "{:?} is not taken out", facts.kind);
+            prop_assert!(facts.netns == WORKSPACE && !facts.signals, "a swap would lose something");
+            prop_assert_eq!(facts.bound, Bound::Anywhere(port), "not at every address");
         }
         Verdict::OnHostSocket => prop_assert!(on_host && facts.state != TcpState::Closed),
         // A host socket that is in use is given up only where the program dissolves it.

@@ -4,9 +4,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::time::Timespec;
-
 use crate::sys::socket;
 
 use super::facts::{Kind, SocketFacts};
@@ -26,6 +23,8 @@ pub struct Untouched {
     tcp: PristinePair,
     /// None: UDP is not taken out.
     udp: Option<PristinePair>,
+    /// None: the namespace has no MPTCP, or none of its sockets are taken out.
+    mptcp: Option<PristinePair>,
 }
 
 /// Untouched sockets of both families.
@@ -38,38 +37,48 @@ struct PristinePair {
 impl Untouched {
     /// `make` gives a new socket of the domain, type and protocol asked for.
     pub fn read(udp: bool, make: impl Fn(i32, i32, i32) -> io::Result<OwnedFd>) -> io::Result<Self> {
-        let pair = |kind: Kind| {
-            let (socket_type, protocol) = kind.exchangeable().unwrap_or_default();
+        let pair = |kind: Kind, (socket_type, protocol)| {
             let v4 = Pristine::read(make(libc::AF_INET, socket_type, protocol)?.as_fd(), kind, false);
             let v6 = make(libc::AF_INET6, socket_type, protocol).ok();
             Ok::<_, io::Error>(PristinePair { v4, v6: v6.map(|fresh| Pristine::read(fresh.as_fd(), kind, true)) })
         };
-        Ok(Self { tcp: pair(Kind::Tcp)?, udp: udp.then(|| pair(Kind::Udp)).transpose()? })
+        Ok(Self {
+            tcp: pair(Kind::Tcp, (libc::SOCK_STREAM, libc::IPPROTO_TCP))?,
+            udp: udp.then(|| pair(Kind::Udp, (libc::SOCK_DGRAM, libc::IPPROTO_UDP))).transpose()?,
+            mptcp: pair(Kind::Mptcp, (libc::SOCK_STREAM, libc::IPPROTO_MPTCP)).ok(),
+        })
     }
 
     /// Those of this process's namespace.
     pub fn on_host(udp: bool) -> io::Result<Self> {
-        let Self { tcp, udp } = Self::read(udp, socket::new)?;
+        let Self { tcp, udp, .. } = Self::read(udp, socket::new)?;
         let udp = udp.map(|PristinePair { v4, v6 }| PristinePair {
             v4: v4.whatever_interface(),
             v6: v6.map(Pristine::whatever_interface),
         });
-        Ok(Self { tcp, udp })
+        Ok(Self { tcp, udp, mptcp: None })
     }
 
     pub fn of(&self, facts: &SocketFacts) -> Option<&Pristine> {
         let pair = match facts.kind {
             Kind::Tcp => &self.tcp,
             Kind::Udp => self.udp.as_ref()?,
+            Kind::Mptcp => self.mptcp.as_ref()?,
             Kind::OtherIp | Kind::NotIp => return None,
         };
         if facts.ipv6 { pair.v6.as_ref() } else { Some(&pair.v4) }
     }
 }
 
-/// A new socket of this process's namespace, like `facts`, nonblocking. None: this host has no such family.
+/// A new socket of this process's namespace, like `facts` (of plain TCP for MPTCP), nonblocking. None: this host has no such family.
 pub fn like(facts: &SocketFacts) -> io::Result<Option<OwnedFd>> {
-    let Some((socket_type, protocol)) = facts.kind.exchangeable() else { return Ok(None) };
+    let (socket_type, protocol) = match facts.kind {
+        Kind::Mptcp => (libc::SOCK_STREAM, libc::IPPROTO_TCP),
+        kind => match kind.exchangeable() {
+            Some(exchangeable) => exchangeable,
+            None => return Ok(None),
+        },
+    };
     match socket::new(domain(facts), socket_type, protocol) {
         Ok(host) => Ok(Some(host)),
         Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(None),
@@ -88,17 +97,9 @@ pub fn start_connect(host: BorrowedFd<'_>, to: SocketAddr, facts: &SocketFacts) 
     outcome(socket::connect(host, address.bytes()))
 }
 
-/// Looks, without waiting, whether the connect is over; takes its result like the second connect(2) of a program.
-pub fn progress(host: BorrowedFd<'_>) -> io::Result<Progress> {
-    let mut polled = [PollFd::from_borrowed_fd(host, PollFlags::OUT)];
-    if poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? == 0 {
-        return Ok(Progress::Underway);
-    }
-    Ok(finish(host))
-}
-
-/// The result of a connect that is no longer under way: never waits. EISCONN: somebody took it already.
-pub fn finish(host: BorrowedFd<'_>) -> Progress {
+/// How far a connect is, its result taken like the second connect(2) of a program. Waits only where a blocking file's
+/// connect is still under way. EISCONN: somebody took it already.
+pub fn progress(host: BorrowedFd<'_>) -> Progress {
     outcome(probe(host))
 }
 
@@ -131,6 +132,7 @@ pub fn set_blocking_like(new: BorrowedFd<'_>, facts: &SocketFacts) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
     use std::net::TcpListener;
 
     fn facts_of(socket: &OwnedFd) -> SocketFacts {
@@ -175,6 +177,6 @@ mod tests {
         let started = start_connect(socket.as_fd(), listener.local_addr().unwrap(), &facts_of(&socket));
         assert!(matches!(started, Progress::Underway | Progress::Connected));
         wait(&socket);
-        assert_eq!(progress(socket.as_fd()).unwrap(), Progress::Connected);
+        assert_eq!(progress(socket.as_fd()), Progress::Connected);
     }
 }

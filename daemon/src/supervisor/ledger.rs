@@ -8,12 +8,12 @@
 //! can see may have happened) → `Answered` (the result is stored, the answer is on its way) → `Free`.
 //!
 //! Beside that a slot holds what a successor could not find out: when the call's own timeout runs out, and the epolls
-//! that watched a socket which is being exchanged.
+//! that watched a socket which is being exchanged. Behind the slots is what was ever [`touched`](super::touched).
 //!
 //! Limits: [`SLOTS`] notifications at once; with all taken nobody receives, and callers wait in the kernel.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,13 +23,17 @@ use crate::sys::epoll::Interest;
 use crate::sys::listener::{self, NOTIFICATION_WORDS, Reply};
 
 use super::notification::Notification;
+use super::touched::Touched;
 
 /// Slots: as many calls of one workspace may wait at once (connects into black holes, mostly).
 const SLOTS: usize = 4096;
 const SLOT_WORDS: usize = 32;
 
+/// The word behind the slots: the rare options that were set.
+const TOUCHED: usize = SLOTS * SLOT_WORDS;
+
 /// Bytes of the shared memory the monitor makes.
-pub const SIZE: usize = SLOTS * SLOT_WORDS * size_of::<u64>();
+pub const SIZE: usize = (TOUCHED + 1) * size_of::<u64>();
 
 /// A notification with which supervisors died this often at work is answered with EIO instead of being tried again.
 pub const MAX_ATTEMPTS: u64 = 2;
@@ -67,9 +71,12 @@ impl Phase {
 }
 
 pub struct Ledger {
+    pub touched: Touched,
     slots: &'static [[AtomicU64; SLOT_WORDS]],
     free: Mutex<Vec<&'static [AtomicU64; SLOT_WORDS]>>,
     released: Condvar,
+    /// Threads that wait for `released`; changed under the lock.
+    waiting: AtomicUsize,
 }
 
 /// One notification's place; given back to the ledger by [`Ledger::release`].
@@ -78,17 +85,27 @@ pub struct Slot(&'static [AtomicU64; SLOT_WORDS]);
 impl Ledger {
     /// Takes over the memory and what is unanswered in it.
     pub fn open(words: &'static [AtomicU64]) -> (Self, Vec<Slot>) {
-        let (slots, _) = words.as_chunks::<SLOT_WORDS>();
-        let slots = slots.get(..SLOTS).unwrap_or(slots);
+        let (slots, behind) = words.split_at(TOUCHED);
+        let (slots, _) = slots.as_chunks::<SLOT_WORDS>();
         // Free slots are taken from the end: the first pages stay warm.
         let (unanswered, free) = slots.iter().rev().partition(|&slot| Slot(slot).holds_notification());
         let unanswered = Vec::into_iter(unanswered).map(Slot).collect();
-        (Self { slots, free: Mutex::new(free), released: Condvar::new() }, unanswered)
+        let touched = Touched::new(&behind[0]);
+        (
+            Self { touched, slots, free: Mutex::new(free), released: Condvar::new(), waiting: AtomicUsize::new(0) },
+            unanswered,
+        )
     }
 
     /// A slot to receive into; waits while every one holds a call that waits itself.
     pub fn take(&self) -> Option<Slot> {
-        let mut free = self.released.wait_while(self.free.lock().ok()?, |free| free.is_empty()).ok()?;
+        let mut free = self.free.lock().ok()?;
+        if free.is_empty() {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            let waited = self.released.wait_while(free, |free| free.is_empty());
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            free = waited.ok()?;
+        }
         let slot = Slot(free.pop()?);
         drop(free);
         listener::clear(slot.notification_words());
@@ -104,7 +121,9 @@ impl Ledger {
         slot.set_phase(Phase::Free);
         if let Ok(mut free) = self.free.lock() {
             free.push(slot.0);
-            self.released.notify_one();
+            if self.waiting.load(Ordering::Relaxed) != 0 {
+                self.released.notify_one();
+            }
         }
     }
 

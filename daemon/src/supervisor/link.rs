@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use sidestep_forwarder::counters::Counters;
 use sidestep_forwarder::link::{ToForwarder, ToSupervisor};
 use sidestep_forwarder::list::Listed;
-use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin};
+use sidestep_forwarder::policy::Transport;
+use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin, Shadow};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -31,6 +32,9 @@ use super::inside::Inside;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Requests under way at a time: their answers, of up to 16 KB each, have room in the link (net.core.wmem_default).
 const REQUESTS_MAX: usize = 4;
+
+/// A forwarder is asked so often whether it has closed a port; it has by the second time.
+const WITHDRAWN_LOOKS: usize = 8;
 
 /// With its descriptors.
 type Answer = (ToSupervisor, Vec<OwnedFd>);
@@ -51,13 +55,16 @@ pub struct Flows {
 #[error("the forwarder does not answer")]
 pub struct Silent;
 
-/// Ports published while the workspace runs. Whichever of forwarder and supervisor dies has its sockets from the other;
-/// where both do at once, they are lost.
+/// All published ports, and the shadows of programs that share them. Whichever of forwarder and supervisor dies has the
+/// sockets from the other; where both do at once, they are lost, but for the monitor's.
 #[derive(Default)]
 struct Ports {
     published: BTreeMap<u64, (Entry, Arc<OwnedFd>)>,
+    shadows: BTreeMap<u64, (Shadow, Arc<OwnedFd>)>,
     /// To be told to the forwarder.
     withdrawn: Vec<u64>,
+    /// The same, with the number of the question.
+    gone: Vec<(u64, u64)>,
 }
 
 pub struct Link {
@@ -126,6 +133,17 @@ impl Link {
         self.news.notify_one();
     }
 
+    /// Waits until the forwarder has closed a port, so that somebody may have it. What it is told and what it is asked are
+    /// sent by different tasks, in either order; one that does not answer is about to be gone, with all its sockets.
+    pub async fn has_withdrawn(&self, number: u64) {
+        for _ in 0..WITHDRAWN_LOOKS {
+            match self.ask(|id| ToForwarder::Ports { id, from: number }).await {
+                Ok(ToSupervisor::Ports { ports, .. }) if ports.first().is_some_and(|port| port.number == number) => {}
+                _ => return,
+            }
+        }
+    }
+
     /// Takes over the ports that a supervisor before this one has published; gives all that there are.
     pub async fn recover_ports(&self) -> Result<Vec<Entry>, Silent> {
         let (mut entries, mut from) = (Vec::new(), 0);
@@ -136,12 +154,70 @@ impl Link {
             from = last.number + 1;
             for (&entry, socket) in ports.iter().zip(sockets) {
                 entries.push(entry);
-                if entry.origin != Origin::Start {
-                    self.publish(entry, socket);
-                }
+                self.publish(entry, socket);
             }
         }
+        self.recover_shadows().await?;
         Ok(entries)
+    }
+
+    async fn recover_shadows(&self) -> Result<(), Silent> {
+        let mut from = 0;
+        for _ in 0..MAX_PORTS {
+            let answer = self.ask_with(|id| ToForwarder::Shadows { id, from }).await?;
+            let (ToSupervisor::Shadows { shadows, .. }, sockets) = answer else { return Err(Silent) };
+            let Some(last) = shadows.last() else { break };
+            from = last.program.saturating_add(1);
+            for (&shadow, socket) in shadows.iter().zip(sockets) {
+                self.add_shadow(shadow, socket);
+            }
+        }
+        Ok(())
+    }
+
+    /// Published TCP ports that lead to this port of the workspace, with our sockets, the first published first.
+    pub fn leading_to(&self, guest_port: u16) -> Vec<(Entry, Arc<OwnedFd>)> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let leads = |entry: &Entry| {
+            let publication = &entry.publication;
+            publication.transport == Transport::Tcp
+                && publication.guest.is_none()
+                && publication.guest_port == guest_port
+        };
+        ports.published.values().filter(|(entry, _)| leads(entry)).cloned().collect()
+    }
+
+    /// Has this forwarder and every later one relay what comes to the shadow.
+    pub fn add_shadow(&self, shadow: Shadow, socket: OwnedFd) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.shadows.insert(shadow.program, (shadow, Arc::new(socket)));
+        self.news.notify_one();
+    }
+
+    /// All shadows that there are.
+    pub fn shadows(&self) -> Vec<Shadow> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.shadows.values().map(|(shadow, _)| *shadow).collect()
+    }
+
+    /// Closes a shadow. When the forwarder has answered, its port inside is free; one that does not answer is gone, or
+    /// will hear of it.
+    pub async fn remove_shadow(&self, program: u64) -> Result<(), Silent> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (to, answer) = oneshot::channel();
+        let _waiting = Waiting::new(&self.waiting, id, to);
+        {
+            let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+            if ports.shadows.remove(&program).is_none() {
+                return Ok(());
+            }
+            ports.gone.push((id, program));
+            self.news.notify_one();
+        }
+        match timeout(ANSWER_WITHIN, answer).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Silent),
+        }
     }
 
     /// How often the forwarder has died.
@@ -227,7 +303,11 @@ impl Link {
                 self.news.notify_one();
             }
             ToSupervisor::Sockets { ipv6 } => drop(tokio::spawn(Arc::clone(self).supply(ipv6))),
-            ToSupervisor::Counters { id, .. } | ToSupervisor::Flows { id, .. } | ToSupervisor::Ports { id, .. } => {
+            ToSupervisor::Counters { id, .. }
+            | ToSupervisor::Flows { id, .. }
+            | ToSupervisor::Ports { id, .. }
+            | ToSupervisor::Shadows { id, .. }
+            | ToSupervisor::Unshadowed { id } => {
                 // Nobody waits for what comes late.
                 if let Some(to) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) {
                     let _ = to.send((message, fds));
@@ -271,15 +351,25 @@ impl Link {
 
     /// A forwarder that has a port already takes no notice.
     async fn tell_ports(&self) -> anyhow::Result<()> {
-        let (withdrawn, published) = {
+        let (withdrawn, gone, published, shadows) = {
             let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-            (std::mem::take(&mut ports.withdrawn), ports.published.values().cloned().collect::<Vec<_>>())
+            // Those of the start are the monitor's to tell.
+            let published = ports.published.values().filter(|(entry, _)| entry.origin != Origin::Start);
+            let published: Vec<_> = published.cloned().collect();
+            let shadows: Vec<_> = ports.shadows.values().cloned().collect();
+            (std::mem::take(&mut ports.withdrawn), std::mem::take(&mut ports.gone), published, shadows)
         };
+        for (id, program) in gone {
+            self.send(&ToForwarder::Unshadow { id, program }, &[]).await?;
+        }
         for number in withdrawn {
             self.send(&ToForwarder::Unpublish { number }, &[]).await?;
         }
         for (entry, socket) in published {
             self.send(&ToForwarder::Publish(entry), &[socket.as_fd()]).await?;
+        }
+        for (shadow, socket) in shadows {
+            self.send(&ToForwarder::Shadow(shadow), &[socket.as_fd()]).await?;
         }
         Ok(())
     }

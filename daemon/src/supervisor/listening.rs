@@ -1,5 +1,5 @@
-//! Which TCP sockets listen in the workspace: a dump of the listening ones from a kept NETLINK_SOCK_DIAG socket of its
-//! namespace (sock_diag(7)). Only those are walked, so the workspace's connections cost nothing.
+//! Which TCP sockets listen in a namespace, the workspace's or the host's: a dump of the listening ones from a kept
+//! NETLINK_SOCK_DIAG socket of it (sock_diag(7)). Only those are walked, so connections cost nothing.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,13 +10,14 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::sys::socket;
 
+use super::facts::SocketCookie;
 use super::netlink::{Message, Messages, Request, array, malformed};
 
 /// linux/sock_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// TCP_LISTEN (linux/tcp_states.h), as a bit of idiag_states.
 const LISTEN: u32 = 1 << 10;
-/// struct inet_diag_sockid, all zero: any.
+/// struct inet_diag_sockid: the source's port first; what is zero is any.
 const SOCKET_ID: usize = 48;
 /// Sockets looked at: more ports than are ever published by themselves, and a bound on a workspace with a million.
 const SOCKETS_MAX: usize = 4096;
@@ -32,28 +33,39 @@ impl Listening {
 
     /// Where TCP sockets listen now, of both families.
     pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(self.sockets(0)?.into_iter().map(|(address, _)| address).collect())
+    }
+
+    /// The cookies of the sockets that listen at a port, at any address.
+    pub fn at(&self, port: u16) -> io::Result<Vec<SocketCookie>> {
+        Ok(self.sockets(port)?.into_iter().map(|(_, cookie)| cookie).collect())
+    }
+
+    /// Port 0: all.
+    fn sockets(&self, port: u16) -> io::Result<Vec<(SocketAddr, SocketCookie)>> {
         let mut netlink = self.0.lock().map_err(|_| io::Error::other("a thread died while asking for sockets"))?;
         let (socket, sequence) = &mut *netlink;
         let mut found = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             *sequence = sequence.wrapping_add(1);
-            send(&*socket, &request(family, *sequence), SendFlags::empty())?;
+            send(&*socket, &request(family, port, *sequence), SendFlags::empty())?;
             dump(socket, *sequence, &mut found)?;
         }
         Ok(found)
     }
 }
 
-fn request(family: i32, sequence: u32) -> Vec<u8> {
+fn request(family: i32, port: u16, sequence: u32) -> Vec<u8> {
     let byte = |number: i32| u8::try_from(number).unwrap_or(0);
     // struct inet_diag_req_v2: family, protocol, extensions, padding, states, socket.
     let mut header = vec![byte(family), byte(libc::IPPROTO_TCP), 0, 0];
     header.extend(LISTEN.to_ne_bytes());
-    header.resize(header.len() + SOCKET_ID, 0);
+    header.extend(port.to_be_bytes());
+    header.resize(header.len() + SOCKET_ID - size_of_val(&port), 0);
     Request::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, sequence, &header).bytes()
 }
 
-fn dump(socket: &OwnedFd, sequence: u32, found: &mut Vec<SocketAddr>) -> io::Result<()> {
+fn dump(socket: &OwnedFd, sequence: u32, found: &mut Vec<(SocketAddr, SocketCookie)>) -> io::Result<()> {
     let mut buffer = vec![0; 32 * 1024];
     loop {
         let (_, length) = recv(socket, &mut buffer[..], RecvFlags::TRUNC)?;
@@ -66,21 +78,23 @@ fn dump(socket: &OwnedFd, sequence: u32, found: &mut Vec<SocketAddr>) -> io::Res
             match i32::from(message.kind) {
                 libc::NLMSG_DONE => return Ok(()),
                 libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.errno()?)),
-                _ if found.len() < SOCKETS_MAX => found.push(address(&message).ok_or_else(malformed)?),
+                _ if found.len() < SOCKETS_MAX => found.push(listener(&message).ok_or_else(malformed)?),
                 _ => {}
             }
         }
     }
 }
 
-/// struct inet_diag_msg: family, state, timer, retransmissions, then the socket: ports, source, ...
-fn address(message: &Message<'_>) -> Option<SocketAddr> {
+/// struct inet_diag_msg: family, state, timer, retransmissions, then the socket: ports, source, destination, interface,
+/// cookie (the low half first).
+fn listener(message: &Message<'_>) -> Option<(SocketAddr, SocketCookie)> {
     let port = u16::from_be_bytes(array(message.body, 4)?);
     let address = match i32::from(*message.body.first()?) {
         libc::AF_INET => IpAddr::from(Ipv4Addr::from(array::<4>(message.body, 8)?)),
         _ => IpAddr::from(Ipv6Addr::from(array::<16>(message.body, 8)?)).to_canonical(),
     };
-    Some(SocketAddr::new(address, port))
+    let half = |at| Some(u64::from(u32::from_ne_bytes(array(message.body, at)?)));
+    Some((SocketAddr::new(address, port), SocketCookie(half(44)? | half(48)? << 32)))
 }
 
 #[cfg(test)]
@@ -88,6 +102,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::supervisor::facts::SocketFacts;
 
     #[test]
     fn listeners_of_both_families_and_no_connections() {
@@ -103,6 +118,8 @@ mod tests {
             }
             assert!(!found.contains(&client.local_addr().unwrap()));
         }
+        let cookie = SocketFacts::of(v4.as_fd()).unwrap().cookie;
+        assert_eq!(listening.at(v4.local_addr().unwrap().port()).unwrap(), [cookie]);
         let gone = v4.local_addr().unwrap();
         drop((v4, client));
         assert!(!listening.addresses().unwrap().contains(&gone));

@@ -3,7 +3,7 @@
 //! The way of a call, one type per arrow: [`receivers`] take it from the kernel into a slot of the [`ledger`]; a
 //! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
 //! names; [`decide`] gives a verdict, with what the [`ways`] are: [`route`]s and [`netfilter`] rules, for containers by
-//! way of [`nested`]; [`swap`] or [`in_place`] act on it; what takes time goes to [`waits`]; [`session`] holds it all
+//! way of [`nested`]; [`swap`], [`host_listener`] or [`in_place`] act on it; what takes time goes to [`waits`]; [`session`] holds it all
 //! together and sends the reply.
 
 mod active;
@@ -14,32 +14,35 @@ mod decide;
 mod decode;
 mod device;
 mod epoll;
-mod factory;
-mod facts;
+pub(crate) mod factory;
+pub(crate) mod facts;
 #[cfg(test)]
 mod fuzz;
+mod host_listener;
 mod host_socket;
+pub mod hot;
 mod in_place;
-mod inside;
+pub(crate) mod inside;
 mod known_routes;
 pub mod ledger;
-mod link;
+pub(crate) mod link;
 mod listening;
 mod nested;
 mod netfilter;
 mod netlink;
 mod notices;
-mod notification;
+pub(crate) mod notification;
 mod options;
-mod ports;
+pub(crate) mod ports;
 mod privileged_port;
 mod receivers;
-mod resolvers;
+pub(crate) mod resolvers;
 mod route;
 mod session;
 mod sockaddr;
 mod swap;
-mod tracee;
+mod touched;
+pub(crate) mod tracee;
 mod turns;
 mod waits;
 mod ways;
@@ -59,6 +62,7 @@ use sidestep_forwarder::policy::Policy;
 use tokio::io::Interest;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::publish::Sharing;
 use crate::sys::listener::Listener;
 use crate::sys::{namespace, readiness, shared_memory, socket, thread};
 
@@ -69,6 +73,7 @@ use self::counters::{Counters, Restarts};
 use self::decide::Ground;
 use self::epoll::Epolls;
 use self::factory::Factory;
+use self::host_listener::HostListeners;
 use self::host_socket::Untouched;
 use self::inside::Inside;
 use self::ledger::Ledger;
@@ -158,17 +163,31 @@ pub fn run(
         .publish_auto
         .map(|asked| (asked.host, inside.sock_diag().and_then(Listening::new), start.network.clone()));
     let link = Link::start(link, Some(inside), start.restarts.forwarder)?;
-    let ports = Ports::start(Arc::clone(&link));
+    let sharing = if handles.listener.is_some() { Sharing::WithPrograms } else { Sharing::No };
+    let ports = Ports::start(Arc::clone(&link), sharing);
     start_control(&start, &counters, &link, &ports);
-    tokio::spawn(resolvers::follow(link));
-    if let Some((host, listening, network)) = auto {
-        let listening = listening.context("--publish-auto: cannot ask what listens in the workspace")?;
-        runtime.spawn(Auto { host, network, listening: Arc::new(listening), ports }.run());
-    }
+    tokio::spawn(resolvers::follow(Arc::clone(&link)));
+    let auto = match auto {
+        Some((host, listening, network)) => {
+            let listening = Arc::new(listening.context("--publish-auto: cannot ask what listens in the workspace")?);
+            let (found, listened) = (Default::default(), Default::default());
+            let auto = Arc::new(Auto { host, network, listening, ports: Arc::clone(&ports), found, listened });
+            tokio::spawn(Arc::clone(&auto).run());
+            Some(auto)
+        }
+        None => None,
+    };
     let session = match handles.listener.take() {
         Some(listener) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;
-            Some(serve(start, handles, listener, factory, Waits::new(runtime.handle().clone()), counters)?)
+            let netlink = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG);
+            let listening = netlink.and_then(Listening::new).context("cannot ask what listens on the host")?;
+            let event_loop = runtime.handle().clone();
+            let removing = Default::default();
+            let host_listeners = Arc::new(HostListeners { ports, link, listening, auto, event_loop, removing });
+            tokio::spawn(Arc::clone(&host_listeners).follow());
+            let waits = Waits::new(runtime.handle().clone());
+            Some(serve(start, handles, listener, factory, (waits, host_listeners), counters)?)
         }
         None => None,
     };
@@ -204,7 +223,7 @@ fn serve(
     handles: Handles,
     listener: OwnedFd,
     factory: Arc<Factory>,
-    waits: Waits,
+    (waits, host_listeners): (Waits, Arc<HostListeners>),
     counters: Arc<Counters>,
 ) -> anyhow::Result<Arc<Session>> {
     let make = |domain, kind, protocol| {
@@ -260,6 +279,7 @@ fn serve(
         host: outside.context("cannot ask for the host's routes")?,
         ground,
         swap,
+        host_listeners,
         waits,
         counters,
         strict: start.strict,

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use sidestep_seccomp_profile::rare_options::OptionName;
 use sidestep_seccomp_profile::syscalls::Stopped;
 
 use crate::sys::listener::NOTIFICATION_WORDS;
@@ -43,8 +44,14 @@ impl Notification {
             #[cfg(target_arch = "x86_64")]
             Some(Stopped::EpollCreate) => true,
             Some(Stopped::EpollCreate1) => true,
-            Some(Stopped::Connect | Stopped::Bind | Stopped::Listen) | None => false,
+            Some(Stopped::Connect | Stopped::Bind | Stopped::Listen | Stopped::Setsockopt) | None => false,
         }
+    }
+
+    /// An option is about to be set that few programs set: of interest, but the kernel's to do.
+    pub fn sets_option(&self) -> Option<OptionName> {
+        (self.call == Some(Stopped::Setsockopt))
+            .then(|| OptionName { level: self.int_argument(1), name: self.int_argument(2) })
     }
 
     /// Landlock rules over TCP connect and bind, so whatever these become when left to the kernel, it is not TCP.

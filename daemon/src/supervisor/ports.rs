@@ -4,13 +4,16 @@
 //! the other. Those of `--publish` are the monitor's, and stay for as long as the workspace runs.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use sidestep_forwarder::policy::Transport;
 use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin, Publication};
 use thiserror::Error;
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::publish;
+use crate::publish::{self, Sharing};
 
 use super::link::{Link, Silent};
 
@@ -21,6 +24,8 @@ pub enum Refused {
     Unknown(u64),
     #[error("port {0} was given to `sidestep run`, and stays for as long as it runs")]
     Lasting(u16),
+    #[error("a program in the workspace listens at port {0} itself (--bypass): it goes when that one stops listening")]
+    Shared(u16),
     #[error("{MAX_PORTS} ports can be published at a time")]
     Full,
     #[error(transparent)]
@@ -37,14 +42,15 @@ struct Known {
 
 pub struct Ports {
     link: Arc<Link>,
+    sharing: Sharing,
     /// None: not known yet.
     known: Mutex<Option<Known>>,
 }
 
 impl Ports {
     /// Takes over what a predecessor has published, in the event loop of the caller.
-    pub fn start(link: Arc<Link>) -> Arc<Self> {
-        let ports = Arc::new(Self { link, known: Mutex::new(None) });
+    pub fn start(link: Arc<Link>, sharing: Sharing) -> Arc<Self> {
+        let ports = Arc::new(Self { link, sharing, known: Mutex::new(None) });
         let taking_over = Arc::clone(&ports);
         tokio::spawn(async move {
             // A forwarder that does not answer is about to be started again.
@@ -58,6 +64,22 @@ impl Ports {
         Ok(known.iter().flat_map(|known| known.entries.values().copied()).collect())
     }
 
+    /// Those that lead to this TCP port of the workspace, with our sockets; none where the forwarder does not say.
+    pub fn leading_to(&self, guest_port: u16, event_loop: &Handle) -> Vec<(Entry, Arc<OwnedFd>)> {
+        if event_loop.block_on(self.known()).is_err() {
+            return Vec::new();
+        }
+        self.link.leading_to(guest_port)
+    }
+
+    /// TCP ports published at this port of the host.
+    pub fn at(&self, host_port: u16, event_loop: &Handle) -> Vec<Entry> {
+        let entries = event_loop.block_on(self.list()).unwrap_or_default().into_iter();
+        let is_it =
+            |entry: &Entry| entry.publication.transport == Transport::Tcp && entry.publication.host_port == host_port;
+        entries.filter(is_it).collect()
+    }
+
     /// Publishes all of them, or none.
     pub async fn add(&self, origin: Origin, publications: Vec<Publication>) -> Result<Vec<Entry>, Refused> {
         let mut known = self.known().await?;
@@ -66,7 +88,8 @@ impl Ports {
             return Err(Refused::Full);
         }
         let numbered = (known.next..).zip(publications);
-        let made = numbered.map(|(number, publication)| publish::listen(Entry { number, origin, publication }));
+        let made =
+            numbered.map(|(number, publication)| publish::listen(Entry { number, origin, publication }, self.sharing));
         let made: Vec<_> = made.collect::<Result<_, _>>().map_err(Refused::Taken)?;
         let entries: Vec<_> = made.iter().map(|published| published.entry).collect();
         for published in made {
@@ -78,7 +101,7 @@ impl Ports {
         Ok(entries)
     }
 
-    /// Publishes a port no more; its clients stay connected.
+    /// Publishes a port no more; its clients stay connected. The port is free by then, if the forwarder answers.
     pub async fn remove(&self, number: u64) -> Result<(), Refused> {
         let mut known = self.known().await?;
         let Some(known) = &mut *known else { return Err(Silent.into()) };
@@ -87,9 +110,13 @@ impl Ports {
             Some(entry) if entry.origin == Origin::Start => {
                 return Err(Refused::Lasting(entry.publication.host_port));
             }
+            Some(entry) if self.link.shadows().iter().any(|shadow| shadow.port == number) => {
+                return Err(Refused::Shared(entry.publication.host_port));
+            }
             Some(_) => drop(known.entries.remove(&number)),
         }
         self.link.unpublish(number);
+        self.link.has_withdrawn(number).await;
         Ok(())
     }
 

@@ -14,8 +14,13 @@ use crate::sys::listener::Received;
 use super::ledger::Phase;
 use super::session::Session;
 
-/// Threads kept when there is nothing to do.
-const IDLE: usize = 4;
+/// Threads that receive when calls come one at a time: one is enough to receive while the other works. The kernel wakes
+/// all of them for every call, and all but one for nothing.
+const IDLE: usize = 2;
+/// The same while calls come faster: a thread for each that was not there when it was needed would cost more.
+const IDLE_BUSY: usize = 4;
+/// After so many calls that found somebody receiving, they come one at a time again.
+const CALM: usize = 4096;
 /// Threads at most: the sleeping ones, the stuck ones and those at work. With all taken, callers wait in the kernel.
 const MAX: usize = 1024;
 /// What answering needs, debug output included.
@@ -25,6 +30,8 @@ const STACK: usize = 256 * 1024;
 struct Count {
     receiving: AtomicUsize,
     threads: AtomicUsize,
+    /// Calls until it is calm again.
+    busy: AtomicUsize,
 }
 
 impl Count {
@@ -34,7 +41,10 @@ impl Count {
 
     /// A thread without work receives again, unless enough do.
     fn returns(&self) -> Option<()> {
-        let one_more = |receiving| (receiving < IDLE).then_some(receiving + 1);
+        let less = |calls: usize| calls.checked_sub(1);
+        let busy = self.busy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok();
+        let enough = if busy { IDLE_BUSY } else { IDLE };
+        let one_more = |receiving| (receiving < enough).then_some(receiving + 1);
         self.receiving.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok().map(drop)
     }
 }
@@ -89,14 +99,21 @@ fn receive(session: &Arc<Session>, count: &Arc<Count>) -> Option<()> {
         }
     }
     relieve(session, count);
-    session.answer(slot);
-    count.returns()
+    // Said before the answer is sent: whoever gets it may call again before this thread has come to receive.
+    let mut again = None;
+    session.answer(slot, || {
+        again = Some(count.returns());
+    });
+    again.unwrap_or_else(|| count.returns())
 }
 
 /// This thread has a call to work on: sees to it that somebody else receives.
 fn relieve(session: &Arc<Session>, count: &Arc<Count>) {
-    if count.leaves() == 0
-        && count.threads.load(Ordering::Acquire) < MAX
+    if count.leaves() > 0 {
+        return;
+    }
+    count.busy.store(CALM, Ordering::Relaxed);
+    if count.threads.load(Ordering::Acquire) < MAX
         && let Err(error) = spawn(session, count)
     {
         tracing::warn!(%error, "cannot start another receiver");

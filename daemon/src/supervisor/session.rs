@@ -15,7 +15,8 @@ use super::counters::Counters;
 use super::decide::{Ground, Verdict};
 use super::decode::{Call, socket_number};
 use super::factory::Factory;
-use super::facts::{Kind, SocketCookie, SocketFacts};
+use super::facts::{Bound, Kind, SocketCookie, SocketFacts, TcpState};
+use super::host_listener::HostListeners;
 use super::in_place;
 use super::ledger::{Ledger, MAX_ATTEMPTS, Phase, Slot};
 use super::nested::{self, Namespace, Nested};
@@ -44,6 +45,7 @@ pub struct Session {
     pub host: Oracle,
     pub ground: Ground,
     pub swap: Swap,
+    pub host_listeners: Arc<HostListeners>,
     pub waits: Waits,
     pub counters: Arc<Counters>,
     /// Landlock denies the workspace TCP bind and connect, so a call that cannot be looked at may go on.
@@ -91,8 +93,9 @@ pub struct Wait {
 }
 
 impl Session {
-    /// One received call, from notification to reply or to the event loop.
-    pub fn answer(self: &Arc<Self>, slot: Slot) {
+    /// One received call, from notification to reply or to the event loop. `done` is told when nothing but the reply is
+    /// left to do, if it comes to that.
+    pub fn answer(self: &Arc<Self>, slot: Slot, done: impl FnOnce()) {
         let notification = slot.notification();
         self.counters.call(notification.call);
         let entered = self.active.enter(notification.id, notification.tid, &slot, Instant::now());
@@ -104,6 +107,9 @@ impl Session {
             }
             Ok(work) => self.handle(&slot, &notification, work).unwrap_or_else(|e| self.unseen(&notification, e)),
         };
+        if !matches!(outcome, Outcome::Wait(_)) {
+            done();
+        }
         self.conclude(slot, outcome, entered.ok());
     }
 
@@ -125,6 +131,10 @@ impl Session {
         let &Notification { id, tid, .. } = notification;
         if notification.creates_epoll() {
             self.swap.epolls.created_by(tid);
+            return Ok(Outcome::Reply(Reply::Continue));
+        }
+        if let Some(option) = notification.sets_option() {
+            self.ledger.touched.note(option);
             return Ok(Outcome::Reply(Reply::Continue));
         }
         let (mut stopped, call) = match (self.look(slot, notification), Call::decode(notification)) {
@@ -189,9 +199,10 @@ impl Session {
     ) -> Outcome {
         self.swap.complete(&stopped);
         let cookie = stopped.facts.cookie;
-        if let Err(Busy) = work.settle(stopped.tid) {
+        if let Err(Busy) = work.settle(stopped.tid, cookie) {
             return self.busy();
         }
+        self.swap.memory.goes_on(stopped.tid, cookie);
         if let Some(reply) = self.swap.memory.take_answer(cookie, &stopped.slot.notification()) {
             self.counters.repeated.count();
             return Outcome::Done { cookie, reply };
@@ -206,11 +217,22 @@ impl Session {
         };
         match verdict {
             Verdict::Bypass(exit) => {
-                let bypassed = self.swap.bypass(&self.listener, &stopped, exit);
+                let bypassed = self.swap.bypass(&self.listener, &stopped, exit, &self.ledger.touched);
                 drop(turn);
                 match bypassed {
                     Ok(outcome) => {
                         self.counters.bypassed(stopped.facts.kind);
+                        work.close_afterwards(stopped.copy);
+                        outcome
+                    }
+                    Err(reason) => in_place(stopped, reason),
+                }
+            }
+            Verdict::Listen { port } => {
+                let &Call::Listen { backlog } = call else { return Outcome::errno(libc::EIO) };
+                match self.listen_on_host(&stopped, port, backlog) {
+                    Ok(outcome) => {
+                        self.counters.listening.count();
                         outcome
                     }
                     Err(reason) => in_place(stopped, reason),
@@ -219,7 +241,10 @@ impl Session {
             Verdict::InPlace(reason) => in_place(stopped, reason),
             Verdict::OnHostSocket => {
                 self.counters.on_host_socket.count();
-                self.swap.on_host_socket(stopped)
+                match call {
+                    &Call::Listen { backlog } => self.listen_again(&stopped, backlog),
+                    _ => self.swap.on_host_socket(stopped),
+                }
             }
             Verdict::Deny(errno, reason) => {
                 self.counters.denied.count(reason);
@@ -249,21 +274,45 @@ impl Session {
             {
                 return Outcome::of(Err(error));
             }
-            match self.swap.back(&self.listener, &self.factory, stopped) {
+            // One that has a port and is not connected has listened.
+            let has_listened = stopped.facts.bound != Bound::No
+                && matches!(stopped.facts.state, TcpState::Closed | TcpState::Listening);
+            let listener = has_listened.then(|| self.host_listeners.shadow_of(&stopped)).flatten();
+            let stopped = match self.swap.back(&self.listener, &self.factory, stopped) {
                 Ok(stopped) => stopped,
                 Err(outcome) => return outcome,
+            };
+            if let Some(listener) = listener {
+                self.bind_again(stopped.copy.as_fd(), &stopped.facts, listener);
             }
+            stopped
         } else {
             stopped
         };
+        self.make_room(call, &stopped);
         match call {
             Call::Connect(address) => in_place::connect(&self.listener, &stopped, &self.swap.memory, work, address),
             Call::Bind(address) => in_place::bind(&stopped, &self.listener, &self.factory, address),
             &Call::Listen { backlog } if stopped.facts.kind == Kind::NotIp => {
                 in_place::listen_as(&stopped, &self.factory, self.swap.userns.as_fd(), backlog)
             }
-            &Call::Listen { backlog } => in_place::listen(&stopped, backlog),
+            &Call::Listen { backlog } => {
+                let outcome = in_place::listen(&stopped, backlog);
+                self.host_listeners.listened();
+                outcome
+            }
         }
+    }
+
+    /// A port is not held by the shadow of a program that has gone.
+    fn make_room(&self, call: &Call, stopped: &Stopped<'_>) {
+        let port = match (call, stopped.facts.bound) {
+            _ if stopped.facts.netns != self.ground.workspace => return,
+            (Call::Bind(address), _) => address.port(),
+            (Call::Listen { .. }, Bound::Anywhere(port)) => port,
+            _ => return,
+        };
+        self.host_listeners.make_room(port);
     }
 
     /// A connect on a host socket that failed is told of that once before it may try again, as by the kernel.
@@ -294,8 +343,10 @@ impl Session {
     /// `entry` goes when what a later call of the same thread has to find is there.
     fn conclude(self: &Arc<Self>, slot: Slot, outcome: Outcome, entry: Option<Entry<'_>>) {
         let memory = &self.swap.memory;
-        if let (Some(entry), Outcome::Reply(_) | Outcome::Done { .. }) = (&entry, &outcome) {
-            entry.answers();
+        match (&entry, &outcome) {
+            (Some(entry), Outcome::Reply(_)) => entry.answers(None),
+            (Some(entry), &Outcome::Done { cookie, .. }) => entry.answers(Some(cookie)),
+            _ => {}
         }
         match outcome {
             Outcome::Wait(wait) => {
@@ -312,7 +363,7 @@ impl Session {
             }
             Outcome::Done { cookie, reply } => match self.reply(&slot, reply) {
                 Caller::Left => memory.keep_answer(cookie, slot.notification(), reply),
-                Caller::Waiting => memory.has_its_answer(slot.notification().tid),
+                Caller::Waiting => memory.has_its_answer(slot.notification().tid, cookie),
             },
             Outcome::CallerLeft => {}
         }
@@ -344,7 +395,7 @@ impl Session {
             let _ = self.send(slot.notification().id, slot.answer());
             self.ledger.release(slot);
         } else {
-            self.answer(slot);
+            self.answer(slot, || ());
         }
     }
 }

@@ -12,9 +12,9 @@
 //! in a connect that SO_SNDTIMEO bounds: these Linux does not begin again (signal(7)), but a stopped call it does, so
 //! the EINTR is ours to give.
 //!
-//! Limits: a signal whose handler is installed without SA_RESTART gives EINTR to calls of which Linux knows none (bind,
-//! a nonblocking connect). One that comes before the swap leaves the program's socket unconnected: the call made again
-//! goes on, poll(2) does not. After one, a connect with SO_SNDTIMEO that the program itself makes again gets one EINTR
+//! Limits: a signal whose handler is installed without SA_RESTART gives EINTR to calls of which Linux knows none (bind, a
+//! nonblocking connect, setsockopt of a rare option). One that comes before the swap leaves the program's socket
+//! unconnected: the call made again goes on, poll(2) does not. After one, a connect with SO_SNDTIMEO that the program itself makes again gets one EINTR
 //! more, for it looks like one that the kernel began again. A copy of the old socket (dup, fork) stays the old,
 //! unconnected socket, also in an epoll that watches it under the copy's number.
 
@@ -36,7 +36,7 @@ use super::facts::{self, Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState}
 use super::host_socket::{self, Progress, Untouched};
 use super::notification::Notification;
 use super::session::{Outcome, Stopped, Wait};
-use super::tracee;
+use super::touched::{OptionSet, Touched};
 use super::turns::Turns;
 use super::waits::End;
 
@@ -82,20 +82,31 @@ struct Parked {
 
 impl Swap {
     /// Connects a host socket and puts it in the process's descriptor. Err: why the socket must stay where it is.
-    pub fn bypass(&self, listener: &Listener, stopped: &Stopped<'_>, exit: Exit) -> Result<Outcome, Reason> {
+    pub fn bypass(
+        &self,
+        listener: &Listener,
+        stopped: &Stopped<'_>,
+        exit: Exit,
+        touched: &Touched,
+    ) -> Result<Outcome, Reason> {
         if let Some(host) = self.memory.unpark(stopped.facts.cookie, exit.to) {
+            // It was about to be given away with the caller's mode.
+            if let Err(error) = rustix::io::ioctl_fionbio(&host, true) {
+                return Ok(Outcome::of(Err(error.into())));
+            }
             return Ok(match self.place(listener, stopped, host, exit.to) {
                 Outcome::Wait(wait) if wait.deadline.is_some() => Outcome::errno(libc::EINTR),
                 outcome => outcome,
             });
         }
-        let pristine = match &stopped.nested {
-            _ if stopped.facts.netns == self.host_netns => &self.host,
-            Some(nested) => &nested.untouched,
-            None => &self.workspace,
+        let (pristine, touched) = match &stopped.nested {
+            // It may have come from outside, where nothing stops.
+            _ if stopped.facts.netns == self.host_netns => (&self.host, OptionSet::ALL),
+            Some(nested) => (&nested.untouched, touched.to_be_read()),
+            None => (&self.workspace, touched.to_be_read()),
         };
         let pristine = pristine.of(&stopped.facts).ok_or(Reason::NoFamily)?;
-        let difference = pristine.difference(stopped.copy.as_fd())?;
+        let difference = pristine.difference(stopped.copy.as_fd(), touched)?;
         let host = match host_socket::like(&stopped.facts) {
             Ok(host) => host.ok_or(Reason::NoFamily)?,
             Err(error) => return Ok(Outcome::of(Err(error))),
@@ -128,7 +139,7 @@ impl Swap {
         } else if stopped.facts.nonblocking {
             Progress::Underway
         } else {
-            host_socket::progress(host.as_fd()).unwrap_or(Progress::Underway)
+            host_socket::progress(host.as_fd())
         };
         if let Progress::Failed(errno) = progress {
             return Outcome::errno(errno);
@@ -178,7 +189,7 @@ impl Swap {
             End::CallerLeft => Outcome::CallerLeft,
             // The connect itself goes on.
             End::TimedOut => answered(Reply::Errno(wait.late)),
-            End::Ready => match host_socket::finish(wait.host.as_fd()) {
+            End::Ready => match host_socket::progress(wait.host.as_fd()) {
                 Progress::Connected => answered(Reply::Return(0)),
                 Progress::Underway => Outcome::Wait(wait),
                 // Shut down or dissolved under the waiting call, or another one took the failure.
@@ -217,7 +228,8 @@ impl Swap {
         if facts::netns_of(fresh.as_fd()).map_err(failed)? == self.host_netns {
             return Err(Outcome::errno(libc::EPERM));
         }
-        if let Some(difference) = self.host.of(&stopped.facts).and_then(|p| p.difference(stopped.copy.as_fd()).ok()) {
+        let pristine = self.host.of(&stopped.facts);
+        if let Some(difference) = pristine.and_then(|p| p.difference(stopped.copy.as_fd(), OptionSet::ALL).ok()) {
             let _ = difference.apply(fresh.as_fd());
         }
         match self.put(listener, &stopped, fresh.as_fd()).map_err(failed)? {
@@ -230,8 +242,8 @@ impl Swap {
     }
 
     /// Puts `new` in the caller's descriptor, with the flags of what was there, and in the epolls that watched it.
-    fn put(&self, listener: &Listener, stopped: &Stopped<'_>, new: BorrowedFd<'_>) -> io::Result<Caller> {
-        let close_on_exec = match tracee::is_close_on_exec(stopped.tid, stopped.number) {
+    pub fn put(&self, listener: &Listener, stopped: &Stopped<'_>, new: BorrowedFd<'_>) -> io::Result<Caller> {
+        let close_on_exec = match stopped.tracee.is_close_on_exec(stopped.number) {
             Ok(close_on_exec) => close_on_exec,
             Err(_) if !listener.is_waiting(stopped.id) => return Ok(Caller::Left),
             Err(_) => return Err(io::Error::from_raw_os_error(libc::EBADF)),
@@ -288,8 +300,13 @@ impl Memory {
         self.waiting.insert(tid, cookie);
     }
 
-    pub fn has_its_answer(&self, tid: u32) {
-        self.waiting.remove(&tid);
+    pub fn has_its_answer(&self, tid: u32, cookie: SocketCookie) {
+        self.waiting.remove_if(&tid, |_, waited| *waited == cookie);
+    }
+
+    /// This thread calls about a socket: it does not wait for another any more.
+    pub fn goes_on(&self, tid: u32, cookie: SocketCookie) {
+        self.waiting.remove_if(&tid, |_, waited| *waited != cookie);
     }
 
     /// The socket that this thread waited for and got no answer about.

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use dashmap::DashMap;
 use rustix::fs::{Mode, OFlags};
@@ -15,7 +15,7 @@ use crate::sys::pidfd;
 use super::epoll::KnownEpolls;
 use super::sockaddr::{MAX_LENGTH, RawAddress};
 
-/// Pidfds kept; each is a descriptor of ours. Past it all are dropped and found anew.
+/// Threads kept; each is two descriptors of ours. Past it all are dropped and found anew.
 const MAX_KEPT: usize = 1024;
 
 /// A descriptor number in the tracee: never an open descriptor of this process.
@@ -39,6 +39,8 @@ pub struct Tracee {
     pidfd: OwnedFd,
     process: OnceLock<Option<u32>>,
     pub epolls: KnownEpolls,
+    /// Of the number that was asked about last: most threads that connect again and again get the same one.
+    fdinfo: Mutex<Option<FdInfo>>,
 }
 
 impl Tracee {
@@ -49,12 +51,23 @@ impl Tracee {
             other => other,
         };
         let pidfd = pidfd.map_err(|e| TraceeError::from_open(&e))?;
-        Ok(Self { tid, pidfd, process: OnceLock::new(), epolls: KnownEpolls::default() })
+        Ok(Self { tid, pidfd, process: OnceLock::new(), epolls: KnownEpolls::default(), fdinfo: Mutex::default() })
     }
 
     /// A copy of a descriptor, whatever kind of file it is.
     pub fn copy_descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
         pidfd::copy_descriptor(self.pidfd.as_fd(), number)
+    }
+
+    /// Whether a descriptor is close-on-exec: a property of the number, which a copy does not show.
+    ///
+    /// On the way of every bypassed connect, where opening the file in /proc takes most of the time.
+    pub fn is_close_on_exec(&self, number: TraceeFd) -> io::Result<bool> {
+        let Ok(mut kept) = self.fdinfo.lock() else { return FdInfo::open(self.tid, number)?.is_close_on_exec() };
+        if let Some(fdinfo) = kept.as_ref().filter(|fdinfo| fdinfo.number == number) {
+            return fdinfo.is_close_on_exec();
+        }
+        kept.insert(FdInfo::open(self.tid, number)?).is_close_on_exec()
     }
 
     /// The process it belongs to.
@@ -135,22 +148,32 @@ pub fn read_address(tid: u32, pointer: u64, length: i32) -> Result<RawAddress, T
     }
 }
 
-/// Whether the tracee's descriptor is close-on-exec: a property of the number, which a copy does not show.
-///
-/// On the way of every bypassed connect: one read, of which the second line (proc_pid_fdinfo(5)) is all that matters.
-pub fn is_close_on_exec(tid: u32, number: TraceeFd) -> io::Result<bool> {
-    let path = format!("/proc/{tid}/fdinfo/{}", number.0);
-    let fdinfo = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut start = [0; 64];
-    let length = rustix::io::read(&fdinfo, &mut start)?;
-    let text = start.get(..length).and_then(|bytes| std::str::from_utf8(bytes).ok());
-    let flags = text
-        .into_iter()
-        .flat_map(str::lines)
-        .find_map(|line| line.strip_prefix("flags:"))
-        .and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok())
-        .ok_or_else(|| io::Error::other("fdinfo without flags"))?;
-    Ok(flags & libc::O_CLOEXEC != 0)
+/// What /proc says about one descriptor number (proc_pid_fdinfo(5)). Read anew from its beginning, it tells of whatever has
+/// that number then; where the thread has ended, it says ESRCH, and ENOENT where the number is free.
+struct FdInfo {
+    number: TraceeFd,
+    file: OwnedFd,
+}
+
+impl FdInfo {
+    fn open(tid: u32, number: TraceeFd) -> io::Result<Self> {
+        let path = format!("/proc/{tid}/fdinfo/{}", number.0);
+        Ok(Self { number, file: rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())? })
+    }
+
+    /// One read, of which the second line is all that matters.
+    fn is_close_on_exec(&self) -> io::Result<bool> {
+        let mut start = [0; 64];
+        let length = rustix::io::pread(&self.file, &mut start, 0)?;
+        let text = start.get(..length).and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let flags = text
+            .into_iter()
+            .flat_map(str::lines)
+            .find_map(|line| line.strip_prefix("flags:"))
+            .and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok())
+            .ok_or_else(|| io::Error::other("fdinfo without flags"))?;
+        Ok(flags & libc::O_CLOEXEC != 0)
+    }
 }
 
 /// Who the tracee is to the kernel's permission checks, in numbers of the user namespace that this process is in.
@@ -184,6 +207,7 @@ fn parse_credentials(status: &str) -> Option<Credentials> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::io::FdFlags;
 
     #[test]
     fn credentials_are_the_effective_ones() {
@@ -197,9 +221,27 @@ mod tests {
     fn close_on_exec_is_read_from_the_number() {
         use std::os::fd::AsRawFd;
         let file = std::fs::File::open("/proc/self/status").unwrap();
-        let tid = std::process::id();
-        assert!(is_close_on_exec(tid, TraceeFd(file.as_raw_fd())).unwrap());
-        assert!(!is_close_on_exec(tid, TraceeFd(0)).unwrap());
+        let tracee = Tracee::open(std::process::id()).unwrap();
+        let number = TraceeFd(file.as_raw_fd());
+        assert!(tracee.is_close_on_exec(number).unwrap());
+        assert!(!tracee.is_close_on_exec(TraceeFd(0)).unwrap());
+        for close_on_exec in [true, false, true] {
+            let flags = if close_on_exec { FdFlags::CLOEXEC } else { FdFlags::empty() };
+            rustix::io::fcntl_setfd(&file, flags).unwrap();
+            assert_eq!(tracee.is_close_on_exec(number).unwrap(), close_on_exec, "also of a number asked about before");
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_number_that_is_free_or_a_thread_that_has_ended() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let tracee = Tracee::open(child.id()).unwrap();
+        assert!(!tracee.is_close_on_exec(TraceeFd(0)).unwrap());
+        assert!(tracee.is_close_on_exec(TraceeFd(1000)).is_err());
+        assert!(!tracee.is_close_on_exec(TraceeFd(0)).unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(tracee.is_close_on_exec(TraceeFd(0)).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -45,12 +46,26 @@ pub struct Listener(OwnedFd);
 impl Listener {
     pub fn new(descriptor: OwnedFd) -> Self {
         let listener = Self(descriptor);
-        // Optional, only latency: EINVAL before Linux 6.6.
-        // SAFETY: SET_FLAGS takes its flags by value.
-        let _ = unsafe {
-            libc::ioctl(listener.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
-        };
+        // Optional, only latency.
+        let _ = listener.set_sync_wake_up();
         listener
+    }
+
+    /// EINVAL before Linux 6.6.
+    pub fn set_sync_wake_up(&self) -> io::Result<()> {
+        // SAFETY: SET_FLAGS takes its flags by value.
+        let result = unsafe {
+            libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Whether a notification is there within this time.
+    pub fn is_notified(&self, within: Duration) -> io::Result<bool> {
+        let mut listener = [PollFd::new(&self.0, PollFlags::IN)];
+        let within = rustix::time::Timespec::try_from(within).map_err(io::Error::other)?;
+        poll(&mut listener, Some(&within))?;
+        Ok(listener[0].revents().contains(PollFlags::IN))
     }
 
     /// Waits for a notification and has the kernel write it straight into `words`, which must be zero.

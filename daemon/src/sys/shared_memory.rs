@@ -3,10 +3,19 @@
 //! Only atomics are handed out: whatever a dead process left in the memory, every value of it is a valid one.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 
+use anyhow::Context;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+/// Memory that outlives the workers which map it.
+pub fn create(name: &str, size: usize) -> anyhow::Result<OwnedFd> {
+    let memory = memfd_create(name, MemfdFlags::CLOEXEC).with_context(|| format!("cannot make the memory {name}"))?;
+    ftruncate(&memory, u64::try_from(size)?).with_context(|| format!("cannot make the memory {name}"))?;
+    Ok(memory)
+}
 
 /// Maps `words` words of `memory`, for as long as the process lives.
 pub fn map_words(memory: impl AsFd, words: usize) -> io::Result<&'static [AtomicU64]> {

@@ -5,9 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-
-/// asm-generic/socket.h; libc lacks it for this target.
-pub const SO_BINDTOIFINDEX: i32 = 62;
+use sidestep_seccomp_profile::rare_options::SO_BINDTOIFINDEX;
 
 /// Reads a socket option into `value`, returns the bytes the kernel wrote.
 pub fn option(socket: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> io::Result<usize> {
@@ -37,6 +35,27 @@ pub fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -
     let length = socklen(value.len())?;
     // SAFETY: the kernel reads `length` bytes of `value`.
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) })
+}
+
+/// One instruction of classic BPF: code, jumps when true and when false, operand.
+pub type Instruction = (u16, u8, u8, u32);
+
+/// Has a classic BPF program choose among the sockets of this one's SO_REUSEPORT group (socket(7)).
+pub fn attach_reuseport_program(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+    let mut filter: Vec<_> = program.iter().map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k }).collect();
+    let len = u16::try_from(filter.len()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    let length = socklen(size_of_val(&program))?;
+    // SAFETY: the kernel reads `length` bytes of `program`, and `len` instructions of `filter`, which outlives the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            length,
+        )
+    })
 }
 
 /// connect(2) with the address as raw bytes. Blocks as the open file says.

@@ -40,7 +40,8 @@ pub struct ThreadId(i32);
 
 impl ThreadId {
     pub fn current() -> Self {
-        Self(nix::unistd::gettid().as_raw())
+        thread_local!(static OWN: ThreadId = ThreadId(nix::unistd::gettid().as_raw()));
+        OWN.with(|own| *own)
     }
 
     /// It runs, or would if it had a processor: on a machine with too much to do, that may take seconds.

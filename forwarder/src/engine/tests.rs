@@ -127,6 +127,16 @@ impl Lab {
         self.buffer.icmp(MACS, ends, whole, 64).to_vec()
     }
 
+    /// The workspace's word for a packet that it was sent: fragmentation needed, and how much its link takes.
+    fn too_big(&mut self, sent: &[u8], mtu: u16) -> Vec<u8> {
+        // As much as RFC 792 asks for: the header and eight bytes.
+        let len = self.buffer.put_payload(&sent[26..26 + IPV4_LEN + 8]);
+        let header = IcmpHeader { kind: 3, code: 4, checksum: 0.into(), id: 0.into(), sequence: mtu.into() };
+        let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
+        let whole = self.buffer.icmp_whole(ends, header, len);
+        self.buffer.icmp(MACS, ends, whole, 64).to_vec()
+    }
+
     /// Whether the gateway still answers a ping.
     fn is_alive(&mut self) -> bool {
         self.received();

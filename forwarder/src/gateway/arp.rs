@@ -1,5 +1,5 @@
 //! ARP (RFC 826) for the gateway and the resolver: both have the gateway's hardware address. Nobody else answers, so
-//! the workspace's duplicate address detection finds its own address free.
+//! the workspace's duplicate address detection finds its own address free. What others say of themselves is learned.
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
@@ -8,36 +8,40 @@ use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
 
 use crate::edge::Edge;
 use crate::network::{Role, VirtualNetwork};
-use crate::wire::{EthernetHeader, Malformed};
+use crate::wire::{EthernetHeader, Frame, Malformed};
 
-/// Answers a request about one of ours; everything else is nothing to us.
-pub fn frame_from_tap(edge: &mut Edge, body: &[u8]) -> Result<(), Malformed> {
-    let Some(reply) = answer(&edge.config.network, body)? else { return Ok(()) };
+/// Notes who asks, and answers a request about one of ours.
+pub fn frame_from_tap(edge: &mut Edge, frame: &Frame<'_>) -> Result<(), Malformed> {
+    let packet = ArpPacket::new_checked(frame.body).map_err(|_| Malformed::Truncated)?;
+    let message = ArpRepr::parse(&packet).map_err(|_| Malformed::Header)?;
+    if let ArpRepr::EthernetIpv4 { source_protocol_addr, .. } = message {
+        edge.heard(source_protocol_addr.into(), frame.ethernet.src);
+    }
+    let Some(reply) = answer(&edge.config.network, message) else { return Ok(()) };
     let len = reply.buffer_len();
     reply.emit(&mut ArpPacket::new_unchecked(edge.frame.payload_mut(len)));
     edge.ethernet_to_tap(EthernetHeader::ARP, len);
     Ok(())
 }
 
-fn answer(network: &VirtualNetwork, body: &[u8]) -> Result<Option<ArpRepr>, Malformed> {
-    let packet = ArpPacket::new_checked(body).map_err(|_| Malformed::Truncated)?;
+fn answer(network: &VirtualNetwork, message: ArpRepr) -> Option<ArpRepr> {
     let ArpRepr::EthernetIpv4 { operation, source_hardware_addr, source_protocol_addr, target_protocol_addr, .. } =
-        ArpRepr::parse(&packet).map_err(|_| Malformed::Header)?
+        message
     else {
-        return Ok(None);
+        return None;
     };
     let role = network.role(IpAddr::V4(target_protocol_addr));
     let ours = matches!(role, Some(Role::Gateway | Role::Resolver));
     if operation != ArpOperation::Request || !ours {
-        return Ok(None);
+        return None;
     }
-    Ok(Some(ArpRepr::EthernetIpv4 {
+    Some(ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Reply,
         source_hardware_addr: EthernetAddress(network.gateway_mac),
         source_protocol_addr: target_protocol_addr,
         target_hardware_addr: source_hardware_addr,
         target_protocol_addr: source_protocol_addr,
-    }))
+    })
 }
 
 #[cfg(test)]
@@ -56,10 +60,7 @@ mod tests {
                 target_hardware_addr: EthernetAddress([0; 6]),
                 target_protocol_addr: [10, 0, 2, last].into(),
             };
-            let mut bytes = vec![0; request.buffer_len()];
-            request.emit(&mut ArpPacket::new_unchecked(&mut bytes));
-            assert_eq!(answer(&network, &bytes).unwrap().is_some(), want, "{last}");
-            assert!(answer(&network, &bytes[..20]).is_err());
+            assert_eq!(answer(&network, request).is_some(), want, "{last}");
         }
     }
 }

@@ -115,6 +115,9 @@ impl Dhcp {
         if let Some(answer) = self.answer(edge.now, &edge.config.network, &message) {
             let bytes = edge.frame.payload_mut(MESSAGE_LEN);
             emit(bytes, &message, &answer, &edge.config.network, &edge.config.search);
+            if let Some(address) = answer.address {
+                edge.leases(address, answer.kind == DhcpMessageType::Ack);
+            }
             let ends = (IpAddr::V4(v4.gateway()), IpAddr::V4(answer.to));
             edge.udp_to_tap((ends.0, DHCP_SERVER_PORT), (ends.1, DHCP_CLIENT_PORT), MESSAGE_LEN);
         }

@@ -14,17 +14,29 @@ use crate::policy::Denial;
 use crate::sys::socket::{ErrorReport, Origin, next_error};
 use crate::wire::ip::{Ipv4Header, Ipv6Header};
 use crate::wire::transport::IcmpHeader;
-use crate::wire::{EthernetHeader, FrameBuffer, IpPacket};
+use crate::wire::{EthernetHeader, FrameBuffer, IpPacket, Quote};
 
-/// The packet that a destination unreachable of the workspace's quotes, if it quotes all of it, as Linux does with
-/// segments that have no payload.
-pub fn parse<'a>(ip: &IpPacket<'a>) -> Option<IpPacket<'a>> {
+/// What the workspace says of a packet that was sent to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// Nobody is there.
+    Unreachable,
+    /// A link behind takes only packets of so many bytes.
+    TooBig(u16),
+}
+
+/// What an ICMP error of the workspace's says, and about which packet. None: something else, or about nobody's.
+pub fn parse(ip: &IpPacket<'_>) -> Option<(Said, Quote)> {
     let (header, quoted) = IcmpHeader::ref_from_prefix(ip.payload).ok()?;
-    let (kind, ethertype) = if ip.src.is_ipv4() { (3, EthernetHeader::IPV4) } else { (1, EthernetHeader::IPV6) };
-    if header.kind != kind {
-        return None;
-    }
-    IpPacket::parse(ethertype, quoted).ok()
+    let ethertype = if ip.src.is_ipv4() { EthernetHeader::IPV4 } else { EthernetHeader::IPV6 };
+    let said = match (ip.src.is_ipv4(), header.kind, header.code) {
+        (true, 3, 4) => Said::TooBig(header.sequence.get()),
+        // The MTU has four bytes here.
+        (false, 2, _) => Said::TooBig(if header.id.get() == 0 { header.sequence.get() } else { u16::MAX }),
+        (true, 3, _) | (false, 1, _) => Said::Unreachable,
+        _ => return None,
+    };
+    Some((said, Quote::parse(ethertype, quoted)?))
 }
 
 /// What is unreachable, as the workspace's errno will say.

@@ -1,17 +1,22 @@
 //! How a client of a published port is known inside.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::Publication;
 use crate::flow::FlowKey;
 use crate::network::VirtualNetwork;
 
 /// The connection as the workspace will see it, and what to try where it refuses that: its address of the client's
-/// family comes first.
-pub fn keys(network: &VirtualNetwork, publication: &Publication, client: SocketAddr) -> [Option<FlowKey>; 2] {
+/// family comes first. `own` is the IPv4 one.
+pub fn keys(
+    network: &VirtualNetwork,
+    own: Ipv4Addr,
+    publication: &Publication,
+    client: SocketAddr,
+) -> [Option<FlowKey>; 2] {
     // A socket for both families shows IPv4 addresses in IPv6 ones.
     let address = client.ip().to_canonical();
-    let v4 = Some(IpAddr::V4(network.v4.guest()));
+    let v4 = Some(IpAddr::V4(own));
     let v6 = network.v6.map(|v6| IpAddr::V6(v6.guest()));
     let guests = match publication.guest {
         Some(guest) => [Some(guest), None],
@@ -76,10 +81,14 @@ mod tests {
                 remote: remote.parse().unwrap(),
                 remote_port: 5000,
             };
-            assert_eq!(keys(network, &publication, client), want.map(|pair| pair.map(key)), "{client}");
+            assert_eq!(
+                keys(network, network.v4.guest(), &publication, client),
+                want.map(|pair| pair.map(key)),
+                "{client}"
+            );
         }
         publication.guest = Some("10.0.2.15".parse().unwrap());
-        let ends = keys(&both, &publication, "[2001:db8::2]:5000".parse().unwrap());
+        let ends = keys(&both, both.v4.guest(), &publication, "[2001:db8::2]:5000".parse().unwrap());
         assert_eq!(
             ends.map(|key| key.map(|key| (key.remote, key.guest))),
             [Some((g4.unwrap().0.parse::<IpAddr>().unwrap(), publication.guest.unwrap())), None]

@@ -1,25 +1,30 @@
 //! Clients of published UDP ports: the workspace sees each under an address and port of its own, and what it sends there
-//! leaves by the published socket, from the very address the client wrote to. What it sends to anybody else is not ours
-//! to carry: the egress policy decides about that.
+//! leaves by the published socket, from the very address the client wrote to; what comes together leaves together
+//! (UDP_SEGMENT). What it sends to anybody else is not ours to carry: the egress policy decides about that.
 //!
 //! Limits: [`MAX_CLIENTS`], of which the one that was used longest ago gives way; a client that the workspace does not
 //! answer is forgotten after [`UNANSWERED_MS`]. A client is known by the address of its own family, if the workspace has
 //! one.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
 
 use super::Publication;
 use super::client::keys;
 use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::path_mtu::PathMtu;
 use crate::recency::Recency;
-use crate::sys::pktinfo::{self, Local};
+use crate::sys::datagram::{self, Local};
 use crate::tap::Written;
 use crate::timer::{Time, TimerId};
-use crate::wire::{IpPacket, UdpDatagram};
+use crate::udp::{retry, send_segments};
+use crate::wire::{IpPacket, Quote, UdpDatagram};
 
 /// Clients at once: they cost no descriptor, and anybody can send from any number of addresses.
 const MAX_CLIENTS: usize = 8_192;
@@ -30,10 +35,10 @@ const UNANSWERED_MS: u64 = 30_000;
 const PORT_TRIES: u16 = 16;
 
 #[derive(Debug)]
-struct Client {
+pub struct Client {
     id: FlowId,
     /// Which port it came to, and as whom.
-    port: FlowId,
+    pub port: FlowId,
     address: SocketAddr,
     local: Option<Local>,
     key: FlowKey,
@@ -44,6 +49,10 @@ struct Client {
     from_tap: u64,
     to_tap: u64,
     is_answered: bool,
+    /// The host has not refused UDP_SEGMENT on the way to it.
+    takes_segments: bool,
+    /// What the workspace has said of the way to whoever serves it.
+    path_mtu: PathMtu,
 }
 
 #[derive(Debug)]
@@ -69,9 +78,9 @@ impl Clients {
             return Ok(false);
         }
         let buffer = edge.frame.payload_mut(usize::from(u16::MAX));
-        let Some(received) = pktinfo::receive(socket, buffer)? else { return Ok(true) };
-        let found = self.by_address.get(&(port.index, received.client)).copied();
-        let index = match found.or_else(|| self.open(edge, port, publication, received.client)) {
+        let Some(received) = datagram::receive(socket, buffer)? else { return Ok(true) };
+        let found = self.by_address.get(&(port.index, received.source)).copied();
+        let index = match found.or_else(|| self.open(edge, port, publication, received.source)) {
             Some(index) => index,
             None => {
                 edge.counters.ports.exhausted += 1;
@@ -84,11 +93,13 @@ impl Clients {
         client.last_used = edge.now;
         client.to_tap += received.len as u64;
         let FlowKey { guest, guest_port, remote, remote_port } = client.key;
-        Ok(edge.udp_to_tap((remote, remote_port), (guest, guest_port), received.len) != Written::Full)
+        let (src, dst) = ((remote, remote_port), (guest, guest_port));
+        Ok(edge.udp_to_tap_within(client.path_mtu, src, dst, received.len) != Written::Full)
     }
 
     fn open(&mut self, edge: &mut Edge, port: FlowId, publication: &Publication, address: SocketAddr) -> Option<u32> {
-        let key = keys(&edge.config.network, publication, address).into_iter().flatten().next()?;
+        let key =
+            keys(&edge.config.network, edge.guest.address(), publication, address).into_iter().flatten().next()?;
         let other_ports =
             (1..=PORT_TRIES).map(|step| FlowKey { remote_port: key.remote_port.wrapping_add(step), ..key });
         let key =
@@ -113,6 +124,8 @@ impl Clients {
                 from_tap: 0,
                 to_tap: 0,
                 is_answered: false,
+                takes_segments: true,
+                path_mtu: PathMtu::default(),
             })
         })?;
         self.recency.insert(index);
@@ -121,8 +134,8 @@ impl Clients {
         Some(index)
     }
 
-    /// Where a datagram of the workspace goes; None where it is no answer to a client.
-    pub fn answered(&mut self, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>, now: Time) -> Option<Answer> {
+    /// Whom a datagram of the workspace answers; None where it is no client.
+    pub fn answered(&mut self, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>, now: Time) -> Option<FlowId> {
         if self.by_address.is_empty() {
             return None;
         }
@@ -132,9 +145,19 @@ impl Clients {
         let client = self.clients.get_mut(index)?;
         self.recency.touch(index);
         client.last_used = now;
-        client.from_tap += datagram.payload.len() as u64;
         client.is_answered = true;
-        Some(Answer { port: client.port, to: client.address, from: client.local })
+        Some(client.id)
+    }
+
+    pub fn current(&mut self, id: FlowId) -> Option<&mut Client> {
+        let index = self.clients.current(id)?;
+        self.clients.get_mut(index)
+    }
+
+    /// A client's datagram was too big for a link inside. False: there is no such client.
+    pub fn too_big(&mut self, now: Time, quote: &Quote, mtu: u16) -> bool {
+        let found = self.clients.find(&quote.flow()).and_then(|index| self.clients.get_mut(index));
+        found.map(|client| client.path_mtu.heard(mtu, now)).is_some()
     }
 
     /// Puts clients on a page.
@@ -178,24 +201,26 @@ impl Clients {
     }
 }
 
-/// Where an answer goes, from which port and which of its addresses.
-#[derive(Clone, Copy, Debug)]
-pub struct Answer {
-    pub port: FlowId,
-    to: SocketAddr,
-    from: Option<Local>,
-}
-
-impl Answer {
-    /// Sends one datagram, or several of `segment` bytes each. A failure may be an earlier datagram's.
-    pub fn send(&self, socket: &OwnedFd, payload: &[u8], segment: Option<u16>) -> rustix::io::Result<()> {
-        let send = |datagram: &[u8]| {
-            let again = |_| pktinfo::send(socket, datagram, self.to, self.from);
-            pktinfo::send(socket, datagram, self.to, self.from).or_else(again)
+impl Client {
+    /// Sends datagrams of `size` bytes, by one call where the host's path takes that. Returns how many were lost.
+    pub fn answer(&mut self, socket: &OwnedFd, parts: &[IoSlice<'_>], size: usize) -> u64 {
+        let (from, to) = (self.local, self.address);
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        self.from_tap += len as u64;
+        if len > size && self.takes_segments {
+            match send_segments(socket, parts, size, from, to) {
+                Ok(()) => return 0,
+                Err(Errno::AGAIN) => return len.div_ceil(size.max(1)) as u64,
+                Err(_) => self.takes_segments = false,
+            }
+        }
+        let lost = |datagram: &[u8]| {
+            u64::from(retry(|| datagram::send(socket, &[IoSlice::new(datagram)], None, from, to)).is_err())
         };
-        match segment.map(usize::from).filter(|&size| size > 0 && size < payload.len()) {
-            Some(size) => payload.chunks(size).try_for_each(send),
-            None => send(payload),
+        match parts {
+            // It may be empty.
+            [whole] if len <= size => lost(whole),
+            parts => parts.iter().flat_map(|part| part.chunks(size.max(1))).map(lost).sum(),
         }
     }
 }

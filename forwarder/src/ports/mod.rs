@@ -5,19 +5,26 @@
 //! no such address, do not pass the TAP at all ([`splice`]). The listening sockets come from outside and outlive a
 //! forwarder: clients that come while there is none wait in the kernel's queue.
 //!
+//! Under the bypass a program may have the clients itself, on a socket beside ours that the kernel prefers; what it used
+//! to listen at inside is then a [`shadow`] that leads to it.
+//!
 //! Limits: [`MAX_PORTS`] sockets; [`ACCEPTS_A_TURN`] clients before others have their turn; a client for whom there is
 //! no descriptor or no room is left in the queue and looked for again after [`PAUSE_MS`].
 #![forbid(unsafe_code)]
 
 mod client;
 mod datagrams;
+mod guest;
 mod pipe;
+mod shadow;
 mod splice;
 mod stock;
 
+pub use guest::Guest;
+pub use shadow::Shadow;
 pub use stock::Stock;
 
-use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -30,11 +37,13 @@ use crate::edge::Edge;
 use crate::flow::list::Page;
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::policy::Transport;
-use crate::sys::pktinfo;
+use crate::sys::datagram;
 use crate::tcp::{Tcp, reset_at_death};
-use crate::timer::TimerId;
-use crate::wire::{IpPacket, UdpDatagram};
-use datagrams::{Answer, Clients};
+use crate::timer::{Time, TimerId};
+use crate::turns::Turns;
+use crate::wire::{IpPacket, Quote, UdpDatagram};
+use datagrams::Clients;
+use shadow::Shadowed;
 use splice::Splices;
 
 /// Sockets at once: the monitor holds all of them, within the usual soft limit of 1024 descriptors.
@@ -53,7 +62,7 @@ pub struct Publication {
     /// None: all addresses of the host, of both families.
     pub host: Option<IpAddr>,
     pub host_port: u16,
-    /// None: the workspace's own address, of the client's family or the other one.
+    /// None: the workspace's own address ([`Guest`]), of the client's family or the other one.
     pub guest: Option<IpAddr>,
     pub guest_port: u16,
 }
@@ -100,26 +109,31 @@ struct Port {
     entry: Entry,
     socket: OwnedFd,
     timer: TimerId,
-    is_ready: bool,
 }
 
 /// All published ports.
 #[derive(Debug)]
 pub struct Ports {
     published: Table<(Transport, SocketAddr), Port>,
+    /// By the cookie of the program's socket.
+    shadows: Table<u64, Shadowed>,
     clients: Clients,
     splices: Splices,
     /// Ports with more clients than their turn allowed.
-    ready: VecDeque<FlowId>,
+    ready: Turns,
+    /// Shadows with more clients than theirs.
+    ready_shadows: Turns,
 }
 
 impl Ports {
     pub(crate) fn new() -> Self {
         Self {
             published: Table::new(Kind::Port, MAX_PORTS),
+            shadows: Table::new(Kind::Shadow, MAX_PORTS),
             clients: Clients::new(),
             splices: Splices::new(),
-            ready: VecDeque::new(),
+            ready: Turns::default(),
+            ready_shadows: Turns::default(),
         }
     }
 
@@ -130,14 +144,14 @@ impl Ports {
             if publication.transport == Transport::Udp && publication.host.is_none_or(|host| host.is_unspecified()) {
                 // The answer leaves by the address that was written to. A host without IPv6 has a socket of the other
                 // family.
-                pktinfo::ask(&socket, false).or_else(|_| pktinfo::ask(&socket, true)).ok()?;
+                datagram::receive_local(&socket, false).or_else(|_| datagram::receive_local(&socket, true)).ok()?;
             }
             if publication.transport == Transport::Tcp {
                 edge.stock.want();
             }
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
-            Some(Port { id, entry, socket, timer, is_ready: false })
+            Some(Port { id, entry, socket, timer })
         });
         added.is_some()
     }
@@ -155,6 +169,33 @@ impl Ports {
         edge.unwatch(&port.socket);
         edge.timers.remove(port.timer);
         self.clients.forget(edge, port.id);
+        // Only as long as the port is ours does a shadow lead to its program and nowhere else.
+        let its = self.shadows.values().filter(|shadow| shadow.port() == port.entry.number);
+        let programs: Vec<_> = its.map(Shadowed::program).collect();
+        programs.into_iter().for_each(|program| self.remove_shadow(edge, program));
+    }
+
+    /// Relays what comes to a shadow of a program's socket. False: there is no room, or it is served already, or its
+    /// port is not.
+    pub fn add_shadow(&mut self, edge: &mut Edge, shadow: Shadow, socket: OwnedFd) -> bool {
+        if !self.published.values().any(|port| port.entry.number == shadow.port) {
+            return false;
+        }
+        let added = self.shadows.insert(shadow.program, |id| Shadowed::watch(edge, id, shadow, socket));
+        added.is_some()
+    }
+
+    /// Closes a shadow; what it relays stays connected.
+    pub fn remove_shadow(&mut self, edge: &mut Edge, program: u64) {
+        let Some(shadow) = self.shadows.find(&program).and_then(|index| self.shadows.remove(index)) else { return };
+        shadow.unwatch(edge);
+    }
+
+    /// Up to `count` shadows, by the cookies of their programs' sockets from `from` on, with their own sockets.
+    pub fn list_shadows(&self, from: u64, count: usize) -> Vec<(Shadow, BorrowedFd<'_>)> {
+        let mut listed: Vec<_> = self.shadows.values().filter(|shadow| shadow.program() >= from).collect();
+        listed.sort_by_key(|shadow| shadow.program());
+        listed.into_iter().take(count).map(Shadowed::entry).collect()
     }
 
     /// Up to `count` ports in the order of their numbers, from `from` on, with their sockets.
@@ -164,7 +205,7 @@ impl Ports {
         listed.into_iter().take(count).map(|port| (port.entry, port.socket.as_fd())).collect()
     }
 
-    /// Accepts nobody any more.
+    /// Accepts nobody any more, of the workspace neither.
     pub fn close(&mut self, edge: &mut Edge) {
         let ids: Vec<_> = self.published.values().map(|port| port.id).collect();
         ids.into_iter().for_each(|id| self.close_one(edge, id));
@@ -175,7 +216,11 @@ impl Ports {
         if matches!(id.kind, Kind::SplicedClient | Kind::SplicedInside) {
             return self.splices.host_event(edge, id, events);
         }
-        if let Some(index) = self.published.current(id) {
+        if id.kind == Kind::Shadow {
+            if let Some(index) = self.shadows.current(id) {
+                self.shadow_turn(edge, index);
+            }
+        } else if let Some(index) = self.published.current(id) {
             self.turn(edge, tcp, index);
         }
     }
@@ -188,19 +233,23 @@ impl Ports {
         }
     }
 
-    /// Where a datagram of the workspace goes that answers a client. None: it is none.
-    pub fn answered(&mut self, edge: &Edge, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>) -> Option<Answer> {
+    /// Whom a datagram of the workspace answers. None: no client.
+    pub fn answered(&mut self, edge: &Edge, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>) -> Option<FlowId> {
         self.clients.answered(ip, datagram, edge.now)
     }
 
-    /// Sends it, or several datagrams of `segment` bytes each.
-    pub fn answer(&self, edge: &mut Edge, answer: Answer, payload: &[u8], segment: Option<u16>) {
-        let Some(port) = self.published.current(answer.port).and_then(|index| self.published.get(index)) else {
+    /// Sends it to that client: a datagram, or several of `size` bytes but the last, which may be shorter.
+    pub fn answer(&mut self, edge: &mut Edge, client: FlowId, parts: &[IoSlice<'_>], size: usize) {
+        let Some(client) = self.clients.current(client) else { return };
+        let Some(port) = self.published.current(client.port).and_then(|index| self.published.get(index)) else {
             return;
         };
-        if answer.send(&port.socket, payload, segment).is_err() {
-            edge.counters.drops.host_full += 1;
-        }
+        edge.counters.drops.host_full += client.answer(&port.socket, parts, size);
+    }
+
+    /// A client's datagram was too big for a link inside. False: it was none of a client's.
+    pub fn too_big(&mut self, now: Time, quote: &Quote, mtu: u16) -> bool {
+        self.clients.too_big(now, quote, mtu)
     }
 
     /// Puts clients that the TCP engine does not know on a page.
@@ -215,18 +264,20 @@ impl Ports {
     }
 
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty() || self.splices.has_ready()
+        !self.ready.is_empty() || !self.ready_shadows.is_empty() || self.splices.has_ready()
     }
 
     pub fn run_ready(&mut self, edge: &mut Edge, tcp: &mut Tcp) {
         self.splices.run_ready(edge);
         for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
-            let Some(index) = self.published.current(id) else { continue };
-            if let Some(port) = self.published.get_mut(index) {
-                port.is_ready = false;
+            if let Some(index) = self.ready.next() {
+                self.turn(edge, tcp, index);
             }
-            self.turn(edge, tcp, index);
+        }
+        for _ in 0..self.ready_shadows.len() {
+            if let Some(index) = self.ready_shadows.next() {
+                self.shadow_turn(edge, index);
+            }
         }
     }
 
@@ -237,9 +288,19 @@ impl Ports {
             Transport::Udp => datagrams_to_tap(&mut self.clients, edge, port),
             _ => accept(edge, tcp, &mut self.splices, port),
         };
-        if let Some(port) = self.published.get_mut(index).filter(|port| !is_done && !port.is_ready) {
-            port.is_ready = true;
-            self.ready.push_back(port.id);
+        while let Some(program) = self.splices.next_lost() {
+            self.remove_shadow(edge, program);
+        }
+        if !is_done {
+            self.ready.wait(index);
+        }
+    }
+
+    /// The same of a shadow.
+    fn shadow_turn(&mut self, edge: &mut Edge, index: u32) {
+        let Some(shadow) = self.shadows.get(index) else { return };
+        if !shadow.accept(edge, &mut self.splices) {
+            self.ready_shadows.wait(index);
         }
     }
 }
@@ -270,8 +331,13 @@ fn accept(edge: &mut Edge, tcp: &mut Tcp, splices: &mut Splices, port: &Port) ->
         match rustix::net::acceptfrom_with(&port.socket, flags) {
             Ok((socket, address)) => {
                 let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
+                if splices.is_relay(client) {
+                    // A shadow's, of a program that listens no more: dropped, and so is the shadow.
+                    continue;
+                }
                 edge.counters.ports.accepted += 1;
-                let [first, other] = client::keys(&edge.config.network, &port.entry.publication, client);
+                let [first, other] =
+                    client::keys(&edge.config.network, edge.guest.address(), &port.entry.publication, client);
                 if let Some(key) = first {
                     lead_inside(edge, tcp, splices, (socket, client), (key, other));
                 }

@@ -79,7 +79,9 @@ impl Direction {
     pub fn turn(&mut self, from: &OwnedFd, to: &OwnedFd, pipes: &mut Pipes) -> rustix::io::Result<Turn> {
         let mut moved = 0;
         while moved < BYTES_A_TURN {
-            let taken = if self.readable && !self.has_ended { self.take(from, to, pipes)? } else { 0 };
+            // Into an empty pipe only: what the receiver does not take now comes in larger pieces later.
+            let takes = self.level == 0 && self.readable && !self.has_ended;
+            let taken = if takes { self.take(from, to, pipes)? } else { 0 };
             let given = if self.level > 0 && self.writable { self.give(to)? } else { 0 };
             if self.level == 0 {
                 if let Some(pipe) = self.pipe.take() {
@@ -98,23 +100,18 @@ impl Direction {
         Ok(Turn::More)
     }
 
+    /// Fills an empty pipe.
     fn take(&mut self, from: &OwnedFd, to: &OwnedFd, pipes: &mut Pipes) -> rustix::io::Result<usize> {
-        let pipe = match self.pipe.take() {
-            Some(pipe) => pipe,
-            None => pipes.take()?,
-        };
-        let pipe = self.pipe.insert(pipe);
+        let pipe = self.pipe.insert(pipes.take()?);
         match move_bytes(from, &pipe.write, PIPE_SIZE) {
             Ok(0) if !is_at_mark(from.as_fd()) => {
                 self.has_ended = true;
                 Ok(0)
             }
             Ok(count @ 1..) => {
-                self.level += count;
+                self.level = count;
                 Ok(count)
             }
-            // With something in it, it may be the pipe that is full.
-            Ok(0) | Err(Errno::AGAIN) if self.level > 0 => Ok(0),
             Ok(0) => self.carry_urgent(from, to),
             Err(Errno::AGAIN) if self.has_urgent && is_at_mark(from.as_fd()) => self.carry_urgent(from, to),
             Err(Errno::AGAIN) => {

@@ -2,9 +2,10 @@
 //! namespace, which is connected to the workspace's address. What listens on the loopback inside is not reached by it,
 //! as over the TAP; the workspace sees a client with its own address.
 //!
-//! Limits: [`MAX_SPLICED`] connections, beyond which clients go over the TAP.
+//! The other way round, what comes to a [`super::shadow`] goes to the program on the host.
+//!
+//! Limits: [`MAX_SPLICED`] connections, beyond which clients go over the TAP, and those of shadows wait.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
@@ -18,6 +19,7 @@ use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::tcp::reset_at_death;
 use crate::timer::Time;
+use crate::turns::Turns;
 
 /// Connections at once: each may pin a pipe's worth of memory in each direction.
 const MAX_SPLICED: usize = 1024;
@@ -36,25 +38,37 @@ struct Spliced {
     last_used: Time,
     to_guest: Direction,
     to_client: Direction,
-    is_ready: bool,
+    /// Of a shadow's: the cookie of the program's socket.
+    program: Option<u64>,
+}
+
+/// What a connection is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Name {
+    Client(u64),
+    /// Our own address towards a program that has a shadow.
+    Relay(SocketAddr),
 }
 
 /// All of them.
 #[derive(Debug)]
 pub struct Splices {
-    connections: Table<u64, Spliced>,
+    connections: Table<Name, Spliced>,
+    /// Programs that were found to listen no more.
+    lost: Vec<u64>,
     made: u64,
     pipes: Pipes,
-    ready: VecDeque<FlowId>,
+    ready: Turns,
 }
 
 impl Splices {
     pub fn new() -> Self {
         Self {
             connections: Table::new(Kind::SplicedClient, MAX_SPLICED),
+            lost: Vec::new(),
             made: 0,
             pipes: Pipes::default(),
-            ready: VecDeque::new(),
+            ready: Turns::default(),
         }
     }
 
@@ -70,9 +84,55 @@ impl Splices {
             return Some(client);
         }
         let Some(inside) = dial(edge, &key) else { return Some(client) };
-        prepare(&client);
+        if address.ip().to_canonical().is_loopback() {
+            do_not_pace(&client);
+        }
         self.made += 1;
-        let inserted = self.connections.insert(self.made, |id| {
+        self.insert(edge, Name::Client(self.made), (client, address), inside, (key, other), None);
+        None
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.connections.is_full()
+    }
+
+    /// Leads a client of a shadow to the program's socket.
+    pub fn relay(
+        &mut self,
+        edge: &mut Edge,
+        client: (OwnedFd, SocketAddr),
+        (program, own): (OwnedFd, SocketAddr),
+        key: FlowKey,
+        cookie: u64,
+    ) {
+        prepare(&program);
+        self.insert(edge, Name::Relay(canonical(own)), client, program, (key, None), Some(cookie));
+    }
+
+    /// Whether a client that came to a port of ours is our own, on the way to a program: that has gone, then.
+    pub fn is_relay(&mut self, client: SocketAddr) -> bool {
+        let Some(index) = self.connections.find(&Name::Relay(canonical(client))) else { return false };
+        self.lost.extend(self.connections.get(index).and_then(|spliced| spliced.program));
+        self.remove(index);
+        true
+    }
+
+    /// A program that was found to have gone.
+    pub fn next_lost(&mut self) -> Option<u64> {
+        self.lost.pop()
+    }
+
+    fn insert(
+        &mut self,
+        edge: &mut Edge,
+        name: Name,
+        (client, address): (OwnedFd, SocketAddr),
+        inside: OwnedFd,
+        (key, other): (FlowKey, Option<FlowKey>),
+        program: Option<u64>,
+    ) {
+        prepare(&client);
+        let inserted = self.connections.insert(name, |id| {
             edge.watch(&client, id).ok()?;
             edge.watch(&inside, FlowId { kind: Kind::SplicedInside, ..id }).ok()?;
             Some(Spliced {
@@ -87,14 +147,14 @@ impl Splices {
                 last_used: edge.now,
                 to_guest: Direction::default(),
                 to_client: Direction::default(),
-                is_ready: false,
+                program,
             })
         });
         match inserted {
+            Some(_) if program.is_some() => edge.counters.ports.relayed += 1,
             Some(_) => edge.counters.ports.spliced += 1,
             None => edge.counters.ports.exhausted += 1,
         }
-        None
     }
 
     /// Something has happened at one end.
@@ -132,12 +192,9 @@ impl Splices {
 
     pub fn run_ready(&mut self, edge: &Edge) {
         for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
-            let Some(index) = self.connections.current(id) else { continue };
-            if let Some(spliced) = self.connections.get_mut(index) {
-                spliced.is_ready = false;
+            if let Some(index) = self.ready.next() {
+                self.turn(edge, index);
             }
-            self.turn(edge, index);
         }
     }
 
@@ -151,8 +208,7 @@ impl Splices {
         page.list(&self.connections, |spliced, now| Listed {
             protocol: Protocol::Tcp,
             guest: SocketAddr::new(spliced.key.guest, spliced.key.guest_port),
-            // A socket for both families shows IPv4 addresses in IPv6 ones.
-            remote: Some(SocketAddr::new(spliced.address.ip().to_canonical(), spliced.address.port())),
+            remote: Some(canonical(spliced.address)),
             state: match (spliced.is_connected, spliced.to_guest.is_shut || spliced.to_client.is_shut) {
                 (false, _) => State::Opening,
                 (true, false) => State::Open,
@@ -182,9 +238,8 @@ impl Splices {
         if to_guest.is_shut && to_client.is_shut {
             return self.remove(index);
         }
-        if turns.contains(&Ok(Turn::More)) && !spliced.is_ready {
-            spliced.is_ready = true;
-            self.ready.push_back(spliced.id);
+        if turns.contains(&Ok(Turn::More)) {
+            self.ready.wait(index);
         }
     }
 
@@ -210,6 +265,11 @@ impl Splices {
     }
 }
 
+/// A socket for both families shows IPv4 addresses in IPv6 ones.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 /// What both ends are like. Whatever fails is only missing.
 fn prepare(socket: &OwnedFd) {
     // A close means a reset, until an end of stream has been handed on.
@@ -220,10 +280,17 @@ fn prepare(socket: &OwnedFd) {
     let _ = sockopt::set_socket_oobinline(socket, true);
 }
 
+/// Over a loopback nothing has to be paced, which halves what it carries: no BBR, a default on some machines.
+fn do_not_pace(socket: &OwnedFd) {
+    // Which of them a namespace may choose is up to the host; the last is built in.
+    let _ = ["cubic", "reno"].into_iter().any(|name| sockopt::set_tcp_congestion(socket, name).is_ok());
+}
+
 /// A socket inside on its way to the workspace's address; None where there is none to be had.
 fn dial(edge: &mut Edge, key: &FlowKey) -> Option<OwnedFd> {
     let socket = edge.stock.take(key.guest.is_ipv6())?;
     prepare(&socket);
+    do_not_pace(&socket);
     match rustix::net::connect(&socket, &SocketAddr::new(key.guest, key.guest_port)) {
         Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Some(socket),
         // The workspace may have given up that address: the TAP shows what becomes of it.

@@ -2,6 +2,6 @@
 
 #![allow(unsafe_code)]
 
-pub mod pktinfo;
+pub mod datagram;
 pub mod socket;
 pub mod tun;

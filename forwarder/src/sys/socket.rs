@@ -1,12 +1,11 @@
 //! Socket options and control messages that rustix lacks.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, sockopt};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sockopt};
 use rustix::io::Errno;
-use zerocopy::IntoBytes as _;
 
 mod request {
     nix::ioctl_read_bad!(at_mark, 0x8905, libc::c_int);
@@ -16,11 +15,37 @@ mod request {
 /// peek moves it forward and every read moves it back. TCP has it from Linux 6.9 (IPv4) and 6.11 (IPv6); before that
 /// the call fails with EOPNOTSUPP.
 pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
+    set_socket_option(socket, libc::SO_PEEK_OFF, offset)
+}
+
+/// Has the receive queue of a TCP socket hold a window of `size` bytes, within the kernel's limits. SO_RCVBUF would be
+/// for good, and within smaller ones (net.core.rmem_max); SO_RCVLOWAT leaves what it needs behind, and nothing waits for
+/// that much.
+pub fn reserve_queue(socket: BorrowedFd<'_>, size: u32) {
+    for least in [i32::try_from(size).unwrap_or(i32::MAX), 1] {
+        // Failing leaves the queue as it was: slower over a long way.
+        let _ = set_socket_option(socket, libc::SO_RCVLOWAT, least);
+    }
+}
+
+fn set_socket_option(socket: BorrowedFd<'_>, option: libc::c_int, value: i32) -> io::Result<()> {
     const LEN: libc::socklen_t = 4;
-    let value = std::ptr::from_ref(&offset).cast();
-    // SAFETY: the descriptor is open for the borrow's length, and the kernel reads LEN = 4 bytes of `offset`, an i32.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, LEN) };
+    let pointer = std::ptr::from_ref(&value).cast();
+    // SAFETY: the descriptor is open for the borrow's length, and the kernel reads LEN = 4 bytes of `value`, an i32.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, pointer, LEN) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What the way to a TCP socket's other end and back takes, as far as its kernel has found out (tcp(7), TCP_INFO).
+pub fn round_trip_ms(socket: BorrowedFd<'_>) -> u64 {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or(0);
+    let (level, pointer) = (libc::IPPROTO_TCP, info.as_mut_ptr().cast());
+    // SAFETY: the descriptor is open for the borrow's length; the kernel writes at most `len` bytes, the size of `info`.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, libc::TCP_INFO, pointer, &raw mut len) };
+    // SAFETY: a tcp_info is numbers, for which all bits, and zeroes where the kernel wrote less, are valid.
+    let info = unsafe { info.assume_init() };
+    if result == 0 { u64::from(info.tcpi_rtt) / 1000 } else { 0 }
 }
 
 /// Whether the first unread byte is the urgent one (SIOCATMARK, tcp(7)).
@@ -39,58 +64,6 @@ pub fn receive_errors(socket: &OwnedFd, is_ipv4: bool) -> rustix::io::Result<()>
         nix::sys::socket::setsockopt(socket, sockopt::Ipv6RecvErr, &true)
     };
     result.map_err(errno)
-}
-
-/// Asks for what recvmsg(2) then says about datagrams: how several in one are cut (UDP_GRO, udp(7), Linux 5.0), and
-/// their TOS.
-pub fn receive_offloaded(socket: &OwnedFd, is_ipv4: bool) -> rustix::io::Result<()> {
-    let tos = if is_ipv4 {
-        nix::sys::socket::setsockopt(socket, sockopt::IpRecvTos, &true)
-    } else {
-        nix::sys::socket::setsockopt(socket, sockopt::Ipv6RecvTClass, &true)
-    };
-    tos.and_then(|()| nix::sys::socket::setsockopt(socket, sockopt::UdpGroSegment, &true)).map_err(errno)
-}
-
-/// Sends the parts, put together, as datagrams of `size` bytes (UDP_SEGMENT, udp(7)).
-pub fn send_segments(socket: &OwnedFd, parts: &[IoSlice<'_>], to: SocketAddr, size: u16) -> rustix::io::Result<usize> {
-    let control = [ControlMessage::UdpGsoSegments(&size)];
-    let to = SockaddrStorage::from(to);
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    sendmsg(socket.as_fd().as_raw_fd(), parts, &control, flags, Some(&to)).map_err(errno)
-}
-
-/// One datagram, or several of one sender in a row, each of `size` bytes but the last, which may be shorter.
-#[derive(Clone, Copy, Debug)]
-pub struct Received {
-    pub source: SocketAddr,
-    pub tos: u8,
-    pub size: usize,
-    pub len: usize,
-}
-
-/// Receives into `buffer`, with what [`receive_offloaded`] asked for. None: from nobody that could be answered.
-pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<Option<Received>> {
-    // Two messages of one int each; words, since the kernel's headers are aligned.
-    let mut control = [0u64; 8];
-    let mut parts = [IoSliceMut::new(buffer)];
-    let descriptor = socket.as_fd().as_raw_fd();
-    let message =
-        recvmsg::<SockaddrStorage>(descriptor, &mut parts, Some(control.as_mut_bytes()), MsgFlags::MSG_DONTWAIT);
-    let message = message.map_err(errno)?;
-    let Some(source) = message.address.as_ref().and_then(socket_addr) else { return Ok(None) };
-    let mut received = Received { source, tos: 0, size: message.bytes, len: message.bytes };
-    for control in message.cmsgs().into_iter().flatten() {
-        match control {
-            ControlMessageOwned::Ipv4Tos(tos) => received.tos = tos,
-            ControlMessageOwned::Ipv6TClass(class) => received.tos = u8::try_from(class).unwrap_or(0),
-            ControlMessageOwned::UdpGroSegments(size) => {
-                received.size = usize::try_from(size).ok().filter(|&size| size > 0).unwrap_or(message.bytes);
-            }
-            _ => {}
-        }
-    }
-    Ok(Some(received))
 }
 
 /// Who made a report.

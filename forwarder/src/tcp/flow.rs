@@ -8,6 +8,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, sockopt};
 use zerocopy::IntoBytes;
 
 use super::ledger::Record;
+use super::queue::Queue;
 use super::receive::Receive;
 use super::send::Send;
 use super::{Seq, limits};
@@ -95,8 +96,6 @@ pub struct Flow {
     pub ack_due: bool,
     /// In the list of flows to settle at the end of the batch.
     pub is_dirty: bool,
-    /// In the queue of flows with more to send.
-    pub is_ready: bool,
     /// The host socket may have more to read.
     pub readable: bool,
     /// The host has sent its FIN; it may still be behind data.
@@ -109,6 +108,7 @@ pub struct Flow {
     no_delay: bool,
     has_sent: bool,
     peek: PeekOffset,
+    queue: Queue,
 }
 
 /// What is only of interest for a connection from the host.
@@ -159,7 +159,6 @@ impl Flow {
             restarts_timer: false,
             ack_due: false,
             is_dirty: false,
-            is_ready: false,
             readable: false,
             host_closing: false,
             has_urgent: false,
@@ -168,6 +167,7 @@ impl Flow {
             no_delay: false,
             has_sent: false,
             peek: PeekOffset::Unset,
+            queue: Queue::new(now),
         }
     }
 
@@ -262,6 +262,14 @@ impl Flow {
             if let PeekOffset::At(at) = self.peek {
                 self.peek = PeekOffset::At(at.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX)));
             }
+        }
+    }
+
+    /// Makes room in the host socket's queue for as much as the ways on both sides hold.
+    pub fn widen_queue(&mut self, now: Time) {
+        let outside = || sys::socket::round_trip_ms(self.socket.as_fd());
+        if let Some(size) = self.queue.outgrown(self.send.total(), now, self.send.round_trip_ms(), outside) {
+            sys::socket::reserve_queue(self.socket.as_fd(), size);
         }
     }
 

@@ -13,11 +13,12 @@ use super::{Gather, Tcp, limits, to_tap};
 use crate::edge::Edge;
 use crate::flow::FlowKey;
 use crate::gateway::dns;
-use crate::gateway::unreachable::Reason;
+use crate::gateway::unreachable::{Reason, Said};
 use crate::outbound::Outbound;
+use crate::path_mtu;
 use crate::policy::{Egress, Transport};
 use crate::wire::transport::TcpSegment;
-use crate::wire::{IPV4_LEN, IPV6_LEN, IpPacket, TCP_LEN, TcpFlags};
+use crate::wire::{IPV4_LEN, IPV6_LEN, IpPacket, Quote, TCP_LEN, TcpFlags};
 
 impl Tcp {
     /// Takes in one segment. Its payload may stay in `gather` until [`Self::flush`].
@@ -107,7 +108,7 @@ impl Tcp {
                 };
             }
         };
-        let (ledger, guest_mac) = (&mut self.ledger, edge.guest_mac());
+        let (ledger, guest_mac) = (&mut self.ledger, edge.mac_of(key.guest));
         let inserted = self.flows.insert(*key, |id| {
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
@@ -189,6 +190,24 @@ impl Tcp {
         self.acknowledgement(edge, index, segment);
         self.payload(edge, gather, index, segment);
         self.mark_dirty(index);
+    }
+
+    /// The workspace said that a segment of ours did not arrive: a SYN that its firewall rejects, say, or one that is too
+    /// long for the way to a container.
+    pub fn error_from_tap(&mut self, edge: &mut Edge, said: Said, quote: &Quote) {
+        let Some(index) = self.flows.find(&quote.flow()) else { return };
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        match (said, flow.state) {
+            (Said::Unreachable, State::Opening) if flow.send.una() == quote.seq => self.refused(edge, index),
+            (Said::TooBig(mtu), State::Established) => {
+                let mss = path_mtu::believed(mtu, flow.key.guest).saturating_sub(headers_len(&flow.key));
+                if flow.send.too_big(quote.seq, mss) {
+                    edge.counters.tcp.retransmits_to_tap += 1;
+                    self.mark_dirty(index);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn acknowledgement(&mut self, edge: &mut Edge, index: u32, segment: &TcpSegment<'_>) {
@@ -298,8 +317,13 @@ impl Tcp {
 
 /// The largest segment the link carries.
 pub(super) fn link_mss(edge: &Edge, key: &FlowKey) -> u16 {
-    let overhead = if key.remote.is_ipv4() { IPV4_LEN + TCP_LEN } else { IPV6_LEN + TCP_LEN };
-    edge.config.network.mtu.saturating_sub(u16::try_from(overhead).unwrap_or(0))
+    edge.config.network.mtu.saturating_sub(headers_len(key))
+}
+
+/// What of a packet the headers take.
+pub(super) fn headers_len(key: &FlowKey) -> u16 {
+    let len = if key.remote.is_ipv4() { IPV4_LEN + TCP_LEN } else { IPV6_LEN + TCP_LEN };
+    u16::try_from(len).unwrap_or(0)
 }
 
 /// The segments to send to the workspace, whose SYN named `theirs` or nothing.

@@ -15,8 +15,8 @@ use super::send::Send;
 use super::{Seq, Tcp, limits, to_tap};
 use crate::edge::Edge;
 use crate::flow::FlowKey;
+use crate::wire::TcpFlags;
 use crate::wire::transport::TcpSegment;
-use crate::wire::{IpPacket, TcpFlags};
 
 /// Ports that stand for a client's own where that is taken: RFC 6335's dynamic ones.
 const DYNAMIC_PORTS: std::ops::Range<u16> = 49_152..65_535;
@@ -42,7 +42,7 @@ impl Tcp {
         let options = SynOptions { mss: link_mss(edge, &key), window_scale: true, sack: true };
         // The workspace's SYN-ACK says the rest.
         let (receive, send) = (Receive::new(Seq(0), true), Send::new(iss, 0, 0, options.mss));
-        let (ledger, guest_mac) = (&mut self.ledger, edge.guest_mac());
+        let (ledger, guest_mac) = (&mut self.ledger, edge.mac_of(key.guest));
         let inserted = self.flows.insert(key, |id| {
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
@@ -118,21 +118,8 @@ impl Tcp {
         self.mark_dirty(index);
     }
 
-    /// The workspace said that a packet of ours did not arrive: a SYN that its firewall rejects, say.
-    pub fn unreachable_from_tap(&mut self, edge: &mut Edge, quoted: &IpPacket<'_>) {
-        let Ok(syn) = TcpSegment::parse(quoted, true) else { return };
-        let key =
-            FlowKey { guest: quoted.dst, guest_port: syn.dst_port, remote: quoted.src, remote_port: syn.src_port };
-        let Some(index) = self.flows.find(&key) else { return };
-        let is_ours =
-            self.flows.get(index).is_some_and(|flow| flow.state == State::Opening && flow.send.una() == syn.seq);
-        if is_ours {
-            self.refused(edge, index);
-        }
-    }
-
     /// Nobody listens there. The socket closes with a reset where nothing else is to be tried.
-    fn refused(&mut self, edge: &mut Edge, index: u32) {
+    pub(super) fn refused(&mut self, edge: &mut Edge, index: u32) {
         let Some(flow) = self.take(edge, index) else { return };
         match flow.inbound.and_then(|inbound| inbound.other) {
             Some(other) => self.open_to_guest(edge, flow.socket, other, None),

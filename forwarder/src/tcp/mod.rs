@@ -12,7 +12,7 @@
 //! A client of a published port comes the other way round ([`inbound`]): its host socket is connected, and we dial the
 //! workspace.
 //!
-//! Files: [`seq`] numbers and [`stretches`] of them; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`flow`], one connection with its socket;
+//! Files: [`seq`] numbers and [`stretches`] of them; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`queue`], room at the host's end; [`flow`], one connection with its socket;
 //! [`from_tap`], [`host`] and [`timers`], what the three kinds of events do; [`to_tap`], the segments sent.
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,7 @@ mod inbound;
 pub mod ledger;
 mod limits;
 mod orphans;
+mod queue;
 mod receive;
 mod send;
 mod seq;
@@ -30,7 +31,6 @@ mod stretches;
 mod timers;
 mod to_tap;
 
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -41,8 +41,9 @@ pub use seq::Seq;
 
 use crate::edge::Edge;
 use crate::flow::list::{Listed, Page, Protocol};
-use crate::flow::{FlowId, FlowKey, Kind, Table};
+use crate::flow::{FlowKey, Kind, Table};
 use crate::timer::Time;
+use crate::turns::Turns;
 use flow::{Flow, State};
 use ledger::Ledger;
 use orphans::Orphans;
@@ -62,7 +63,7 @@ pub struct Tcp {
     /// Flows touched by this batch: acknowledgements and freed queue space are settled at its end.
     dirty: Vec<u32>,
     /// Flows with more to send than their turn allowed.
-    ready: VecDeque<FlowId>,
+    ready: Turns,
     scratch: Vec<u8>,
     /// Bytes the windows of all connections have grown by, at most [`limits::MAX_GROWN_WINDOWS`].
     grown: usize,
@@ -96,7 +97,7 @@ impl Tcp {
             orphans: Orphans::new(left),
             flows: Table::new(Kind::Tcp, limits::MAX_FLOWS),
             dirty: Vec::new(),
-            ready: VecDeque::new(),
+            ready: Turns::default(),
             scratch: vec![0; SCRATCH],
             grown: 0,
             inbound: 0,
@@ -108,7 +109,7 @@ impl Tcp {
     /// The hardware address at which a predecessor's connections are.
     pub fn recall(&self, edge: &mut Edge) {
         if let Some(mac) = self.ledger.guest_mac() {
-            edge.learn_guest_mac(mac);
+            edge.recall_mac(mac);
         }
     }
 
@@ -147,12 +148,9 @@ impl Tcp {
             return;
         }
         for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
-            let Some(index) = self.flows.current(id) else { continue };
-            if let Some(flow) = self.flows.get_mut(index) {
-                flow.is_ready = false;
+            if let Some(index) = self.ready.next() {
+                self.settle(edge, index);
             }
-            self.settle(edge, index);
         }
     }
 

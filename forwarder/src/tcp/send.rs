@@ -251,6 +251,18 @@ impl Send {
         self.timed = None;
     }
 
+    /// The segment at `seq` was too long for a link inside: what is in flight goes again in shorter ones, since of the
+    /// long ones none has arrived. False: it is no news.
+    pub fn too_big(&mut self, seq: Seq, mss: u16) -> bool {
+        let is_in_flight = !seq.before(self.una) && seq.before(self.max);
+        if !is_in_flight || mss >= self.mss {
+            return false;
+        }
+        self.mss = mss;
+        self.timed_out();
+        true
+    }
+
     /// Takes the round trip if what was timed is acknowledged.
     fn measure(&mut self, now: Time) {
         let Some((_, sent)) = self.timed.filter(|&(end, _)| !self.una.before(end)) else { return };
@@ -262,6 +274,11 @@ impl Send {
                 ((7 * smoothed + sample) / 8, (3 * variation + smoothed.abs_diff(sample)) / 4)
             }
         });
+    }
+
+    /// 0 before the first measurement, and on a link that is memory.
+    pub fn round_trip_ms(&self) -> u64 {
+        self.round_trip.map_or(0, |(smoothed, _)| smoothed)
     }
 
     /// How long an acknowledgement may take, in ms, before its data is sent again (RFC 6298 2).

@@ -42,14 +42,10 @@ impl Tcp {
                 flow.receive.grow();
             }
             flow.discard_acknowledged(&mut self.scratch);
+            flow.widen_queue(edge.now);
             match send_turn(flow, edge, &mut self.scratch) {
                 Turn::Done => {}
-                Turn::More => {
-                    if !flow.is_ready {
-                        flow.is_ready = true;
-                        self.ready.push_back(flow.id);
-                    }
-                }
+                Turn::More => self.ready.wait(index),
                 Turn::Failed => return self.abort(edge, index),
             }
             if flow.ack_due || flow.receive.should_update() {

@@ -4,85 +4,22 @@
 
 use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
+use super::gather::{Gather, MAX_SEGMENTS, Way, retry, send_segments};
 use super::{IDLE_MS, Udp};
 use crate::edge::Edge;
 use crate::gateway::dns;
 use crate::gateway::unreachable::Reason;
 use crate::marks::Marks;
 use crate::policy::{Denial, Egress, Transport};
-use crate::sys;
 use crate::wire::{IpPacket, UdpDatagram};
 
-/// Datagrams in one call: what every kernel takes with UDP_SEGMENT.
-const MAX_SEGMENTS: usize = 64;
-/// Bytes in one call: an IP packet's 65,535 less both headers.
-const MAX_BYTES: usize = 65_487;
-
-/// Datagrams of one size on their way from one mapping to one destination.
-#[derive(Debug)]
-pub struct Gather<'b> {
-    /// The mapping; None when there is nothing.
-    index: Option<u32>,
-    source: (IpAddr, u16),
-    destination: SocketAddr,
-    marks: Marks,
-    size: usize,
-    len: usize,
-    count: usize,
-    payloads: [IoSlice<'b>; MAX_SEGMENTS],
-    /// The packets they came in, for errors to quote.
-    packets: [&'b [u8]; MAX_SEGMENTS],
-}
-
-impl<'b> Gather<'b> {
-    pub fn new() -> Self {
-        let nobody = IpAddr::from([0; 4]);
-        Self {
-            index: None,
-            source: (nobody, 0),
-            destination: SocketAddr::new(nobody, 0),
-            marks: Marks::NONE,
-            size: 0,
-            len: 0,
-            count: 0,
-            payloads: [IoSlice::new(&[]); MAX_SEGMENTS],
-            packets: [&[]; MAX_SEGMENTS],
-        }
-    }
-
-    /// Whether this datagram may follow those that are there.
-    fn admits(&self, ip: &IpPacket<'_>, datagram: &UdpDatagram<'_>) -> bool {
-        let len = datagram.payload.len();
-        // A shorter one is the last.
-        let is_open = self.len == self.size * self.count;
-        self.index.is_some()
-            && is_open
-            && (1..=self.size).contains(&len)
-            && self.len + len <= MAX_BYTES
-            && self.source == (ip.src, datagram.src_port)
-            && self.destination.port() == datagram.dst_port
-            && self.destination.ip() == ip.dst
-            && self.marks == Marks::of(ip)
-    }
-
-    fn push(&mut self, payload: &'b [u8], packet: &'b [u8]) {
-        if let (Some(slice), Some(quoted)) = (self.payloads.get_mut(self.count), self.packets.get_mut(self.count)) {
-            *slice = IoSlice::new(payload);
-            *quoted = packet;
-            self.len += payload.len();
-            self.count += 1;
-        }
-    }
-}
-
 impl Udp {
-    /// Takes in one datagram, or several in a row of `segment` bytes each (USO). It may stay in `gather` until
-    /// [`Self::flush`].
+    /// Takes in one datagram, or several in a row of `segment` bytes each (USO). It may stay in `gather`, where nothing
+    /// is, until [`Self::flush`].
     pub fn datagram_from_tap<'b>(
         &mut self,
         edge: &mut Edge,
@@ -91,26 +28,11 @@ impl Udp {
         datagram: &UdpDatagram<'b>,
         segment: Option<u16>,
     ) {
-        if segment.is_none() && gather.count < MAX_SEGMENTS && gather.admits(ip, datagram) {
-            if let Some(flow) = gather.index.and_then(|index| self.flows.get_mut(index)) {
-                flow.from_tap += datagram.payload.len() as u64;
-            }
-            return gather.push(datagram.payload, ip.bytes);
-        }
-        self.flush(edge, gather);
         let destination = SocketAddr::new(ip.dst, datagram.dst_port);
         let Some((index, host)) = self.mapping_from_tap(edge, ip, datagram, destination) else { return };
         match segment.map(usize::from).filter(|&size| size < datagram.payload.len()) {
             Some(size) => self.send_uncut(edge, index, host, ip.bytes, datagram.payload, size),
-            None => {
-                gather.index = Some(index);
-                gather.source = (ip.src, datagram.src_port);
-                gather.destination = destination;
-                gather.marks = Marks::of(ip);
-                gather.size = datagram.payload.len();
-                (gather.len, gather.count) = (0, 0);
-                gather.push(datagram.payload, ip.bytes);
-            }
+            None => gather.begin(Way::Mapping(index), ip, datagram),
         }
     }
 
@@ -183,21 +105,21 @@ impl Udp {
         None
     }
 
-    /// Sends what has been gathered.
-    pub fn flush(&mut self, edge: &mut Edge, gather: &mut Gather<'_>) {
-        let Some(index) = gather.index.take() else { return };
+    /// Sends what has been gathered for a mapping.
+    pub fn flush(&mut self, edge: &mut Edge, index: u32, gather: &Gather<'_>) {
         let Some((flow, (_, host))) = self.flows.get_mut(index).and_then(|flow| flow.route.map(|r| (flow, r))) else {
             return;
         };
-        let payloads = gather.payloads.get(..gather.count).unwrap_or_default();
-        if gather.count > 1 && flow.takes_segments {
-            match send_segments(&flow.socket, payloads, host, gather.size) {
+        flow.from_tap += gather.followed();
+        let payloads = gather.payloads();
+        if payloads.len() > 1 && flow.takes_segments {
+            match send_segments(&flow.socket, payloads, gather.size(), None, host) {
                 Ok(()) => return,
-                Err(Errno::AGAIN) => return edge.counters.drops.host_full += gather.count as u64,
+                Err(Errno::AGAIN) => return edge.counters.drops.host_full += payloads.len() as u64,
                 Err(_) => flow.takes_segments = false,
             }
         }
-        for (payload, packet) in payloads.iter().zip(gather.packets) {
+        for (payload, packet) in gather.packets() {
             self.send_one(edge, index, host, packet, payload);
         }
     }
@@ -215,7 +137,7 @@ impl Udp {
         for part in payload.chunks(size * MAX_SEGMENTS) {
             let Some(flow) = self.flows.get_mut(index) else { return };
             if flow.takes_segments && part.len() > size {
-                match send_segments(&flow.socket, &[IoSlice::new(part)], host, size) {
+                match send_segments(&flow.socket, &[IoSlice::new(part)], size, None, host) {
                     Ok(()) => continue,
                     Err(Errno::AGAIN) => {
                         edge.counters.drops.host_full += part.len().div_ceil(size) as u64;
@@ -243,24 +165,5 @@ impl Udp {
         if let Some(reason) = reason {
             edge.unreachable_to_tap(packet, reason);
         }
-    }
-}
-
-/// All or, with an error, none of them are sent. EAGAIN: there is no room for them. Another error: the host's path
-/// refuses to cut them, or one of that size.
-fn send_segments(socket: &OwnedFd, parts: &[IoSlice<'_>], to: SocketAddr, size: usize) -> Result<(), Errno> {
-    let size = u16::try_from(size).map_err(|_| Errno::INVAL)?;
-    match retry(|| sys::socket::send_segments(socket, parts, to, size)) {
-        Ok(_) => Ok(()),
-        Err(Errno::NOBUFS) => Err(Errno::AGAIN),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// A failure may be an earlier datagram's, to anyone: the kernel reports what is pending before it sends, once.
-fn retry<T>(send: impl Fn() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
-    match send() {
-        Err(errno) if errno != Errno::AGAIN => send(),
-        sent => sent,
     }
 }

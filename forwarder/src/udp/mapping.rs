@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::flow::FlowId;
 use crate::marks::Marked;
 use crate::outbound::{self, Outbound};
+use crate::path_mtu::PathMtu;
 use crate::sys;
 use crate::timer::{Time, TimerId};
 
@@ -16,7 +16,6 @@ const FIRST_UNPRIVILEGED: u16 = 1024;
 
 #[derive(Debug)]
 pub struct Mapping {
-    pub id: FlowId,
     pub socket: OwnedFd,
     pub guest: (IpAddr, u16),
     pub marked: Marked,
@@ -27,11 +26,12 @@ pub struct Mapping {
     pub from_tap: u64,
     pub to_tap: u64,
     pub idle_ms: u64,
-    pub is_ready: bool,
     /// The last destination and what the policy made of it.
     pub route: Option<(SocketAddr, SocketAddr)>,
     /// The host has not refused UDP_SEGMENT on the way to that destination.
     pub takes_segments: bool,
+    /// What the workspace has said of the way to whoever has it.
+    pub path_mtu: PathMtu,
 }
 
 /// A host socket with the workspace's port, where that can be had. One that has a source address has it for everything
@@ -49,7 +49,7 @@ pub fn open_socket(outbound: &Outbound, is_ipv4: bool, port: u16) -> rustix::io:
         rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
     }
     sys::socket::receive_errors(&socket, is_ipv4)?;
-    sys::socket::receive_offloaded(&socket, is_ipv4)?;
+    sys::datagram::receive_offloaded(&socket, is_ipv4)?;
     let source = outbound.of_family(is_ipv4);
     if port >= FIRST_UNPRIVILEGED {
         // Taken on the host: the kernel chooses another with the first datagram.

@@ -12,10 +12,10 @@
 #![forbid(unsafe_code)]
 
 mod from_tap;
+mod gather;
 mod mapping;
 mod to_tap;
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
 use rustix::event::epoll::EventFlags;
@@ -27,9 +27,12 @@ use crate::flow::{FlowId, Kind, Table};
 use crate::gateway::dns::{self, Dns};
 use crate::gateway::unreachable::Reason;
 use crate::marks::{Marked, Marks};
+use crate::path_mtu::PathMtu;
 use crate::recency::Recency;
-use crate::wire::{IpPacket, UdpDatagram};
-pub use from_tap::Gather;
+use crate::timer::Time;
+use crate::turns::Turns;
+use crate::wire::{IpPacket, Quote, UdpDatagram};
+pub use gather::{Gather, MAX_SEGMENTS, Way, retry, send_segments};
 use mapping::Mapping;
 
 /// Mappings at once: each holds a descriptor, and busy resolvers or peer-to-peer programs open thousands. What waits in
@@ -45,7 +48,7 @@ const DNS_IDLE_MS: u64 = 15_000;
 pub struct Udp {
     flows: Table<(IpAddr, u16), Mapping>,
     recency: Recency,
-    ready: VecDeque<FlowId>,
+    ready: Turns,
     dns: Dns,
 }
 
@@ -55,7 +58,7 @@ impl Udp {
         Self {
             flows: Table::new(Kind::Udp, capacity),
             recency: Recency::new(),
-            ready: VecDeque::new(),
+            ready: Turns::default(),
             dns: Dns::new(),
         }
     }
@@ -86,7 +89,6 @@ impl Udp {
             let timer = edge.timers.insert(id);
             edge.timers.set(timer, edge.now.after(idle_ms));
             Some(Mapping {
-                id,
                 socket,
                 guest: (ip.src, port),
                 marked,
@@ -96,9 +98,9 @@ impl Udp {
                 from_tap: 0,
                 to_tap: 0,
                 idle_ms,
-                is_ready: false,
                 route: None,
                 takes_segments: true,
+                path_mtu: PathMtu::default(),
             })
         });
         match index {
@@ -122,9 +124,6 @@ impl Udp {
     fn remove(&mut self, edge: &mut Edge, index: u32) {
         let Some(flow) = self.flows.remove(index) else { return };
         self.recency.remove(index);
-        if flow.is_ready {
-            self.ready.retain(|&id| id != flow.id);
-        }
         edge.timers.remove(flow.timer);
         edge.counters.udp.flows.closed += 1;
     }
@@ -141,6 +140,12 @@ impl Udp {
         if events.contains(EventFlags::IN) {
             self.datagrams_to_tap(edge, index);
         }
+    }
+
+    /// A datagram to this mapping's end was too big for a link inside. False: there is no such mapping.
+    pub fn too_big(&mut self, now: Time, quote: &Quote, mtu: u16) -> bool {
+        let found = self.flows.find(&quote.dst).and_then(|index| self.flows.get_mut(index));
+        found.map(|flow| flow.path_mtu.heard(mtu, now)).is_some()
     }
 
     /// Puts mappings on a page.
@@ -167,12 +172,9 @@ impl Udp {
             return;
         }
         for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
-            let Some(index) = self.flows.current(id) else { continue };
-            if let Some(flow) = self.flows.get_mut(index) {
-                flow.is_ready = false;
+            if let Some(index) = self.ready.next() {
+                self.datagrams_to_tap(edge, index);
             }
-            self.datagrams_to_tap(edge, index);
         }
     }
 

@@ -9,7 +9,8 @@ use super::Udp;
 use super::mapping::Mapping;
 use crate::edge::Edge;
 use crate::gateway::unreachable;
-use crate::sys::socket::{self, ErrorReport};
+use crate::sys::datagram;
+use crate::sys::socket::ErrorReport;
 use crate::wire::build::Datagrams;
 use crate::wire::ip::header_for_quote;
 use crate::wire::transport::UdpHeader;
@@ -46,7 +47,7 @@ impl Udp {
             waiting = match waiting {
                 Some(datagrams) if follows(&datagrams, &next) => Some(Datagrams { len: len + next.len, ..datagrams }),
                 Some(datagrams) => {
-                    edge.datagrams_to_tap(&datagrams);
+                    edge.datagrams_to_tap(&datagrams, flow.path_mtu);
                     edge.frame.move_payload(len, next.len);
                     Some(next)
                 }
@@ -58,12 +59,11 @@ impl Udp {
         }
         if let Some(datagrams) = waiting {
             flow.last_used = edge.now;
-            edge.datagrams_to_tap(&datagrams);
+            edge.datagrams_to_tap(&datagrams, flow.path_mtu);
             self.recency.touch(index);
         }
-        if !is_empty && !flow.is_ready {
-            flow.is_ready = true;
-            self.ready.push_back(flow.id);
+        if !is_empty {
+            self.ready.wait(index);
         }
     }
 
@@ -95,7 +95,7 @@ fn quoted(edge: &Edge, flow: &Mapping, report: &ErrorReport) -> Option<Vec<u8>> 
 
 /// Receives behind `len` bytes that wait in the frame buffer. None: not for the workspace.
 fn receive(edge: &mut Edge, flow: &Mapping, len: usize) -> rustix::io::Result<Option<Datagrams>> {
-    let Some(received) = socket::receive(&flow.socket, edge.frame.after_payload_mut(len))? else { return Ok(None) };
+    let Some(received) = datagram::receive(&flow.socket, edge.frame.after_payload_mut(len))? else { return Ok(None) };
     let source = edge.guest_view(received.source.ip()).filter(|source| source.is_ipv4() == flow.guest.0.is_ipv4());
     Ok(source.map(|source| Datagrams {
         src: (source, received.source.port()),

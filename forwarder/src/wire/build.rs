@@ -9,7 +9,7 @@ use std::ops::Range;
 use zerocopy::IntoBytes;
 
 use super::checksum::Sum;
-use super::ip::{Ipv4Header, Ipv6Header};
+use super::ip::{FRAGMENT, Ipv4Header, Ipv6Header};
 use super::transport::{IcmpHeader, TcpHeader, UdpHeader};
 use super::{
     ETHERNET_LEN, EthernetHeader, FRAGMENT_LEN, Fragment, ICMP_LEN, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
@@ -31,8 +31,6 @@ const HOP_LIMIT: u8 = 64;
 pub const NDP_HOP_LIMIT: u8 = 255;
 const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
-/// Next-header number of the IPv6 fragment header.
-const PROTOCOL_FRAGMENT: u8 = 44;
 
 /// Both ends of the workspace's Ethernet.
 #[derive(Clone, Copy, Debug)]
@@ -244,7 +242,7 @@ impl FrameBuffer {
             let [o1, o0] = (fragment.offset | u16::from(fragment.more)).to_be_bytes();
             let at = start - FRAGMENT_LEN;
             self.bytes[at..start].copy_from_slice(&[protocol, 0, o1, o0, i3, i2, i1, i0]);
-            (PROTOCOL_FRAGMENT, at)
+            (FRAGMENT, at)
         };
         let ip = IpFields { protocol, hop_limit: HOP_LIMIT, tos, cutting: Cutting::Done(fragment) };
         self.ip(macs, ends, ip, at..start + len, start, &Offload::NONE)

@@ -7,6 +7,7 @@
 pub mod build;
 pub mod checksum;
 pub mod ip;
+pub mod quote;
 pub mod transport;
 
 use zerocopy::byteorder::{native_endian, network_endian};
@@ -14,6 +15,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use build::FrameBuffer;
 pub use ip::{Fragment, IpPacket};
+pub use quote::Quote;
 pub use transport::{IcmpEcho, TcpFlags, TcpSegment, UdpDatagram};
 
 use crate::network::MacAddr;

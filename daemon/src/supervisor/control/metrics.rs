@@ -57,7 +57,12 @@ fn supervisor(text: &mut Text, counted: &Snapshot) {
     let Snapshot { calls, verdicts, without_verdict, stuck, options_not_carried } = counted;
     text.each("sidestep_calls_total", "Stopped system calls received.", "call", pairs(&fields(calls)));
     let bypass = fields(&verdicts.bypass);
-    text.each("sidestep_bypassed_total", "Connects taken out to a host socket.", "transport", pairs(&bypass));
+    text.each(
+        "sidestep_bypassed_total",
+        "Connects taken out to a host socket, and sockets that listen on the host.",
+        "transport",
+        pairs(&bypass),
+    );
     let by_reason = [
         ("sidestep_in_place_total", "Calls carried out on the process's own socket.", &verdicts.in_place),
         ("sidestep_denied_total", "Calls on host sockets that were denied.", &verdicts.denied),

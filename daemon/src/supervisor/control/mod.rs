@@ -179,7 +179,9 @@ impl Control {
                 let status = match refused {
                     Refused::Unknown(_) => StatusCode::NOT_FOUND,
                     Refused::Silent(_) => StatusCode::SERVICE_UNAVAILABLE,
-                    Refused::Lasting(_) | Refused::Full | Refused::Taken(_) => StatusCode::CONFLICT,
+                    Refused::Lasting(_) | Refused::Shared(_) | Refused::Full | Refused::Taken(_) => {
+                        StatusCode::CONFLICT
+                    }
                 };
                 error(status, &refused.to_string())
             }

@@ -120,6 +120,17 @@ impl Oracle {
         }
     }
 
+    /// Whether there are any rules at all, or may be.
+    pub fn has_rules(&self) -> bool {
+        let legacy =
+            self.legacy.iter().flatten().any(|names| !matches!(rustix::io::pread(names, &mut [0; 1], 0), Ok(0)));
+        let any = |rules: &Mutex<Rules>| {
+            let mut rules = rules.lock().ok()?;
+            Some(!rules.current().ok()?.is_empty())
+        };
+        legacy || self.rules.as_ref().is_some_and(|rules| any(rules).unwrap_or(true))
+    }
+
     fn could_touch(&self, source: Option<IpAddr>, request: Request, way: Way<u32>) -> io::Result<bool> {
         let destination = SocketAddr::new(request.destination.ip().to_canonical(), request.destination.port());
         let l4proto = match request.transport {

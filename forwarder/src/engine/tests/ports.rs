@@ -1,10 +1,13 @@
 //! Clients of published ports over the TAP: the handshake with the workspace, and what goes wrong with it.
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd as _;
 
+use super::udp::{host, taken, udp_from};
 use super::*;
 use crate::policy::Transport;
 use crate::ports::{Entry, Origin, Publication, Published};
+use crate::sys::datagram::receive_offloaded;
 
 const SYN_ACK: TcpFlags = TcpFlags(0x12);
 /// The workspace's first sequence number.
@@ -19,21 +22,20 @@ struct Inbound {
     syn: u32,
 }
 
+/// At the workspace's IPv4 address only: where else it is tried is told by the whole program's tests.
+fn publish(lab: &mut Lab, transport: Transport, at: SocketAddr, socket: OwnedFd) {
+    let (host, host_port) = (Some(at.ip()), at.port());
+    let publication = Publication { transport, host, host_port, guest: Some(GUEST.into()), guest_port: PORT };
+    let entry = Entry { number: 1, origin: Origin::Start, publication };
+    assert!(lab.engine.publish(&mut lab.edge, Published { entry, socket }));
+}
+
 impl Inbound {
     fn new() -> Self {
         let mut lab = Lab::new();
         let listener = listener();
         let to = listener.local_addr().unwrap();
-        // The workspace's IPv4 address only: where else it is tried is told by the whole program's tests.
-        let publication = Publication {
-            transport: Transport::Tcp,
-            host: Some(to.ip()),
-            host_port: to.port(),
-            guest: Some(GUEST.into()),
-            guest_port: PORT,
-        };
-        let entry = Entry { number: 1, origin: Origin::Start, publication };
-        assert!(lab.engine.publish(&mut lab.edge, Published { entry, socket: listener.into() }));
+        publish(&mut lab, Transport::Tcp, to, listener.into());
         let client = TcpStream::connect(to).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         let port = client.local_addr().unwrap().port();
@@ -138,4 +140,32 @@ fn a_client_that_leaves_takes_its_connection_along() {
     let sent = segments(&inbound.lab.received());
     assert!(sent.iter().any(|s| s.0.has(TcpFlags::RST) && s.1 == inbound.syn.wrapping_add(1)), "{sent:?}");
     assert_eq!(inbound.lab.edge.counters.tcp.flows.closed, 1);
+}
+
+/// As over the outbound path: one call, and for the client the same datagrams.
+#[test]
+fn answers_that_come_together_leave_together() {
+    let mut lab = Lab::new();
+    let published = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    published.set_nonblocking(true).unwrap();
+    let at = published.local_addr().unwrap();
+    publish(&mut lab, Transport::Udp, at, published.into());
+    let (client, port) = host();
+    receive_offloaded(&client.as_fd().try_clone_to_owned().unwrap(), true).unwrap();
+    client.send_to(b"question", at).unwrap();
+    lab.turn(1);
+    assert_eq!(lab.received().len(), 1);
+    let sizes = [700, 700, 700, 20, 700, 0, 9];
+    let frames: Vec<_> =
+        sizes.iter().zip(1u8..).map(|(&len, n)| udp_from(&mut lab, PORT, port, &vec![n; len])).collect();
+    lab.feed(&frames);
+    let mut buffer = vec![0; 70_000];
+    let mut next = || {
+        let received = taken(&client, &mut buffer);
+        assert_eq!(received.source, at);
+        (received.size, received.len, buffer[0])
+    };
+    assert_eq!([next(), next(), next(), next()], [(700, 2120, 1), (700, 700, 5), (0, 0, 5), (9, 9, 7)]);
+    let (listed, _) = lab.engine.list(lab.edge.now, None);
+    assert_eq!(listed.iter().map(|client| client.from_tap).collect::<Vec<_>>(), [2829]);
 }

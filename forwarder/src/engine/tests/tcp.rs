@@ -442,3 +442,29 @@ fn what_the_host_does_not_take_is_kept() {
     assert!(got == data, "{} of {}", got.len(), data.len());
     assert!(stalls > 3, "{stalls}");
 }
+
+#[test]
+fn a_small_link_inside_makes_shorter_segments() {
+    let mut open = Open::new();
+    open.host.write_all(&[1; 4000]).unwrap();
+    open.lab.turn(1);
+    let frames = open.lab.received();
+    let gso = |frame: &Vec<u8>| u16::from_ne_bytes([frame[4], frame[5]]);
+    assert_eq!(frames.iter().map(gso).collect::<Vec<_>>(), [536]);
+    let told = |open: &mut Open, quoted: &[u8], mtu: u16| {
+        let error = open.lab.too_big(quoted, mtu);
+        open.lab.feed(&[error]);
+        open.lab.received()
+    };
+    // Not of what is in flight.
+    let mut old = frames[0].clone();
+    old[26 + 27] = old[26 + 27].wrapping_add(200);
+    old[26 + 26] = old[26 + 26].wrapping_add(100);
+    assert_eq!(told(&mut open, &old, 560), Vec::<Vec<u8>>::new());
+    // Nor less than is believed.
+    let again = told(&mut open, &frames[0], 100);
+    assert_eq!(again.iter().map(gso).collect::<Vec<_>>(), [512]);
+    assert_eq!(segments(&again)[0].1, open.first);
+    assert_eq!(segments(&again)[0].3, [1; 4000]);
+    assert_eq!(told(&mut open, &frames[0], 100), Vec::<Vec<u8>>::new());
+}

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use super::*;
-use crate::sys::socket::{Received, receive, receive_offloaded, send_segments};
+use crate::sys::datagram::{Received, receive, receive_offloaded, send};
 use crate::udp::Udp;
 use crate::wire::build::Datagrams;
 use crate::wire::{UdpDatagram, VnetHeader};
@@ -13,7 +13,7 @@ fn from_guest(port: u16, to: (IpAddr, u16), len: usize) -> Datagrams {
 }
 
 /// A datagram from a port of the workspace's to one of the host's.
-fn udp_from(lab: &mut Lab, from: u16, port: u16, payload: &[u8]) -> Vec<u8> {
+pub fn udp_from(lab: &mut Lab, from: u16, port: u16, payload: &[u8]) -> Vec<u8> {
     let len = lab.buffer.put_payload(payload);
     lab.buffer.udp(MACS, &from_guest(from, (IpAddr::V4(GATEWAY), port), len), 0).to_vec()
 }
@@ -63,12 +63,12 @@ fn icmp(lab: &mut Lab) -> Vec<(u8, u8, Vec<u8>)> {
 }
 
 /// What the host's socket was given, as it came over the loopback.
-fn taken(socket: &UdpSocket, buffer: &mut [u8]) -> Received {
+pub fn taken(socket: &UdpSocket, buffer: &mut [u8]) -> Received {
     let socket = socket.as_fd().try_clone_to_owned().unwrap();
     receive(&socket, buffer).unwrap().unwrap()
 }
 
-fn host() -> (UdpSocket, u16) {
+pub fn host() -> (UdpSocket, u16) {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     let port = socket.local_addr().unwrap().port();
@@ -194,13 +194,13 @@ fn a_train_of_the_hosts_kernel_goes_in_whole() {
     let (_, mapping) = host.recv_from(&mut [0; 8]).unwrap();
     let payload: Vec<u8> = (0..44_444u32).map(|n| n.to_be_bytes()[3]).collect();
     let socket = host.as_fd().try_clone_to_owned().unwrap();
-    send_segments(&socket, &[std::io::IoSlice::new(&payload)], mapping, 1400).unwrap();
+    send(&socket, &[std::io::IoSlice::new(&payload)], Some(1400), None, mapping).unwrap();
     lab.turn(1);
     let (got, frames) = datagrams(&mut lab);
     assert_eq!(frames, 1);
     assert!(got.iter().map(|(_, bytes)| &bytes[..]).eq(payload.chunks(1400)));
     // Longer than the workspace's MTU: each in fragments.
-    send_segments(&socket, &[std::io::IoSlice::new(&payload[..6000])], mapping, 3000).unwrap();
+    send(&socket, &[std::io::IoSlice::new(&payload[..6000])], Some(3000), None, mapping).unwrap();
     lab.turn(1);
     let fragments = lab.received();
     assert_eq!(fragments.len(), 6);
@@ -362,4 +362,60 @@ fn a_ping_in_fragments_is_answered_in_fragments() {
     let frame = ipv4_frame(PROTOCOL_TCP, 185, false, &[0; 80]);
     lab.feed(&[frame]);
     assert!(lab.is_alive());
+}
+
+/// Machines bridged to the TAP have hardware addresses of their own, whoever spoke last.
+#[test]
+fn each_neighbour_gets_its_own() {
+    let mut lab = Lab::new();
+    let (host, port) = host();
+    let mut from = |last: u8| {
+        let mut frame = with_header(udp(&mut lab, port, &[last]), |header| header[15] = last);
+        frame[18..24].copy_from_slice(&[2, 0, 0, 0, 0, last]);
+        frame
+    };
+    let frames = [from(100), from(40), from(41)];
+    lab.feed(&frames);
+    let mut got = Vec::new();
+    for _ in 0..frames.len() {
+        let (_, mapping) = host.recv_from(&mut [0; 8]).unwrap();
+        host.send_to(b"answer", mapping).unwrap();
+        lab.turn(1);
+        got.extend(lab.received().iter().map(|frame| (frame[17], frame[45])));
+    }
+    assert_eq!(got, [(100, 100), (40, 40), (41, 41)]);
+}
+
+#[test]
+fn a_small_link_inside_is_remembered_for_its_mapping_alone() {
+    let mut lab = Lab::new();
+    let (host, port) = host();
+    let frames = [udp_from(&mut lab, 5000, port, b"small"), udp_from(&mut lab, 5001, port, b"wide")];
+    lab.feed(&frames);
+    let [small, wide] = [(), ()].map(|()| host.recv_from(&mut [0; 8]).unwrap().1);
+    let payload = vec![7; 1400];
+    let lens = |lab: &mut Lab, to: SocketAddr| {
+        host.send_to(&payload, to).unwrap();
+        lab.turn(1);
+        let frames = lab.received();
+        (frames.iter().map(|frame| frame.len() - 26).collect::<Vec<_>>(), frames)
+    };
+    let (sent, frames) = lens(&mut lab, small);
+    assert_eq!(sent, [1428]);
+    let error = lab.too_big(&frames[0], 1000);
+    lab.feed(&[error]);
+    assert_eq!(lens(&mut lab, small).0, [996, 452]);
+    assert_eq!(lens(&mut lab, wide).0, [1428]);
+    // About nobody's packet, and for ten minutes at most.
+    let mut unknown = frames[0].clone();
+    unknown[26 + 22] ^= 0x40;
+    let error = lab.too_big(&unknown, 600);
+    lab.feed(&[error]);
+    assert_eq!(lab.edge.counters.drops.unsupported, 1);
+    for _ in 0..6 {
+        let frames = [udp_from(&mut lab, 5000, port, b"x")];
+        lab.feed(&frames);
+        lab.turn(110_000);
+    }
+    assert_eq!(lens(&mut lab, small).0, [1428]);
 }

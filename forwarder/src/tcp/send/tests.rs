@@ -198,3 +198,18 @@ fn urgent_pointers_end_behind_the_byte() {
     ack(&mut send, 102, 10_000, true);
     assert_eq!(send.urgent_pointer(Seq(1)), None);
 }
+
+#[test]
+fn what_is_too_big_goes_again_in_shorter_segments() {
+    let mut send = open();
+    send.sent(5000, NOW);
+    ack(&mut send, 2001, 10_000, true);
+    // Acknowledged, never sent, and no shorter than it is.
+    for (seq, mss) in [(2000, 900), (5001, 900), (2001, 1000)] {
+        assert!(!send.too_big(Seq(seq), mss), "{seq} {mss}");
+    }
+    assert!(send.too_big(Seq(3001), 900));
+    assert_eq!((send.mss(), send.nxt(), send.sendable(65_000)), (900, Seq(2001), 9900));
+    // The other segments of the same flight are no news.
+    assert!(!send.too_big(Seq(4001), 900));
+}

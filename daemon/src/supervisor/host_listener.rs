@@ -1,0 +1,261 @@
+//! listen(2) at a published port, by the bypass: the program gets a listening socket of the host, beside ours
+//! ([`crate::publish::group`]), and what it had becomes its shadow ([`sidestep_forwarder::ports::Shadow`]).
+//!
+//! The order: the host socket is bound; the program's own listens, which may fail as it always may; the host socket
+//! listens and goes in its place; the forwarder gets the shadow. No copy of the host socket is kept, so its last close is
+//! the program's.
+//!
+//! The program's end is seen in the host's table of listening sockets, which is looked at every [`PERIOD`], and before a
+//! bind or listen inside that the shadow would be in the way of.
+//!
+//! Limits: what a program has copied (dup, fork) before it listens stays the old socket, and listens at the shadow, as
+//! one of those who accept there. Rules of the workspace's netfilter, whatever they say, keep its listeners in place.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sidestep_forwarder::ports::{Entry, Shadow};
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::publish::group::{Family, Place};
+use crate::sys::listener::Caller;
+use crate::sys::socket;
+
+use super::auto::Auto;
+use super::decide::Reason;
+use super::facts::{SocketCookie, SocketFacts, TcpState};
+use super::host_socket;
+use super::ledger::Phase;
+use super::link::Link;
+use super::listening::Listening;
+use super::ports::Ports;
+use super::session::{Outcome, Session, Stopped};
+use super::sockaddr::RawAddress;
+
+/// Between two looks at what still listens.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// What listens on the host for programs of the workspace.
+pub struct HostListeners {
+    pub ports: Arc<Ports>,
+    pub link: Arc<Link>,
+    /// Of the host's namespace.
+    pub listening: Listening,
+    /// None: without `--publish-auto`.
+    pub auto: Option<Arc<Auto>>,
+    pub event_loop: Handle,
+    pub removing: Mutex<()>,
+}
+
+/// A share of a published port.
+struct Share {
+    entry: Entry,
+    ours: Arc<OwnedFd>,
+    place: Place,
+}
+
+impl HostListeners {
+    /// Closes shadows of programs that have gone, for as long as the event loop runs.
+    pub async fn follow(self: Arc<Self>) {
+        let mut tick = interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let shadows = self.link.shadows();
+            if shadows.is_empty() {
+                continue;
+            }
+            let looking = Arc::clone(&self);
+            let looked = tokio::task::spawn_blocking(move || looking.gone(shadows)).await;
+            let _turn = self.removing.lock().await;
+            self.remove(looked.unwrap_or_default()).await;
+        }
+    }
+
+    /// Sees to it that no shadow holds this port for a program that has gone.
+    pub fn make_room(&self, guest_port: u16) {
+        // One that is being removed is not among the shadows any more, and may still be there.
+        let _turn = self.event_loop.block_on(self.removing.lock());
+        let shadows = self.link.shadows().into_iter().filter(|shadow| shadow.guest_port == guest_port).collect();
+        self.event_loop.block_on(self.remove(self.gone(shadows)));
+    }
+
+    async fn remove(&self, programs: Vec<u64>) {
+        for program in programs {
+            // A forwarder that does not answer in time is gone, and its sockets with it.
+            if let Err(silent) = self.link.remove_shadow(program).await {
+                tracing::debug!("a shadow may still hold its port inside: {silent}");
+                return;
+            }
+        }
+    }
+
+    /// Programs that listen no more; one that cannot be asked about is taken to.
+    fn gone(&self, shadows: Vec<Shadow>) -> Vec<u64> {
+        let is_gone = |shadow: &Shadow| match self.listening.at(shadow.to.port()) {
+            Ok(cookies) => !cookies.contains(&SocketCookie(shadow.program)),
+            Err(error) => {
+                tracing::debug!("what listens on the host: {error}");
+                false
+            }
+        };
+        shadows.into_iter().filter(is_gone).map(|shadow| shadow.program).collect()
+    }
+
+    /// Something inside has begun to listen in place.
+    pub fn listened(&self) {
+        if let Some(auto) = &self.auto {
+            auto.listened.notify_one();
+        }
+    }
+
+    fn share(&self, guest_port: u16, family: Family) -> Result<Share, Reason> {
+        if let Some(auto) = &self.auto {
+            self.event_loop.block_on(auto.ahead(guest_port));
+        }
+        let mut leading = self.ports.leading_to(guest_port, &self.event_loop).into_iter();
+        match (leading.next(), leading.next()) {
+            (Some((entry, ours)), None) => {
+                let place = Place::of(&entry.publication, family).ok_or(Reason::NotPublished)?;
+                Ok(Share { entry, ours, place })
+            }
+            (None, _) => Err(Reason::NotPublished),
+            // The forwarder keeps the addresses of clients of both.
+            (_, Some(_)) => Err(Reason::SharedPort),
+        }
+    }
+}
+
+impl Session {
+    /// Has a socket that is bound to `port` of the workspace listen on the host. Err: why it listens in place.
+    pub(super) fn listen_on_host(&self, stopped: &Stopped<'_>, port: u16, backlog: i32) -> Result<Outcome, Reason> {
+        // A predecessor may have come so far that it listens.
+        if stopped.facts.state == TcpState::Listening && stopped.slot.phase() != Phase::Acting {
+            return Err(Reason::InUse);
+        }
+        let family = family(stopped.copy.as_fd(), &stopped.facts);
+        let untouched = self.swap.workspace.of(&stopped.facts).ok_or(Reason::NoFamily)?;
+        let difference = untouched.difference_listening(stopped.copy.as_fd(), self.ledger.touched.to_be_read())?;
+        if self.netfilter.has_rules() {
+            return Err(Reason::Netfilter);
+        }
+        let share = self.host_listeners.share(port, family)?;
+        self.host_listeners.make_room(port);
+        let host = host_socket::like(&stopped.facts).ok().flatten().ok_or(Reason::NoFamily)?;
+        if !difference.apply(host.as_fd()) {
+            return Err(Reason::NotTaken);
+        }
+        let shared = share.place.take(&host, share.ours.as_fd()).map_err(io::Error::from);
+        let cookie = shared.and_then(|()| socket::u64_option(host.as_fd(), libc::SOL_SOCKET, libc::SO_COOKIE));
+        let (Ok(program), Ok(shadow_socket)) = (&cookie, stopped.copy.try_clone()) else {
+            tracing::debug!(tid = stopped.tid, port, ?cookie, "a published port cannot be shared");
+            return Err(Reason::HostPort);
+        };
+        stopped.begin_act();
+        if let Err(error) = socket::listen(stopped.copy.as_fd(), backlog) {
+            return Ok(Outcome::of(Err(error)));
+        }
+        if socket::listen(host.as_fd(), backlog).is_err() {
+            return Err(Reason::HostPort);
+        }
+        let publication = share.entry.number;
+        let shadow = Shadow { program: *program, port: publication, guest_port: port, to: share.place.on_this_host() };
+        match self.swap.put(&self.listener, stopped, host.as_fd()) {
+            Ok(Caller::Waiting) => {
+                drop(host);
+                self.keep_shadow(shadow, shadow_socket);
+                Ok(Outcome::SUCCESS)
+            }
+            // As it was, for the call that is made again.
+            Ok(Caller::Left) => {
+                let _ = rustix::net::shutdown(&stopped.copy, rustix::net::Shutdown::Both);
+                Ok(Outcome::CallerLeft)
+            }
+            Err(error) => {
+                tracing::debug!(tid = stopped.tid, port, %error, "a socket of the host cannot be put in place");
+                Err(Reason::HostPort)
+            }
+        }
+    }
+
+    /// listen(2) on a host socket that listens: another backlog. Where a supervisor died before it could keep the
+    /// shadow, there is a new one.
+    pub(super) fn listen_again(&self, stopped: &Stopped<'_>, backlog: i32) -> Outcome {
+        stopped.begin_act();
+        let listens = socket::listen(stopped.copy.as_fd(), backlog);
+        if listens.is_ok()
+            && let Err(error) = self.renew_shadow(stopped)
+        {
+            tracing::debug!(tid = stopped.tid, %error, "a program on the host has no shadow");
+        }
+        Outcome::of(listens)
+    }
+
+    fn renew_shadow(&self, stopped: &Stopped<'_>) -> io::Result<()> {
+        let program = stopped.facts.cookie.0;
+        if self.host_listeners.link.shadows().iter().any(|shadow| shadow.program == program) {
+            return Ok(());
+        }
+        let Some(shadow) = self.host_listeners.shadow_of(stopped) else { return Ok(()) };
+        let kind = (host_socket::domain(&stopped.facts), libc::SOCK_STREAM, libc::IPPROTO_TCP);
+        let fresh = self.factory.socket(self.swap.userns.as_fd(), self.swap.netns.as_fd(), kind)?;
+        rustix::net::sockopt::set_socket_reuseaddr(&fresh, true)?;
+        bind_anywhere(fresh.as_fd(), stopped.facts.ipv6, shadow.guest_port)?;
+        socket::listen(fresh.as_fd(), libc::SOMAXCONN)?;
+        self.keep_shadow(shadow, fresh);
+        Ok(())
+    }
+
+    /// A socket that listened on the host is one of the workspace again, and still has its port, as after every
+    /// shutdown.
+    pub(super) fn bind_again(&self, socket: BorrowedFd<'_>, facts: &SocketFacts, listener: Shadow) {
+        let _ = rustix::net::sockopt::set_socket_reuseport(socket, false);
+        self.host_listeners.make_room(listener.guest_port);
+        if let Err(error) = bind_anywhere(socket, facts.ipv6, listener.guest_port) {
+            tracing::debug!(%error, "port {} inside is no longer the program's", listener.guest_port);
+        }
+    }
+
+    fn keep_shadow(&self, shadow: Shadow, socket: OwnedFd) {
+        // Only we accept there from now on, and we never wait for it.
+        if let Err(error) = rustix::io::ioctl_fionbio(&socket, true) {
+            tracing::debug!(%error, "a shadow cannot be kept");
+            return;
+        }
+        self.host_listeners.link.add_shadow(shadow, socket);
+    }
+}
+
+impl HostListeners {
+    /// The port inside that a host socket stands for by its own port, and what its shadow is.
+    pub fn shadow_of(&self, stopped: &Stopped<'_>) -> Option<Shadow> {
+        let mut name = [0; 128];
+        let length = socket::name(stopped.copy.as_fd(), &mut name).ok()?;
+        let host_port = RawAddress::new(name.get(..length)?).port();
+        let family = family(stopped.copy.as_fd(), &stopped.facts);
+        let (entry, place) = self.ports.at(host_port, &self.event_loop).into_iter().find_map(|entry| {
+            let place = Place::of(&entry.publication, family)?;
+            entry.publication.guest.is_none().then_some((entry, place))
+        })?;
+        let (program, guest_port) = (stopped.facts.cookie.0, entry.publication.guest_port);
+        Some(Shadow { program, port: entry.number, guest_port, to: place.on_this_host() })
+    }
+}
+
+fn family(socket: BorrowedFd<'_>, facts: &SocketFacts) -> Family {
+    match facts.ipv6 {
+        false => Family::V4,
+        true if rustix::net::sockopt::ipv6_v6only(socket).unwrap_or(false) => Family::V6,
+        true => Family::Both,
+    }
+}
+
+fn bind_anywhere(socket: BorrowedFd<'_>, ipv6: bool, port: u16) -> io::Result<()> {
+    let ip = if ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+    Ok(rustix::net::bind(socket, &SocketAddr::new(ip, port))?)
+}

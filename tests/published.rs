@@ -1,0 +1,470 @@
+//! Published ports by the bypass: a program that listens at one has the host's socket itself.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+
+use crate::lab::command::{DEADLINE, Running};
+use crate::lab::netns::Netns;
+use crate::lab::processes::Tree;
+use crate::lab::workspace::Workspace;
+use crate::lab::{HOST_V4, HOST_V6, REMOTE, effort, poll};
+
+crate::cases! {
+    BYPASS: taken_out, stays_in_place, attacks;
+    BYPASS_AS_USER: from_inside, from_containers, blocking_and_epoll, options, closed_and_again, dissolved, restarted,
+        supervisor_killed, forwarder_killed, by_itself;
+}
+
+const HOST: [IpAddr; 2] = [IpAddr::V4(HOST_V4), IpAddr::V6(HOST_V6)];
+
+/// `listen(addr, port)` in Python; `serve` accepts on it for ever: each client is told, in a line, its own address as the
+/// server sees it and whose socket it was accepted on, and then gets back what it sends.
+const SERVER: &str = "
+def listener(addr, port, v6only=None, proto=0, reuse=True):
+    s = socket.socket(family(addr), socket.SOCK_STREAM, proto)
+    if reuse: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if v6only is not None: s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+    s.bind((addr, port))
+    return s
+def listen(*args, **kwargs):
+    s = listener(*args, **kwargs); s.listen(512)
+    return s
+def answer(c, peer):
+    try:
+        c.sendall(f'{peer[0]} {side(c)}\\n'.encode())
+        while got := c.recv(65536): c.sendall(got)
+        c.close()
+    except OSError: pass
+def accept(s):
+    try:
+        while True: threading.Thread(target=answer, args=s.accept(), daemon=True).start()
+    except OSError: pass
+def serve(s):
+    threading.Thread(target=accept, args=[s], daemon=True).start()
+    return s
+def ask(addr, port):
+    c = dial(addr, port); f = c.makefile('rw'); said = f.readline().strip()
+    f.write('ping\\n'); f.flush(); assert f.readline() == 'ping\\n'
+    return said
+def inside(port):
+    '''Whether it is seen to listen, as ss and port detection see it.'''
+    rows = [l.split() for name in ('tcp', 'tcp6') for l in list(open('/proc/net/' + name))[1:]]
+    return any(int(row[1].rsplit(':')[1], 16) == port and row[3] == '0A' for row in rows)
+";
+
+fn start(ws: &Workspace, code: &str) -> Result<Running> {
+    let mut running = ws.start_python(&format!("{SERVER}{code}\nsay('ready'); sys.stdin.read()"))?;
+    running.line_with("ready").with_context(|| running.stderr())?;
+    Ok(running)
+}
+
+/// What the server says of a new client, after some bytes went there and back.
+fn ask(from: &Netns, to: (IpAddr, u16)) -> Result<String> {
+    let to = SocketAddr::from(to);
+    let mut stream =
+        from.within(|| TcpStream::connect_timeout(&to, DEADLINE)).with_context(|| format!("connect to {to}"))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut said = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        said.push(byte[0]);
+    }
+    stream.write_all(b"there and back")?;
+    let mut got = [0; 14];
+    stream.read_exact(&mut got).with_context(|| format!("from {to}"))?;
+    Ok(String::from_utf8(said)?)
+}
+
+fn is_known_as(from: &Netns, to: (IpAddr, u16), want: &str) -> Result<()> {
+    let said = ask(from, to)?;
+    ensure!(said == want, "at {}:{} the server says {said:?}, not {want:?}", to.0, to.1);
+    Ok(())
+}
+
+fn remote(ip: usize, side: &str) -> String {
+    format!("{} {side}", REMOTE[ip])
+}
+
+/// Each family, both at once, one address of the host, MPTCP, and a port added at run time.
+fn taken_out(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080-8083:80-83").flag("-p=192.0.2.1:9084-9085:84-85").flag("-p=[2001:db8:1::1]:9086:86");
+    let _running = start(
+        &ws,
+        "serve(listen('0.0.0.0', 80)); serve(listen('::', 80, v6only=1))
+serve(listen('::', 81, v6only=0)); serve(listen('::', 82, v6only=1))
+serve(listen('0.0.0.0', 83, proto=262))
+serve(listen('0.0.0.0', 84)); serve(listen('::', 85, v6only=0)); serve(listen('::', 86, v6only=0))
+assert all(inside(port) for port in range(80, 87))",
+    )?;
+    let from = &ws.lab.remote;
+    let mapped = format!("::ffff:{} host", REMOTE[0]);
+    for (to, port, want) in [
+        (0, 8080, remote(0, "host")),
+        (1, 8080, remote(1, "host")),
+        (0, 8081, mapped.clone()),
+        (1, 8081, remote(1, "host")),
+        (1, 8082, remote(1, "host")),
+        (0, 8083, remote(0, "host")),
+        (0, 9084, remote(0, "host")),
+        (0, 9085, mapped),
+        (1, 9086, remote(1, "host")),
+    ] {
+        is_known_as(from, (HOST[to], port), &want)?;
+    }
+    is_known_as(&ws.lab.host, ("127.0.0.1".parse()?, 8080), "127.0.0.1 host")?;
+    // The other family is led inside by the forwarder, and is nobody local.
+    is_known_as(from, (HOST[0], 8082), &format!("{} host", HOST[1]))?;
+    is_known_as(from, (HOST[1], 8083), &format!("{} host", HOST[0]))
+}
+
+/// What is not for the bypass is served as ever.
+fn stays_in_place(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080-8083:80-83").flag("-p=8084:127.0.0.1:84");
+    let _running = start(
+        &ws,
+        "serve(listen('10.0.2.100', 80))
+s = listener('0.0.0.0', 81); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); s.listen(); serve(s)
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); s.bind(('0.0.0.0', 82)); s.listen(); serve(s)
+s = listener('0.0.0.0', 83); fcntl.fcntl(s, fcntl.F_SETOWN, os.getpid()); s.listen(); serve(s)
+serve(listen('0.0.0.0', 84)); serve(listen('0.0.0.0', 85))
+assert side(listen('127.0.0.1', 86)) == 'workspace'",
+    )?;
+    for port in 8080..=8083 {
+        is_known_as(&ws.lab.remote, (HOST[0], port), &remote(0, "workspace"))?;
+    }
+    Ok(())
+}
+
+/// Whoever connects inside gets to the program, by whatever address, and it knows who is local.
+fn from_inside(ws: Workspace) -> Result<()> {
+    ws.flag("-p=8080:80")
+        .python(&format!(
+            "{SERVER}
+l = serve(listen('0.0.0.0', 80)); print(side(l), inside(80))
+for addr in '127.0.0.1', '127.0.0.2', '0.0.0.0', '10.0.2.100': print(ask(addr, 80))
+print(len([ask('127.0.0.1', 80) for _ in range(100)]))
+print(attempt('::1', 80), attempt('127.0.0.1', 8080))"
+        ))?
+        .printed(
+            "host True\n127.0.0.1 host\n127.0.0.1 host\n127.0.0.1 host\n127.0.0.1 host\n100\nECONNREFUSED ECONNREFUSED",
+        )
+}
+
+/// A container's client reaches it by the workspace's address, and is known by the host's.
+fn from_containers(ws: Workspace) -> Result<()> {
+    ws.flag("-p=8080:80")
+        .python(&format!(
+            "{SERVER}
+serve(listen('0.0.0.0', 80))
+pid = os.fork()
+if pid == 0:
+    libc = ctypes.CDLL(None); assert libc.unshare(0x40000000) == 0
+    say('made')
+    while 'eth0' not in [name for _, name in socket.if_nameindex()]: time.sleep(0.01)
+    os.system('ip link set eth0 up && ip addr add 10.7.0.2/24 dev eth0')
+    say(ask('10.7.0.1', 80)); os._exit(0)
+while os.readlink(f'/proc/{{pid}}/ns/net') == os.readlink('/proc/self/ns/net'): time.sleep(0.01)
+os.system(f'ip link add v0 type veth peer name eth0 netns {{pid}} && ip addr add 10.7.0.1/24 dev v0 && ip link set v0 up')
+os.waitpid(pid, 0)"
+        ))?
+        .printed(&format!("made\n{} host", HOST[0]))
+}
+
+/// accept(2) waits or does not, and an epoll that watched before goes on; close-on-exec and backlog are kept.
+fn blocking_and_epoll(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080-8081:80-81");
+    let mut running = ws.start_python(&format!(
+        "{SERVER}
+l = listener('0.0.0.0', 80); l.setblocking(False)
+ep = select.epoll(); ep.register(l, select.EPOLLIN | select.EPOLLET)
+ep.poll(0)
+os.set_inheritable(l.fileno(), True)
+l.listen(3)
+say(side(l), os.get_blocking(l.fileno()), os.get_inheritable(l.fileno()), outcome(l.accept))
+while not ep.poll(20): pass
+answer(*l.accept())
+l = listener('0.0.0.0', 81); l.listen()
+say(side(l), os.get_blocking(l.fileno()), os.get_inheritable(l.fileno()), l.getsockname())
+answer(*l.accept())
+say('done')"
+    ))?;
+    let said = running.line()?;
+    ensure!(said == "host False True EAGAIN", "{said}");
+    is_known_as(&ws.lab.remote, (HOST[0], 8080), &remote(0, "host"))?;
+    let said = running.line()?;
+    ensure!(said == "host True False ('0.0.0.0', 8081)", "{said}");
+    is_known_as(&ws.lab.remote, (HOST[0], 8081), &remote(0, "host"))?;
+    running.line_with("done").map(drop)
+}
+
+/// What is set before is there on the listening socket, and on those it accepts.
+fn options(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080:80");
+    let mut running = ws.start_python(&format!(
+        "{SERVER}
+values = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 77), (socket.IPPROTO_IP, socket.IP_TOS, 16)]
+l = listener('0.0.0.0', 80)
+for value in values: l.setsockopt(*value)
+l.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50000)
+l.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 3)
+l.listen()
+say(side(l), l.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) > 0)
+c, peer = l.accept()
+say([c.getsockopt(*value[:2]) for value in values] == [value[2] for value in values],
+    c.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+sys.stdin.read()"
+    ))?;
+    running.line_with("host True")?;
+    let to = SocketAddr::from((HOST[0], 8080));
+    let mut stream = ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE))?;
+    stream.write_all(b"deferred until now")?;
+    let said = running.line()?;
+    ensure!(said == "True 100000", "{said}");
+    Ok(())
+}
+
+/// A program that ends gives the port back at once, whoever of its processes is the last; the next one may have it.
+fn closed_and_again(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080:80");
+    let mut running = ws.start_python(&format!(
+        "{SERVER}
+def child(code):
+    pid = os.fork()
+    if pid == 0:
+        exec(code, globals()); say('serves'); signal.pause()
+    return pid
+for line in sys.stdin:
+    what = line.strip()
+    if what == 'start': pid = child(\"l = serve(listen('0.0.0.0', 80, reuse=False)); assert side(l) == 'host'\")
+    if what == 'kill': os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0); say('killed')
+    if what == 'seen':
+        while inside(80): time.sleep(0.01)
+        say('gone', attempt('127.0.0.1', 80))"
+    ))?;
+    let is_reset = || {
+        let to = SocketAddr::from((HOST[0], 8080));
+        let connected = ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE));
+        let end = connected.and_then(|mut stream| stream.read(&mut [0])).map_err(|error| error.kind());
+        ensure!(end == Err(std::io::ErrorKind::ConnectionReset), "{end:?}");
+        Ok(())
+    };
+    for _ in 0..effort::tries(10, 500) {
+        running.write("start\n")?;
+        running.line_with("serves").with_context(|| running.stderr())?;
+        is_known_as(&ws.lab.remote, (HOST[0], 8080), &remote(0, "host"))?;
+        running.write("kill\n")?;
+        running.line_with("killed")?;
+        // The forwarder has it, and finds nobody inside.
+        is_reset()?;
+    }
+    running.write("seen\n")?;
+    running.line_with("gone ECONNREFUSED").map(drop)
+}
+
+/// A listening socket that is shut down or dissolved is the workspace's again, with its port, and may listen there.
+fn dissolved(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080:80");
+    let mut running = ws.start_python(&format!(
+        "{SERVER}
+l = listen('0.0.0.0', 80); say(side(l), outcome(lambda: l.listen(9)), side(l))
+say(outcome(lambda: l.bind(('0.0.0.0', 81))), outcome(lambda: l.connect(('127.0.0.1', 81))), side(l))
+l.shutdown(socket.SHUT_RDWR); say(outcome(l.accept), outcome(l.listen), side(l), l.getsockname()); l.close()
+l = listen('0.0.0.0', 80); libc = ctypes.CDLL(None)
+say(side(l), libc.connect(l.fileno(), bytes(16), 16), side(l), l.getsockname(), outcome(l.listen), side(l))
+serve(l); say('ready'); sys.stdin.read()"
+    ))?;
+    let mut said = String::new();
+    for _ in 0..4 {
+        said += &format!("{}\n", running.line().with_context(|| running.stderr())?);
+    }
+    let want = "host connected host
+EINVAL EISCONN host
+EINVAL connected workspace ('0.0.0.0', 80)
+host 0 workspace ('0.0.0.0', 80) connected host
+";
+    ensure!(said == want, "{said}");
+    running.line_with("ready")?;
+    is_known_as(&ws.lab.remote, (HOST[0], 8080), &remote(0, "host"))
+}
+
+/// Clients by the thousand, while one server process takes over from another again and again, and workers of ours die:
+/// as on any Linux, where the socket is handed on, nobody is lost.
+fn restarted(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080:80");
+    let mut running = ws.start_python(&format!(
+        "{SERVER}
+l = listen('::', 80, v6only=0); l.setblocking(False)
+current = None
+def generation():
+    r, w = os.pipe(); pid = os.fork()
+    if pid == 0:
+        os.close(w); answering = []
+        if current: os.close(current[1])
+        while True:
+            ready, _, _ = select.select([l, r], [], [])
+            if r in ready: break
+            try: c, peer = l.accept()
+            except BlockingIOError: continue
+            answering.append(threading.Thread(target=answer, args=[c, peer])); answering[-1].start()
+        for thread in answering: thread.join()
+        os._exit(0)
+    os.close(r)
+    return pid, w
+current = generation(); say('ready')
+for line in sys.stdin:
+    following = generation()
+    os.close(current[1]); os.waitpid(current[0], 0); current = following; say('exchanged')"
+    ))?;
+    running.line_with("ready").with_context(|| running.stderr())?;
+    let tries = effort::tries(2_000, 20_000);
+    let want = format!("::ffff:{} host", REMOTE[0]);
+    std::thread::scope(|scope| -> Result<()> {
+        let client = || -> Result<()> {
+            for n in 0..tries / 4 {
+                is_known_as(&ws.lab.remote, (HOST[0], 8080), &want).with_context(|| format!("connection {n}"))?;
+            }
+            Ok(())
+        };
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(client)).collect();
+        let mut exchanged = 0;
+        while exchanged < 50 || !clients.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            if let Some(worker) = [(10, "supervisor"), (30, "forwarder")].iter().find(|(at, _)| *at == exchanged) {
+                Tree::of(running.pid())?.worker(worker.1)?.kill(Signal::SIGKILL)?;
+            }
+            running.write("again\n")?;
+            running.line_with("exchanged").with_context(|| running.stderr())?;
+            exchanged += 1;
+        }
+        clients.into_iter().try_for_each(|client| client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
+    })
+}
+
+/// The next supervisor has the shadow from the forwarder.
+fn supervisor_killed(ws: Workspace) -> Result<()> {
+    killed(ws, "supervisor")
+}
+
+/// The next forwarder has the shadow from the supervisor.
+fn forwarder_killed(ws: Workspace) -> Result<()> {
+    killed(ws, "forwarder")
+}
+
+fn killed(ws: Workspace, worker: &str) -> Result<()> {
+    let ws = ws.flag("-p=8080:80");
+    let mut running = ws.start_python(&format!(
+        "{SERVER}
+l = serve(listen('0.0.0.0', 80)); say(side(l), ask('127.0.0.1', 80))
+for line in sys.stdin:
+    if line == 'ask\\n': say(ask('127.0.0.1', 80))
+    if line == 'close\\n':
+        l.shutdown(socket.SHUT_RDWR); l.close()
+        l = listen('0.0.0.0', 80, reuse=False); say(side(l), outcome(l.listen))"
+    ))?;
+    running.line_with("host 127.0.0.1 host")?;
+    for _ in 0..2 {
+        let tree = Tree::of(running.pid())?;
+        let victim = tree.worker(worker)?;
+        victim.kill(Signal::SIGKILL)?;
+        poll("the worker is gone", DEADLINE, || Ok((!victim.is_alive()).then_some(())))?;
+        is_known_as(&ws.lab.remote, (HOST[0], 8080), &remote(0, "host"))?;
+        running.write("ask\n")?;
+        running.line_with("127.0.0.1 host").with_context(|| running.stderr())?;
+        poll("another worker is there", DEADLINE, || Ok(Tree::of(running.pid())?.worker(worker).ok().map(drop)))?;
+    }
+    // It is not in the way of another listener.
+    running.write("close\n")?;
+    running.line_with("host connected").with_context(|| running.stderr()).map(drop)
+}
+
+/// `--publish-auto` has the port at once.
+fn by_itself(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("--publish-auto");
+    let mut running = ws.start_python(&format!(
+        "{SERVER}
+for port, addr in (5000, '0.0.0.0'), (5001, '::'): say(side(serve(listen(addr, port))))
+for line in sys.stdin:
+    for port in 5002, 5003: l = listen('0.0.0.0', port); say(side(l)); l.close()"
+    ))?;
+    for port in [5000, 5001] {
+        let said = running.line()?;
+        ensure!(said == "host", "{said}");
+        let said = ask(&ws.lab.remote, (HOST[0], port))?;
+        ensure!(said.ends_with(&remote(0, "host")), "{said}");
+    }
+    running.write("more\n")?;
+    for port in [5002, 5003] {
+        let said = running.line()?;
+        ensure!(said == "host", "{said}");
+        let to = SocketAddr::from((HOST[0], port));
+        poll("the port is closed", DEADLINE, || {
+            Ok(ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE)).is_err().then_some(()))
+        })?;
+    }
+    is_known_as(&ws.lab.remote, (HOST[0], 5000), &remote(0, "host"))
+}
+
+/// A listening host socket gets nowhere else, nor do those that it accepts; what a program does to its share harms itself.
+fn attacks(ws: Workspace) -> Result<()> {
+    let forbidden = crate::lab::servers::TcpServer::echo(&ws.lab.host, "127.0.0.1".parse()?)?;
+    let ws = ws.flag("-p=8080-8081:80-81");
+    let mut running = ws.start_python(&format!(
+        "{SERVER}
+forbidden, libc = {}, ctypes.CDLL(None, use_errno=True)
+def moved(s):
+    '''Every way to another address or port.'''
+    # With a timeout Python would first wait until it can send.
+    s.settimeout(None)
+    said = [outcome(lambda: s.connect(('127.0.0.1', forbidden))), outcome(lambda: s.bind(('0.0.0.0', 0))),
+        outcome(lambda: s.sendto(b'x', socket.MSG_FASTOPEN, ('127.0.0.1', forbidden)))]
+    s.settimeout(20)
+    return said
+l = listen('0.0.0.0', 80); l.settimeout(20)
+say('listening', side(l), *moved(l))
+program = ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 7))
+say(outcome(lambda: l.setsockopt(socket.SOL_SOCKET, 51, struct.pack('=H6xQ', 1, ctypes.addressof(program)))))
+l.setsockopt(socket.SOL_SOCKET, 51, struct.pack('=H6xQ', 1, ctypes.addressof(
+    one := ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 1)))))
+c, _ = l.accept(); c.settimeout(5)
+say('accepted', side(c), *moved(c), outcome(c.listen))
+libc.connect(c.fileno(), bytes(16), 16)
+say('dissolved', side(c), outcome(c.listen), side(c), outcome(lambda: c.connect(('127.0.0.1', forbidden))))
+c, _ = l.accept(); c.settimeout(5); c.shutdown(socket.SHUT_RDWR); c.recv(9)
+say('shut', outcome(lambda: c.connect(('127.0.0.1', forbidden))) != 'connected', side(c))
+# Exchanged or dissolved while it is called: a thread shuts it down, this one listens and binds again.
+s = listen('0.0.0.0', 81)
+def shut():
+    while s.fileno() >= 0:
+        try: s.shutdown(socket.SHUT_RDWR)
+        except OSError: pass
+threading.Thread(target=shut, daemon=True).start()
+for _ in range({}):
+    outcome(s.listen)
+    if side(s) == 'host': assert s.getsockname()[1] == 8081, s.getsockname()
+    outcome(lambda: s.connect(('127.0.0.1', forbidden)))
+say('raced'); sys.stdin.read()",
+        forbidden.addr.port(),
+        effort::tries(300, 20_000)
+    ))?;
+    let said = |running: &mut Running, want: &str| -> Result<()> {
+        let said = running.line().with_context(|| running.stderr())?;
+        ensure!(said == want, "{said:?}, not {want:?}");
+        Ok(())
+    };
+    said(&mut running, "listening host EISCONN EINVAL ENOTSUP")?;
+    said(&mut running, "connected")?;
+    let to = SocketAddr::from((HOST[0], 8080));
+    let connect = || ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE));
+    let first = connect()?;
+    said(&mut running, "accepted host EISCONN EINVAL ENOTSUP EINVAL")?;
+    said(&mut running, "dissolved workspace connected workspace EISCONN")?;
+    drop(first);
+    drop(connect()?);
+    said(&mut running, "shut True workspace")?;
+    running.line_with("raced").with_context(|| running.stderr())?;
+    ensure!(forbidden.accepted() == 0, "the host's loopback was reached");
+    Ok(())
+}

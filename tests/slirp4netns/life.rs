@@ -1,0 +1,85 @@
+//! How it begins and ends: descriptors, signals, deaths.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::target::Target;
+use crate::lab::poll;
+use crate::lab::processes::{Process, Tree};
+use crate::lab::workspace::Workspace;
+
+crate::cases! {
+    TAP: exit_fd, signals, target_gone, attendant_killed;
+}
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Its namespaces are those of others, too.
+fn is_gone(tree: &Tree) -> Result<()> {
+    poll("all of it is gone", SOON, || Ok((!tree.processes.iter().any(Process::is_alive)).then_some(())))
+}
+
+fn exit_fd(ws: Workspace) -> Result<()> {
+    let target = Target::new(ws)?;
+    let mut running = target.start("-c", &target.pid())?;
+    let tree = poll("attendant and factory", SOON, || {
+        Ok(Some(Tree::of(running.pid())?).filter(|tree| tree.processes.len() >= 3))
+    })?;
+    // What is written there means nothing.
+    running.write("still here\n")?;
+    target.sh("ping -c1 -W10 10.0.2.2 >/dev/null && echo answered")?.printed("answered")?;
+    ensure!(!running.has_ended()?, "a byte ended it");
+    running.finish()?.succeeded()?;
+    is_gone(&tree)?;
+    target.sh("ip -o link | grep -c tap0; true")?.printed("0")
+}
+
+fn signals(ws: Workspace) -> Result<()> {
+    let target = Target::new(ws)?;
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGKILL, 137)] {
+        let mut running = target.start("-c", &target.pid())?;
+        let tree = Tree::of(running.pid())?;
+        running.kill(signal)?;
+        poll("its end", SOON, || Ok(running.has_ended()?.then_some(())))?;
+        running.finish()?.exited(code)?;
+        is_gone(&tree).with_context(|| signal.to_string())?;
+    }
+    Ok(())
+}
+
+/// The namespace lives on with the TAP, as it does with slirp4netns: whoever started it ends it.
+fn target_gone(ws: Workspace) -> Result<()> {
+    let target = Target::new(ws)?;
+    let mut running = target.start("-c", &target.pid())?;
+    let pid = target.pid();
+    drop(target);
+    poll("the target's end", SOON, || Ok((!fs::exists(format!("/proc/{pid}"))?).then_some(())))?;
+    ensure!(!running.has_ended()?, "it went with its target");
+    running.finish()?.succeeded()?;
+    Ok(())
+}
+
+fn attendant_killed(ws: Workspace) -> Result<()> {
+    let target = Target::new(ws)?;
+    let running = target.start("-c", &target.pid())?;
+    let before = Tree::of(running.pid())?;
+    for process in before.processes.iter().filter(|process| process.pid != running.pid().as_raw()) {
+        // Its factory ends with it.
+        let _gone_meanwhile = process.kill(Signal::SIGKILL);
+    }
+    target.sh("ping -c1 -W10 10.0.2.2 >/dev/null && echo answered")?.printed("answered")?;
+    // It waits for events, not in a loop.
+    let cpu = || -> Result<u64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", running.pid()))?;
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        Ok(fields.get(11).context("utime")?.parse::<u64>()? + fields.get(12).context("stime")?.parse::<u64>()?)
+    };
+    let start = cpu()?;
+    std::thread::sleep(Duration::from_millis(500));
+    let used = cpu()? - start;
+    ensure!(used < 20, "{used} ticks of 10 ms in half a second");
+    Ok(())
+}
