@@ -11,7 +11,8 @@ pub fn pieces(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("engine");
     for payload in [1, 1460, 64_000] {
         group.throughput(Throughput::Bytes(payload as u64));
-        group.bench_function(format!("segment to the host, {payload} bytes"), |bench| bench.iter(hot::to_host(payload)));
+        group
+            .bench_function(format!("segment to the host, {payload} bytes"), |bench| bench.iter(hot::to_host(payload)));
     }
     group.finish();
 }

@@ -12,20 +12,15 @@ use rustix::net::{AddressFamily, SocketType, listen, socket};
 use sidestep::sys::listener::{Listener, NOTIFICATION_WORDS, Received, Reply, clear};
 use sidestep_seccomp_profile::{filter, load};
 
+/// The last of the pieces: the filter stays on this thread.
 pub fn pieces(criterion: &mut Criterion) {
-    // On a thread of its own: a filter never goes away again.
-    std::thread::scope(|threads| {
-        threads.spawn(|| round_trip(criterion));
-    });
-}
-
-fn round_trip(criterion: &mut Criterion) {
     let socket: OwnedFd = socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("a socket");
     let (listeners, taken) = mpsc::channel();
     std::thread::spawn(move || answer(&taken.recv().expect("a listener")));
 
     rustix::thread::set_no_new_privs(true).expect("no_new_privs");
-    let listener = load::load(&filter::build().expect("a filter")).expect("a kernel with seccomp and no other listener");
+    let listener =
+        load::load(&filter::build().expect("a filter")).expect("a kernel with seccomp and no other listener");
     listeners.send(Listener::new(listener)).expect("the answering thread");
 
     let mut group = criterion.benchmark_group("notification");

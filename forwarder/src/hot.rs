@@ -150,7 +150,8 @@ impl Open {
         let (host, _) = listener.accept().expect("the workspace's connection");
         let mut events = Vec::with_capacity(8);
         let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-        epoll::wait(edge.epoll(), rustix::buffer::spare_capacity(&mut events), Some(&second)).expect("its socket's event");
+        epoll::wait(edge.epoll(), rustix::buffer::spare_capacity(&mut events), Some(&second))
+            .expect("its socket's event");
         for event in events {
             engine.host_event(&mut edge, FlowId::from_bits(event.data.u64()).expect("its flow"), event.flags);
         }

@@ -15,6 +15,7 @@ use rustix::process::{PidfdFlags, getpid, getppid, pidfd_open};
 use tokio::io::Interest;
 
 use crate::channel::Channel;
+use crate::publish::Sharing;
 use crate::supervisor::factory::Factory;
 use crate::supervisor::inside::Inside;
 use crate::supervisor::link::Link;
@@ -70,7 +71,7 @@ fn attend(
         tokio::spawn(resolvers::follow(Arc::clone(&link)));
         if let Some(api) = api {
             let api = tokio::net::UnixListener::from_std(api)?;
-            tokio::spawn(api_socket::serve(api, Ports::start(link), guest));
+            tokio::spawn(api_socket::serve(api, Ports::start(link, Sharing::No), guest));
         }
         // Readable once the forwarder has ended.
         let life = readiness::register(life, Interest::READABLE)?;

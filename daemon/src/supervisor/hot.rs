@@ -9,7 +9,7 @@ use sidestep_forwarder::policy::{Action, Policy, Request, Rule};
 use super::Extent;
 use super::decide::{Candidate, Ground, Ways, candidate, with_routes};
 use super::decode::Call;
-use super::facts::{Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
+use super::facts::{Bound, Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
 use super::netfilter::Netfilter;
 use super::route::{HostRoute, InsideRoute};
 use super::sockaddr::RawAddress;
@@ -18,7 +18,8 @@ use super::sockaddr::RawAddress;
 #[must_use]
 #[allow(clippy::missing_panics_doc, reason = "made of constants")]
 pub fn decide(rules: u8) -> Box<dyn FnMut()> {
-    let rule = |number| Rule { action: Action::Deny, matches: format!("198.51.{number}.0/24").parse().expect("a rule") };
+    let rule =
+        |number| Rule { action: Action::Deny, matches: format!("198.51.{number}.0/24").parse().expect("a rule") };
     let rules = (0..rules).map(rule).collect();
     let ground = Ground {
         host: NetnsCookie(1),
@@ -35,7 +36,7 @@ pub fn decide(rules: u8) -> Box<dyn FnMut()> {
         netns: NetnsCookie(2),
         cookie: SocketCookie(9),
         state: TcpState::Closed,
-        bound: false,
+        bound: Bound::No,
         nonblocking: false,
         signals: false,
         uid: 0,
