@@ -46,7 +46,7 @@ const POSTGRESQL_PORT: u16 = 5432;
 const NGINX_PORT: u16 = 8080;
 const READY: Duration = Duration::from_secs(30);
 
-pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     for application in APPLICATIONS {
         if let Some(missing) = application.programs.iter().find(|program| find(program).is_none()) {
             report.left_out(application.name, &format!("no {missing}"));
@@ -61,7 +61,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
             comparison: Comparison::Rate,
             targets: vec![Target::of(Contender::Bypass, Baseline::Host, 0.95)],
         };
-        report.add(figure.measure(&stations, arguments.rounds, application.per_second)?);
+        report.add(figure.measure(report, &stations, arguments.rounds, application.per_second)?);
     }
     Ok(())
 }

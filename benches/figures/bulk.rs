@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::Arguments;
 use crate::bypass4netns;
@@ -33,7 +33,7 @@ pub struct Transfer {
 }
 
 /// One stream, by both families and beside the peers.
-pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     if without_iperf3("bulk", report) {
         return Ok(());
     }
@@ -57,7 +57,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
                 ],
             );
             let one = |station: &Station| transfer(station, server, INTERVAL, flag, arguments.duration);
-            let transfers = paired(&figure.name, &stations, arguments.rounds, one)?;
+            let transfers = paired(report, &figure.name, &stations, arguments.rounds, one)?;
             let rates = transfers.iter().map(|rounds| rounds.iter().map(|round| round.gbits).collect());
             report.add(figure.rows(&contenders, rates.collect()));
             report.add_courses(&figure.name, &stations, &transfers);
@@ -67,7 +67,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
 }
 
 /// Several streams, compared with as many of the host's.
-pub fn parallel(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn parallel(arguments: &Arguments, report: &Report) -> Result<()> {
     if without_iperf3("parallel", report) {
         return Ok(());
     }
@@ -80,14 +80,14 @@ pub fn parallel(arguments: &Arguments, report: &mut Report) -> Result<()> {
             let figure = figure(format!("{direction}, {streams} streams"), targets);
             let flags = format!("--parallel {streams}");
             let all = |station: &Station| received(station, server, &flags, flag, arguments.duration);
-            report.add(figure.measure(&stations, arguments.rounds, all)?);
+            report.add(figure.measure(report, &stations, arguments.rounds, all)?);
         }
     }
     Ok(())
 }
 
 /// From a container of the workspace's own.
-pub fn nested(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn nested(arguments: &Arguments, report: &Report) -> Result<()> {
     if without_iperf3("nested", report) {
         return Ok(());
     }
@@ -96,13 +96,13 @@ pub fn nested(arguments: &Arguments, report: &mut Report) -> Result<()> {
         let targets = vec![Target::of(Contender::Nested, Baseline::Host, 0.3)];
         let figure = figure(format!("{direction}, from a container inside"), targets);
         let one = |station: &Station| gbits(station, REMOTE[0], flag, arguments.duration);
-        report.add(figure.measure(&stations, arguments.rounds, one)?);
+        report.add(figure.measure(report, &stations, arguments.rounds, one)?);
     }
     Ok(())
 }
 
 /// Whether iperf3 is missing, which the report then says.
-pub fn without_iperf3(what: &str, report: &mut Report) -> bool {
+pub fn without_iperf3(what: &str, report: &Report) -> bool {
     let missing = find("iperf3").is_none();
     if missing {
         report.left_out(what, "no iperf3");
@@ -153,6 +153,9 @@ impl Transfer {
     /// Of what `iperf3 --json` printed.
     pub fn parse(text: &str) -> Result<Self> {
         let report: serde_json::Value = serde_json::from_str(text).context("iperf3 --json")?;
+        if let Some(error) = report["error"].as_str() {
+            bail!("iperf3: {error}");
+        }
         let received = &report["end"]["sum_received"];
         let number = |value: &serde_json::Value| value.as_f64().with_context(|| format!("no rate in {text}"));
         let interval = |one: &serde_json::Value| {

@@ -11,7 +11,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::lab::poll;
 use crate::lab::workspace::Workspace;
 use crate::lab::world::{self, USER, runtime_dir};
 use crate::machine::find;
@@ -36,7 +35,7 @@ const STOPPED: [&str; 13] = [
 ];
 
 /// If it can be run here; the report says what is missing.
-pub fn installed(report: &mut Report) -> Option<Contender> {
+pub fn installed(report: &Report) -> Option<Contender> {
     let missing = ["bypass4netns", "runc"].into_iter().find(|program| find(program).is_none());
     if let Some(program) = missing {
         report.left_out("bypass4netns", &format!("no {program}"));
@@ -49,26 +48,19 @@ pub fn run(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result
     let dir = tempfile::Builder::new().prefix("bypass4netns-").tempdir_in(runtime_dir())?;
     let (bundle, socket) = (dir.path(), dir.path().join("listener"));
     furnish(bundle, argv, &socket)?;
-    let said = |path: &Path| path.display().to_string();
-    let pid_file = bundle.join("pid");
-    // Killed when dropped: it never ends by itself.
-    let _supervisor = workspace
-        .program([
-            "bypass4netns",
-            "--log-file",
-            "/dev/null",
-            "--socket",
-            &said(&socket),
-            "--pid-file",
-            &said(&pid_file),
-        ])
-        .deadline(deadline)
-        .start(&workspace.lab.host)?;
-    poll("bypass4netns listens", Duration::from_secs(10), || Ok(socket.exists().then_some(())))?;
-    let root = said(&bundle.join("state"));
-    let container = workspace.program(["runc", "--root", &root, "run", "--bundle", &said(bundle), "figures"]);
+    let container = workspace.outside(["sh", "-c", BOTH, "sh"]).arg(bundle).arg(&socket);
     container.deadline(deadline).run(&workspace.lab.host)?.output().context("a container with bypass4netns")
 }
+
+/// Both have one parent, as in `peers`: from a user namespace beside the container's, bypass4netns could not reach the
+/// container's memory and descriptors. It never ends by itself.
+const BOTH: &str = r#"bundle=$1 socket=$2
+bypass4netns --log-file /dev/null --socket "$socket" --pid-file "$bundle/pid" >&2 & supervisor=$!
+until test -S "$socket"; do kill -0 $supervisor || exit; sleep 0.01; done
+status=0
+runc --root "$bundle/state" run --bundle "$bundle" figures || status=$?
+kill $supervisor
+exit $status"#;
 
 /// The container's configuration, and a root with the host's /usr in it.
 fn furnish(bundle: &Path, argv: &[String], socket: &Path) -> Result<()> {

@@ -29,7 +29,7 @@ pub enum Call {
     Setsockopt,
 }
 
-pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     let stations = Station::all(&Contender::OURS)?;
     for (call, word) in [(Call::Close, "close"), (Call::Read, "read"), (Call::Setsockopt, "setsockopt")] {
         let figure = Figure {
@@ -39,7 +39,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
             targets: vec![Target::of(Contender::Bypass, Baseline::Host, 100.0)],
         };
         debug_assert!(call.to_possible_value().is_some_and(|value| value.matches(word, false)));
-        report.add(figure.measure(&stations, arguments.rounds, |station| station.figure(&["calls", word]))?);
+        report.add(figure.measure(report, &stations, arguments.rounds, |station| station.figure(&["calls", word]))?);
     }
     Ok(())
 }

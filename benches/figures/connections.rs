@@ -34,7 +34,7 @@ pub struct Cycles {
 }
 
 /// To the remote, beside everyone who does the same.
-pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     let mut contenders = vec![Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass];
     contenders.extend(peers::installed(report));
     contenders.extend(bypass4netns::installed(report));
@@ -50,20 +50,20 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
         }
         let figure = figure(format!("connections, {}", said(threads)), targets);
         let one = |station: &Station| cycles(station, COUNT, threads);
-        add(report, &figure, &stations, &paired(&figure.name, &stations, arguments.rounds, one)?)?;
+        add(report, &figure, &stations, &paired(report, &figure.name, &stations, arguments.rounds, one)?)?;
     }
     Ok(())
 }
 
 /// To 127.0.0.1 within the workspace, where the supervisor connects the process's own socket.
-pub fn in_place(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn in_place(arguments: &Arguments, report: &Report) -> Result<()> {
     let stations = Station::all(&[Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass])?;
     for threads in [1, 8] {
         let targets = vec![Target::of(Contender::Bypass, Baseline::Host, 0.4)];
         let figure = figure(format!("connections to 127.0.0.1, {}", said(threads)), targets);
         let (count, words) = (COUNT.to_string(), threads.to_string());
         let one = |station: &Station| station.answer(&["connect-in-place", &count, &words]);
-        add(report, &figure, &stations, &paired(&figure.name, &stations, arguments.rounds, one)?)?;
+        add(report, &figure, &stations, &paired(report, &figure.name, &stations, arguments.rounds, one)?)?;
     }
     Ok(())
 }
@@ -76,7 +76,7 @@ fn said(threads: u32) -> String {
     if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") }
 }
 
-fn add(report: &mut Report, figure: &Figure, stations: &[Station], cycles: &[Vec<Cycles>]) -> Result<()> {
+fn add(report: &Report, figure: &Figure, stations: &[Station], cycles: &[Vec<Cycles>]) -> Result<()> {
     let rates = cycles.iter().map(|rounds| rounds.iter().map(|round| round.per_second).collect());
     report.add(figure.rows(&contenders_of(stations), rates.collect()));
     let times: Vec<Vec<Times>> =

@@ -26,7 +26,7 @@ use crate::station::{Contender, Station};
 /// In front of the number, in what [`accounted`] prints last.
 const SECONDS: &str = "processor seconds: ";
 
-pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     if without_iperf3("processor time", report) {
         return Ok(());
     }
@@ -49,7 +49,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
             ensure!(gigabytes > 0.0, "nothing arrived");
             Ok(seconds.trim().parse::<f64>()? / gigabytes)
         };
-        report.add(figure.measure(&stations, arguments.rounds, one)?);
+        report.add(figure.measure(report, &stations, arguments.rounds, one)?);
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::station::{Contender, Station};
 /// As fast as the sender can, 1400 bytes each.
 const FLOOD: &str = "--udp --bitrate 0 --length 1400";
 
-pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     if without_iperf3("datagrams", report) {
         return Ok(());
     }
@@ -27,7 +27,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
             targets: vec![Target::of(Contender::TAP, Baseline::BetterPeer, 2.0)],
         };
         let one = |station: &Station| received(station, server, FLOOD, flag, arguments.duration);
-        report.add(figure.measure(&stations, arguments.rounds, one)?);
+        report.add(figure.measure(report, &stations, arguments.rounds, one)?);
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::bulk::{DIRECTIONS, gbits};
 use crate::connections::cycles;
-use crate::figure::paired;
+use crate::figure::unreported;
 use crate::lab::REMOTE;
 use crate::report::number;
 use crate::station::{Contender, Station};
@@ -21,11 +21,11 @@ pub fn run() -> Result<()> {
     let mut lines = Vec::new();
     for (direction, flag) in DIRECTIONS {
         let measure = |station: &Station| gbits(station, REMOTE[0], flag, SECONDS);
-        let values = paired(&format!("iperf3, {direction}"), &stations, ROUNDS, measure)?;
+        let (values, _) = unreported(&format!("iperf3, {direction}"), &stations, ROUNDS, measure)?;
         lines.push(line(&format!("{direction}, Gbit/s"), &values));
     }
     let measure = |station: &Station| Ok(cycles(station, CONNECTIONS, 1)?.per_second);
-    let values = paired("short connections", &stations, ROUNDS, measure)?;
+    let (values, _) = unreported("short connections", &stations, ROUNDS, measure)?;
     lines.push(line("new connections a second", &values));
 
     let columns: Vec<String> = stations.iter().map(|station| station.contender.to_string()).collect();

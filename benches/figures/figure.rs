@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::progress::Steps;
+use crate::report::Report;
 use crate::station::{Contender, Station};
 use crate::statistics::{Estimate, Summary, estimate, summary};
 
@@ -82,38 +83,71 @@ pub struct Compared {
 /// The values of one path, one a round.
 type Values<T> = Vec<T>;
 
+/// Peers that never finished, and why.
+type Failures = Vec<(Contender, String)>;
+
 /// Measures every station once a round, beginning with another one each time; the first round is not kept.
 ///
-/// Returns the values of each station. A peer that fails gets 0: it is there for comparison, not under test.
+/// Returns the values of each station. A peer that fails gets 0: it is there for comparison, not under test. Why one
+/// never finishes is told in the report.
 pub fn paired<T: Default>(
+    report: &Report,
     name: &str,
     stations: &[Station],
     rounds: u32,
     measure: impl Fn(&Station) -> Result<T>,
 ) -> Result<Vec<Values<T>>> {
+    let (values, failures) = unreported(name, stations, rounds, measure)?;
+    for (path, why) in failures {
+        report.left_out(&format!("{name}, {path}"), &why);
+    }
+    Ok(values)
+}
+
+/// The same for those who have no report.
+pub fn unreported<T: Default>(
+    name: &str,
+    stations: &[Station],
+    rounds: u32,
+    measure: impl Fn(&Station) -> Result<T>,
+) -> Result<(Vec<Values<T>>, Failures)> {
     let steps = Steps::begin(name, stations.len() * (rounds as usize + 1));
-    let measure = |station: &Station| match steps.step(&station.contender, || measure(station)) {
-        Err(error) if station.contender.is_another_system() => {
-            let text = format!("{error:#}");
-            let mut lines = text.lines().filter(|line| !line.trim().is_empty());
-            // What failed, and the last that it said.
-            let (what, said) = (lines.next().unwrap_or_default(), lines.next_back().unwrap_or_default());
-            steps.say(&format!("{what}\n  {said}"));
-            Ok(T::default())
+    let measure = |station: &Station| -> Result<Result<T, String>> {
+        match steps.step(&station.contender, || measure(station)) {
+            Err(error) if station.contender.is_another_system() => {
+                let why = in_a_line(&error);
+                steps.say(&format!("{}: {why}", station.contender));
+                Ok(Err(why))
+            }
+            result => result.map(Ok),
         }
-        result => result,
     };
     for station in stations {
-        measure(station)?;
+        // Not kept.
+        let _warm = measure(station)?;
     }
-    let mut values: Vec<Values<T>> = stations.iter().map(|_| Vec::new()).collect();
+    let mut values: Vec<Vec<Result<T, String>>> = stations.iter().map(|_| Vec::new()).collect();
     for round in 0..rounds as usize {
         for turn in 0..stations.len() {
             let this = (round + turn) % stations.len();
             values[this].push(measure(&stations[this])?);
         }
     }
-    Ok(values)
+    let failed = |(station, values): (&Station, &Vec<Result<T, String>>)| {
+        let why = values.last()?.as_ref().err()?.clone();
+        values.iter().all(Result::is_err).then_some((station.contender, why))
+    };
+    let failures = stations.iter().zip(&values).filter_map(failed).collect();
+    let values = values.into_iter().map(|path| path.into_iter().map(Result::unwrap_or_default).collect());
+    Ok((values.collect(), failures))
+}
+
+/// What failed, without the command line, and the last that it said.
+fn in_a_line(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("--- "));
+    let what = lines.next().unwrap_or_default().split('`').next().unwrap_or_default().trim_end_matches(": ");
+    lines.next_back().map_or(what.to_owned(), |said| format!("{what}: {}", said.trim()))
 }
 
 pub fn contenders_of(stations: &[Station]) -> Vec<Contender> {
@@ -129,14 +163,15 @@ impl Target {
 impl Figure {
     pub fn measure(
         &self,
+        report: &Report,
         stations: &[Station],
         rounds: u32,
         measure: impl Fn(&Station) -> Result<f64>,
     ) -> Result<Vec<Row>> {
-        Ok(self.rows(&contenders_of(stations), paired(&self.name, stations, rounds, measure)?))
+        Ok(self.rows(&contenders_of(stations), paired(report, &self.name, stations, rounds, measure)?))
     }
 
-    /// Of what [`paired`] returned, or a part of it.
+    /// Of what [`paired`] returned, or a part of it; without peers that never finished.
     pub fn rows(&self, contenders: &[Contender], values: Vec<Values<f64>>) -> Vec<Row> {
         let measured: Vec<_> = contenders.iter().copied().zip(values).collect();
         let row = |(contender, values): &(Contender, Values<f64>)| Row {
@@ -148,7 +183,10 @@ impl Figure {
             compared: self.compare(*contender, values, &measured),
             values: values.clone(),
         };
-        measured.iter().map(row).collect()
+        let finished = |(contender, values): &&(Contender, Values<f64>)| {
+            !contender.is_another_system() || values.iter().any(|&value| value > 0.0)
+        };
+        measured.iter().filter(finished).map(row).collect()
     }
 
     fn compare(&self, path: Contender, values: &[f64], measured: &[(Contender, Values<f64>)]) -> Vec<Compared> {

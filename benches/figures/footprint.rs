@@ -22,7 +22,7 @@ const START_ROUNDS: u32 = 20;
 const SETTLED: Duration = Duration::from_millis(500);
 
 /// PSS (proc_pid_smaps_rollup) of all processes of `sidestep run` but the command, which is asleep.
-pub fn memory(report: &mut Report) -> Result<()> {
+pub fn memory(report: &Report) -> Result<()> {
     let stations = Station::all(&Contender::OURS[1..])?;
     let figure = Figure {
         name: "memory, idle (PSS)".to_owned(),
@@ -30,12 +30,12 @@ pub fn memory(report: &mut Report) -> Result<()> {
         comparison: Comparison::Value,
         targets: [Contender::TAP, Contender::Bypass].map(|path| Target::of(path, Baseline::Host, 30.0)).to_vec(),
     };
-    report.add(figure.measure(&stations, MEMORY_ROUNDS, idle_megabytes)?);
+    report.add(figure.measure(report, &stations, MEMORY_ROUNDS, idle_megabytes)?);
     Ok(())
 }
 
 /// From just before the exec of `sidestep run` until the command's `main`; the host's row is the same without sidestep.
-pub fn start(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn start(arguments: &Arguments, report: &Report) -> Result<()> {
     let stations = Station::all(&Contender::OURS)?;
     let figure = Figure {
         name: "start of the command".to_owned(),
@@ -43,7 +43,7 @@ pub fn start(arguments: &Arguments, report: &mut Report) -> Result<()> {
         comparison: Comparison::Value,
         targets: [Contender::TAP, Contender::Bypass].map(|path| Target::of(path, Baseline::Host, 100.0)).to_vec(),
     };
-    report.add(figure.measure(&stations, START_ROUNDS.max(arguments.rounds), start_milliseconds)?);
+    report.add(figure.measure(report, &stations, START_ROUNDS.max(arguments.rounds), start_milliseconds)?);
     Ok(())
 }
 

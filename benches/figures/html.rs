@@ -154,8 +154,17 @@ fn table_lines(row: &Row) -> String {
 
 /// Class of a path's colour: the same on the whole page.
 pub fn colour(path: &str) -> String {
-    const KNOWN: [&str; 8] =
-        ["host", "host again", "TAP", "TAP, MTU 65520", "bypass", "slirp4netns", "pasta", "bypass4netns"];
+    const KNOWN: [&str; 9] = [
+        "host",
+        "host again",
+        "TAP",
+        "TAP, MTU 65520",
+        "bypass",
+        "slirp4netns",
+        "pasta",
+        "bypass4netns",
+        "published port",
+    ];
     let starts = |name: &&str| path.starts_with(*name);
     // The longest name that fits: `host again` is not `host`.
     let found = KNOWN.iter().enumerate().filter(|(_, name)| starts(name)).max_by_key(|(_, name)| name.len());

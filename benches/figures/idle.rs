@@ -37,15 +37,15 @@ struct Measured {
     slowdown: f64,
 }
 
-pub fn measure(report: &mut Report) -> Result<()> {
+pub fn measure(report: &Report) -> Result<()> {
     let name = |what: &str| format!("10,000 idle connections, {what}");
     if raise_descriptor_limit() < DESCRIPTORS {
         report.left_out(&name("all"), &format!("the hard limit of open files is below {DESCRIPTORS}"));
         return Ok(());
     }
     let stations = Station::all(&[Contender::TAP, Contender::Host, Contender::HostAgain])?;
-    let values = paired(&name("all"), &stations, ROUNDS, look)?;
-    let mut add = |what: &str, unit, limit, comparison, of: fn(&Measured) -> f64| {
+    let values = paired(report, &name("all"), &stations, ROUNDS, look)?;
+    let add = |what: &str, unit, limit, comparison, of: fn(&Measured) -> f64| {
         let targets = vec![Target::of(Contender::TAP, Baseline::Host, limit)];
         let figure = Figure { name: name(what), unit, comparison, targets };
         // What a workspace costs the host does not have.

@@ -21,7 +21,7 @@ const PORT: u16 = 7001;
 /// Half a second of the host's at most.
 const COUNT: u32 = 10_000;
 
-pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     let mut contenders = vec![Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass];
     contenders.extend(peers::installed(report));
     contenders.extend(bypass4netns::installed(report));
@@ -33,7 +33,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
         targets: vec![Target::of(Contender::TAP, Baseline::BetterPeer, 1.0)],
     };
     let (addr, count) = (SocketAddr::new(REMOTE[0], PORT).to_string(), COUNT.to_string());
-    let times = paired(&figure.name, &stations, arguments.rounds, |station| -> Result<Times> {
+    let times = paired(report, &figure.name, &stations, arguments.rounds, |station| -> Result<Times> {
         station.answer(&["ping-pong", &addr, &count])
     })?;
     let medians = |rounds: &Vec<Times>| rounds.iter().map(Times::median).collect::<Result<Vec<f64>>>();

@@ -65,7 +65,7 @@ Examples:
 
 Without --server it measures in two hosts of its own making, namespaces joined by veth, with cubic everywhere; nothing
 of that is left behind. slirp4netns, pasta and bypass4netns (with runc) are measured in the same rounds where they are
-installed; a run that one of them does not finish counts as 0. What is missing is named in the table. ^C ends it early
+installed; a run that one of them does not finish counts as 0. What is missing, or never finishes, is named in the table. ^C ends it early
 with a report of what there is.
 
 Reading the table: `ratio` is the median of the ratios to the host in the same round, with a bootstrap 95 % interval;
@@ -193,9 +193,9 @@ impl Arguments {
         }
         let files = Files::prepare(self.json.take(), self.report.take())?;
         let settings = Settings { rounds: self.rounds, duration: self.duration, server: self.server.clone() };
-        let mut report = Report::new(Machine::look(self.server.is_none()), settings, files);
+        let report = Report::new(Machine::look(self.server.is_none()), settings, files);
         report_when_interrupted(report.clone());
-        let measured = self.chosen().into_iter().try_for_each(|name| self.measure(name, &mut report));
+        let measured = self.chosen().into_iter().try_for_each(|name| self.measure(name, &report));
         report.finish(measured.is_ok())?;
         measured.map(|()| ExitCode::SUCCESS)
     }
@@ -204,7 +204,7 @@ impl Arguments {
         if self.only.is_empty() { Name::value_variants().to_vec() } else { self.only.clone() }
     }
 
-    fn measure(&self, name: Name, report: &mut Report) -> Result<()> {
+    fn measure(&self, name: Name, report: &Report) -> Result<()> {
         if self.server.is_some() && !name.needs_only_iperf3() {
             let name = name.to_possible_value().map(|value| value.get_name().to_owned());
             report.left_out(&name.unwrap_or_default(), "needs the lab: not with --server");

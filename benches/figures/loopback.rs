@@ -23,7 +23,7 @@ const WITH_CUBIC: &str = "ip -4 route show table local type local | while read -
 done
 exec \"$@\"";
 
-pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     if bulk::without_iperf3("loopback", report) {
         return Ok(());
     }
@@ -40,7 +40,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
         ];
         let figure = bulk::figure(format!("{direction}, by the host's loopback"), targets);
         let one = |station: &Station| gbits(station, flag, arguments.duration);
-        report.add(figure.measure(&stations, arguments.rounds, one)?);
+        report.add(figure.measure(report, &stations, arguments.rounds, one)?);
     }
     Ok(())
 }

@@ -72,7 +72,7 @@ fn mitigations() -> String {
     let mut known: Vec<String> = entries
         .filter_map(|entry| {
             let text = fs::read_to_string(entry.path()).ok()?;
-            let first = text.trim().split([';', ',']).next()?.to_owned();
+            let first = text.trim().split([';', ',']).next()?.trim_start_matches("Mitigation: ").to_owned();
             (first != "Not affected").then(|| format!("{} {first}", entry.file_name().display()))
         })
         .collect();

@@ -22,7 +22,7 @@ pub enum Peer {
 const BEST_MTU: &str = "65520";
 
 /// Those on this machine; the report names the others.
-pub fn installed(report: &mut Report) -> Vec<Contender> {
+pub fn installed(report: &Report) -> Vec<Contender> {
     let (here, missing): (Vec<Peer>, Vec<Peer>) =
         [Peer::Slirp4netns, Peer::Pasta].into_iter().partition(|peer| find(peer.program()).is_some());
     for peer in missing {

@@ -26,7 +26,7 @@ pub struct Measured {
 }
 
 /// Through the TAP, beside the peers, with half a second to a second of requests.
-pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
+pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     if let Some(missing) = PROGRAMS.into_iter().find(|program| find(program).is_none()) {
         report.left_out("SET through the TAP", &format!("no {missing}"));
         return Ok(());
@@ -36,7 +36,8 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Result<()> {
     let _servers = stations.iter().map(|station| serve(&station.workspace)).collect::<Result<Vec<Running>>>()?;
     for (clients, requests) in [(1, 5_000), (50, 20_000)] {
         let name = format!("SET, {clients} client{}", if clients == 1 { "" } else { "s" });
-        let values = paired(&name, &stations, arguments.rounds, |station| benchmark(station, clients, requests))?;
+        let values =
+            paired(report, &name, &stations, arguments.rounds, |station| benchmark(station, clients, requests))?;
         let column = |of: fn(&Measured) -> f64| values.iter().map(|path| path.iter().map(of).collect()).collect();
         let targets = vec![Target::of(Contender::TAP, Baseline::BetterPeer, 1.0)];
         let rate = Figure { name: name.clone(), unit: "/s", comparison: Comparison::Rate, targets: targets.clone() };

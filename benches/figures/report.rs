@@ -115,7 +115,7 @@ impl Report {
     }
 
     /// Adds the rows and prints them, so that a run that is broken off has told what it knew.
-    pub fn add(&mut self, rows: Vec<Row>) {
+    pub fn add(&self, rows: Vec<Row>) {
         progress::clear();
         for row in &rows {
             print!("{}", lines(row));
@@ -124,7 +124,7 @@ impl Report {
     }
 
     /// Of the same figure: the times behind the values, each path's of all rounds.
-    pub fn add_times(&mut self, figure: &str, stations: &[Station], times: &[Vec<Times>]) -> Result<()> {
+    pub fn add_times(&self, figure: &str, stations: &[Station], times: &[Vec<Times>]) -> Result<()> {
         for (station, rounds) in stations.iter().zip(times) {
             let distribution = Distribution::of(figure, station.contender.to_string(), rounds)?;
             self.findings().distributions.extend(distribution);
@@ -133,15 +133,18 @@ impl Report {
     }
 
     /// Of the same figure: how the transfers went.
-    pub fn add_courses(&mut self, figure: &str, stations: &[Station], transfers: &[Vec<Transfer>]) {
+    pub fn add_courses(&self, figure: &str, stations: &[Station], transfers: &[Vec<Transfer>]) {
         for (station, rounds) in stations.iter().zip(transfers) {
             let (path, points) = (station.contender.to_string(), course(rounds));
+            if points.is_empty() {
+                continue;
+            }
             self.findings().courses.push(Course { figure: figure.to_owned(), path, unit: "Gbit/s", points });
         }
     }
 
     /// Says what is missing from the table, a figure or a path, and why; once, however often it would have come.
-    pub fn left_out(&mut self, what: &str, why: &str) {
+    pub fn left_out(&self, what: &str, why: &str) {
         let mut findings = self.findings();
         if findings.left_out.iter().any(|known| known.what == what) {
             return;
