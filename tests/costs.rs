@@ -42,7 +42,7 @@ fn calls_of(ws: &Workspace, worker: &str, program: &str) -> Result<BTreeMap<Stri
     let mut running = ws.start_python(&code)?;
     running.line_with("ready")?;
     let pid = Tree::of(running.pid())?.worker(worker)?.pid.to_string();
-    let mut counter = ws.outside(["strace", "-f", "-c", "-p"]).arg(&pid).start(&ws.lab.host)?;
+    let counter = ws.outside(["strace", "-f", "-c", "-p"]).arg(&pid).start(&ws.lab.host)?;
     poll("strace has attached", SOON, || Ok(counter.stderr().contains("attached").then_some(())))?;
     running.write("go\n")?;
     running.line_with("done")?;

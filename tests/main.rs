@@ -98,6 +98,7 @@ fn main() -> anyhow::Result<ExitCode> {
         slirp4netns::traffic::CASES,
         crash::CASES,
         control::CASES,
+        costs::CASES,
         doctor::CASES,
         image::CASES,
         capture::CASES,
