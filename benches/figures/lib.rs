@@ -66,7 +66,7 @@ Examples:
 Without --server it measures in two hosts of its own making, namespaces joined by veth, with cubic everywhere; nothing
 of that is left behind. slirp4netns, pasta and bypass4netns (with runc) are measured in the same rounds where they are
 installed; a run that one of them does not finish counts as 0. What is missing, or never finishes, is named in the table. ^C ends it early
-with a report of what there is.
+with a report of the figures that are complete.
 
 Reading the table: `ratio` is the median of the ratios to the host in the same round, with a bootstrap 95 % interval;
 lines with `÷` have the ratio to another path instead, or to the better peer: of slirp4netns and pasta the one that did

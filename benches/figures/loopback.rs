@@ -46,22 +46,30 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
 }
 
 fn gbits(station: &Station, flag: Option<&str>, seconds: u32) -> Result<f64> {
-    let _server = serve(station)?;
+    let server = serve(station, seconds)?;
     let argv = bulk::iperf3(Ipv4Addr::LOCALHOST.into(), PUBLISHED, "", flag, seconds);
-    let text = station.workspace.outside(argv).run(&station.workspace.lab.host)?.output();
-    Ok(Transfer::parse(&text.with_context(|| format!("measuring {}", station.contender))?)?.gbits)
+    let client = station.workspace.outside(argv).deadline(deadline(seconds));
+    let text = client.run(&station.workspace.lab.host)?.output();
+    let transfer = Transfer::parse(&text.with_context(|| format!("measuring {}", station.contender))?)?;
+    // To the end: of a killed pasta the port stays with the command it started.
+    server.finish()?;
+    Ok(transfer.gbits)
 }
 
-/// An iperf3 server behind the published port, or at it.
-fn serve(station: &Station) -> Result<Running> {
+fn deadline(seconds: u32) -> Duration {
+    Duration::from_secs(u64::from(seconds) + 30)
+}
+
+/// An iperf3 server behind the published port, or at it, for one client.
+fn serve(station: &Station, seconds: u32) -> Result<Running> {
     let port = PUBLISHED.to_string();
-    let server = ["iperf3", "--server", "--forceflush", "--port", &port];
+    let server = ["iperf3", "--server", "--one-off", "--forceflush", "--port", &port];
     let program = match station.contender {
         Contender::Peer(_) => peers::pasta_with(&station.workspace, &["--tcp-ports", &port], &with_cubic(&server)),
         Contender::Published => station.program(&with_cubic(&server)),
         _ => station.program(&server.map(str::to_owned)),
     };
-    let mut running = program.deadline(Duration::from_secs(60)).start(&station.workspace.lab.host)?;
+    let mut running = program.deadline(deadline(seconds)).start(&station.workspace.lab.host)?;
     running.line_with("Server listening").with_context(|| running.stderr())?;
     Ok(running)
 }

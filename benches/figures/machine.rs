@@ -8,7 +8,6 @@ use std::thread::available_parallelism;
 
 use serde::Serialize;
 
-use crate::lab::command::PATH;
 use crate::lab::world;
 
 #[derive(Serialize)]
@@ -110,11 +109,12 @@ fn first_line(command: &mut Command) -> String {
     String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned()
 }
 
-/// Where a program is: on the lab's PATH, or where Debian keeps the newest PostgreSQL's.
+/// Where a program is: on the PATH, or where Debian keeps the newest PostgreSQL's.
 pub fn find(program: &str) -> Option<PathBuf> {
     let postgresql = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = postgresql.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).max();
     let newest = newest.map(|version| format!("/usr/lib/postgresql/{version}/bin"));
-    let dirs = newest.as_deref().into_iter().chain(PATH.split(':'));
+    let path = world::path();
+    let dirs = newest.as_deref().into_iter().chain(path.split(':'));
     dirs.map(|dir| Path::new(dir).join(program)).find(|path| path.is_file())
 }

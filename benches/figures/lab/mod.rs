@@ -84,8 +84,8 @@ pub fn batch(netns: &Netns, lines: String) -> Result<()> {
 /// An iperf3 server on the given port, ready.
 pub fn iperf3(netns: &Netns, port: u16) -> Result<Running> {
     let port = port.to_string();
-    let mut server =
-        Program::new(["iperf3", "--server", "--forceflush", "--port", &port]).deadline(DEADLINE * 100).start(netns)?;
+    let server = Program::new(["iperf3", "--server", "--forceflush", "--port", &port]).env("PATH", world::path());
+    let mut server = server.deadline(DEADLINE * 100).start(netns)?;
     server.line_with("Server listening")?;
     Ok(server)
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use super::Lab;
 use super::command::Program;
-use super::world::{USER, program, runtime_dir, scratch};
+use super::world::{USER, path, program, runtime_dir, scratch};
 
 pub struct Workspace {
     pub lab: Lab,
@@ -39,6 +39,7 @@ impl Workspace {
         program
             .behind(["unshare", "--user", "--map-user", &user, "--map-group", &user, "--"])
             .behind(&self.before)
+            .env("PATH", path())
             .env("XDG_RUNTIME_DIR", runtime_dir())
             .env("TMPDIR", scratch())
     }

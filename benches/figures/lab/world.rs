@@ -20,6 +20,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{getegid, geteuid, mkdtemp};
 
+use super::command::PATH;
+
 /// The uid and gid that contenders are called with: the caller's one id, without what root may do to the lab.
 pub const USER: u32 = 1000;
 
@@ -40,6 +42,13 @@ pub fn interrupt() -> i32 {
 /// This program, where every contender finds it.
 pub fn program() -> PathBuf {
     scratch().join("sidestep")
+}
+
+/// Where programs are looked for: the caller's PATH, then where distributions have them.
+pub fn path() -> String {
+    let caller = std::env::var("PATH").unwrap_or_default();
+    let absolute = caller.split(':').filter(|dir| dir.starts_with('/'));
+    absolute.chain([PATH]).collect::<Vec<_>>().join(":")
 }
 
 /// For files of the contenders' and the servers'.
