@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::lab::world;
 use crate::progress::Steps;
 use crate::report::Report;
 use crate::station::{Contender, Station};
@@ -113,7 +114,9 @@ pub fn unreported<T: Default>(
 ) -> Result<(Vec<Values<T>>, Failures)> {
     let steps = Steps::begin(name, stations.len() * (rounds as usize + 1));
     let measure = |station: &Station| -> Result<Result<T, String>> {
-        match steps.step(&station.contender, || measure(station)) {
+        let measured = steps.step(&station.contender, || measure(station));
+        world::reap();
+        match measured {
             Err(error) if station.contender.is_another_system() => {
                 let why = in_a_line(&error);
                 steps.say(&format!("{}: {why}", station.contender));

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{getegid, geteuid, mkdtemp};
 
 use super::command::PATH;
@@ -37,6 +38,14 @@ pub fn interrupt() -> i32 {
         // The first process is gone.
         Err(_) => Signal::SIGKILL as i32,
     }
+}
+
+/// Waits for what has ended after its parent, and fell to process 1: thousands of zombies are as many processes to a limit.
+/// Not while a program that somebody waits for is measured.
+pub fn reap() {
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG))
+        && status != WaitStatus::StillAlive
+    {}
 }
 
 /// This program, where every contender finds it.
