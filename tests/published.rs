@@ -428,7 +428,7 @@ program = ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 7))
 chosen = outcome(lambda: l.setsockopt(socket.SOL_SOCKET, 51, struct.pack('=H6xQ', 1, ctypes.addressof(program))))
 l.setsockopt(socket.SOL_SOCKET, 51, struct.pack('=H6xQ', 1, ctypes.addressof(
     one := ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 1)))))
-say(chosen)
+say(chosen); input()
 c, _ = l.accept(); c.settimeout(5)
 say('accepted', side(c), *moved(c), outcome(c.listen))
 libc.connect(c.fileno(), bytes(16), 16)
@@ -461,11 +461,13 @@ say('raced'); sys.stdin.read()",
     said(&mut running, "connected")?;
     let to = SocketAddr::from((HOST[0], 8080));
     let connect = || ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE));
-    let first = connect()?;
+    let first = connect().context("the first")?;
+    // Taking its connection apart resets it.
+    running.write("go\n")?;
     said(&mut running, "accepted host EISCONN EINVAL ENOTSUP EINVAL")?;
     said(&mut running, "dissolved workspace connected workspace EISCONN")?;
     drop(first);
-    drop(connect()?);
+    drop(connect().context("the second")?);
     said(&mut running, "shut EISCONN host")?;
     running.line_with("raced").with_context(|| running.stderr())?;
     ensure!(forbidden.accepted() == 0, "the host's loopback was reached");
