@@ -138,7 +138,7 @@ fn own_network(ws: Workspace) -> Result<()> {
     let kit = Kit::new(ws.lab)?;
     let script = format!(
         "cat /sys/class/net/tap0/mtu; ip -4 -o addr show tap0; cat /etc/resolv.conf
-until [ \"$(ip -6 route show default)\" ]; do sleep 0.05; done; curl -sS http://{}/",
+until [ \"$(ip -6 addr show dev tap0 scope global -tentative)\" ]; do sleep 0.05; done; curl -sS http://{}/",
         http.addr
     );
     let flags = ["--mtu=1500", "--cidr=10.9.8.0/24", "--ipv6", "--copy-up=/etc", "--disable-host-loopback"];
