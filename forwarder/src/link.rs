@@ -93,17 +93,21 @@ impl Link {
         self.send(&ToSupervisor::Started { restarts: self.restarts });
     }
 
-    /// Takes in what has come and answers it; without flows and ports where the workspace has taken the TAP away.
-    pub fn messages(&self, mut edge: Option<&mut Edge>, mut engine: Option<&mut Engine>) {
+    /// Takes in what has come and answers it; without flows and ports where the workspace has taken the TAP away. False:
+    /// nobody will ever say anything again.
+    #[must_use]
+    pub fn messages(&self, mut edge: Option<&mut Edge>, mut engine: Option<&mut Engine>) -> bool {
         for _ in 0..MESSAGES_A_WAKE {
             match self.channel.receive(Some(Duration::ZERO)) {
                 Ok(Received::Message(message, fds)) => {
                     self.message(edge.as_deref_mut(), engine.as_deref_mut(), message, fds);
                 }
-                Ok(Received::Timeout | Received::Closed) => return,
+                Ok(Received::Timeout) => return true,
+                Ok(Received::Closed) => return false,
                 Err(error) => tracing::debug!("from the supervisor: {error:#}"),
             }
         }
+        true
     }
 
     fn message(&self, edge: Option<&mut Edge>, engine: Option<&mut Engine>, message: ToForwarder, fds: Vec<OwnedFd>) {
@@ -214,19 +218,21 @@ mod tests {
         supervisor.send(&"of another kind", &[]).unwrap();
         supervisor.send(&ToForwarder::Counters { id: 7 }, &[]).unwrap();
         lab.edge.counters.dns.queries = 3;
-        link.messages(Some(&mut lab.edge), None);
+        assert!(link.messages(Some(&mut lab.edge), None));
         let counters = Box::new(lab.edge.counters);
         assert_eq!(heard(&supervisor), Some(ToSupervisor::Counters { id: 7, counters }));
         for id in 0..2000 {
             supervisor.send(&ToForwarder::Counters { id }, &[]).unwrap();
-            link.messages(None, None);
+            assert!(link.messages(None, None));
         }
         let kept = std::iter::from_fn(|| heard(&supervisor)).count();
         assert!((1..2000).contains(&kept), "{kept}");
         supervisor.send(&ToForwarder::Counters { id: 7 }, &[]).unwrap();
-        link.messages(None, None);
+        assert!(link.messages(None, None));
         let counters = Box::default();
         assert_eq!(heard(&supervisor), Some(ToSupervisor::Counters { id: 7, counters }));
+        drop(supervisor);
+        assert!(!link.messages(None, None));
     }
 
     #[test]
@@ -244,7 +250,7 @@ mod tests {
         for (resolvers, answered, want) in cases {
             let search = lab.edge.config.search.clone();
             supervisor.send(&ToForwarder::Resolvers { resolvers, search }, &[]).unwrap();
-            link.messages(Some(&mut lab.edge), None);
+            assert!(link.messages(Some(&mut lab.edge), None));
             if let Some(answered) = answered {
                 lab.edge.prefer_resolver(answered);
             }

@@ -171,11 +171,7 @@ impl Worker {
                         self.engine.close_ports(&mut self.edge);
                     }
                     STOP_EVENT => {}
-                    LINK_EVENT => {
-                        if let Some(link) = &self.link {
-                            link.messages(Some(&mut self.edge), Some(&mut self.engine));
-                        }
-                    }
+                    LINK_EVENT => self.link_event()?,
                     _ => {
                         if let Some(id) = FlowId::from_bits(data) {
                             self.engine.host_event(&mut self.edge, id, event.flags);
@@ -211,6 +207,16 @@ impl Worker {
                 return Ok(());
             }
         }
+    }
+
+    /// A link whose other end has gone, at the end of everything, is readable for ever.
+    fn link_event(&mut self) -> anyhow::Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        if !link.messages(Some(&mut self.edge), Some(&mut self.engine)) {
+            epoll::delete(self.edge.epoll(), link).context("cannot stop watching the link")?;
+            self.link = None;
+        }
+        Ok(())
     }
 
     /// Whether the workspace has ended and nothing of what it sent is worth waiting for.
@@ -274,10 +280,10 @@ fn is_deleted(error: &io::Error) -> bool {
 }
 
 /// A workspace without its TAP has no network, but it goes on, and so do its connections on host sockets.
-fn wait_without_tap(stop: &OwnedFd, link: Option<&Link>, mut edge: Option<Edge>) -> anyhow::Result<()> {
+fn wait_without_tap(stop: &OwnedFd, mut link: Option<&Link>, mut edge: Option<Edge>) -> anyhow::Result<()> {
     tracing::warn!("the workspace has deleted its TAP: it has no network except by the bypass");
-    let watched = [Some(stop.as_fd()), link.map(Link::as_fd)];
     loop {
+        let watched = [Some(stop.as_fd()), link.map(Link::as_fd)];
         let mut polled = watched.map(|fd| PollFd::from_borrowed_fd(fd.unwrap_or(stop.as_fd()), PollFlags::IN));
         match poll(&mut polled, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -288,9 +294,7 @@ fn wait_without_tap(stop: &OwnedFd, link: Option<&Link>, mut edge: Option<Edge>)
         if is_gone || (stopped.contains(PollFlags::IN) && is_closed(stop, epoll::EventFlags::IN)) {
             return Ok(());
         }
-        if let Some(link) = link.filter(|_| !said.is_empty()) {
-            link.messages(edge.as_mut(), None);
-        }
+        link = link.filter(|link| said.is_empty() || link.messages(edge.as_mut(), None));
     }
 }
 
