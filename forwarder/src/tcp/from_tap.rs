@@ -168,6 +168,10 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(index) else { return };
         let flags = segment.flags;
         if flags.has(TcpFlags::RST) {
+            if flow.receive.is_finished() && flow.send.is_finished() {
+                // The workspace has had everything and forgotten the connection; the host still gets what it sent.
+                return;
+            }
             match flow.receive.reset(segment.seq) {
                 Reset::Believed => {
                     edge.counters.tcp.resets_from_tap += 1;

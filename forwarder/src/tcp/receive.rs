@@ -126,8 +126,12 @@ impl Receive {
         field
     }
 
-    /// A quarter of the window has opened since it was last advertised: worth telling.
+    /// A quarter of the window has opened since it was last advertised: worth telling, unless nothing more will come. (Who
+    /// has had the end of both streams acknowledged has forgotten the connection, and would answer with a reset.)
     pub fn should_update(&self) -> bool {
+        if self.is_finished() {
+            return false;
+        }
         let window = self.ring_size - SLACK;
         let open = window.saturating_sub(self.pending());
         open.saturating_sub(self.edge.past(self.next)) >= window / 4

@@ -468,3 +468,38 @@ fn a_small_link_inside_makes_shorter_segments() {
     assert_eq!(segments(&again)[0].3, [1; 4000]);
     assert_eq!(told(&mut open, &frames[0], 100), Vec::<Vec<u8>>::new());
 }
+
+/// With both streams at their end the workspace forgets the connection; what the host has not taken yet is still its.
+#[test]
+fn a_reset_after_both_ends_takes_nothing_back() {
+    let mut open = Open::new();
+    let piece = vec![7; 60_000];
+    let mut sent = 0;
+    loop {
+        let got = open.send(sent, 0, ACK, &piece);
+        let taken = got.last().map_or(sent, |segment| segment.2.wrapping_sub(FIRST));
+        if taken == sent {
+            break;
+        }
+        sent = taken;
+    }
+    open.send(sent, 0, ACK.with(TcpFlags::FIN), &[]);
+    open.host.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(open.wait(1).iter().any(|segment| segment.0.has(TcpFlags::FIN)));
+    open.send(sent + 1, 1, ACK, &[]);
+    open.send(sent + 1, 1, TcpFlags::RST, &[]);
+
+    open.host.set_nonblocking(true).unwrap();
+    let (mut buffer, mut read) = (vec![0; 1 << 16], 0);
+    loop {
+        match open.host.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => read += count,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                assert_eq!(open.wait(1), [], "nobody listens any more");
+            }
+            Err(error) => panic!("{error} after {read} of {sent}"),
+        }
+    }
+    assert_eq!(read, sent as usize);
+}
