@@ -181,7 +181,8 @@ fn segment(ports: (u16, u16), seq: u32, ack: u32, flags: TcpFlags, payload: usiz
     FrameBuffer::default().tcp(MACS, ends, header(ports, seq, ack, flags), &[], payload, 1460).to_vec()
 }
 
-fn header(ports: (u16, u16), seq: u32, ack: u32, flags: TcpFlags) -> TcpHeader {
+/// A header as the builder takes it: checksum and data offset are its to fill in.
+pub(crate) fn header(ports: (u16, u16), seq: u32, ack: u32, flags: TcpFlags) -> TcpHeader {
     TcpHeader {
         src_port: ports.0.into(),
         dst_port: ports.1.into(),

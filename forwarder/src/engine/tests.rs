@@ -14,6 +14,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair}
 use super::Engine;
 use crate::edge::Edge;
 use crate::flow::FlowId;
+use crate::hot;
 use crate::network::{Ipv4Subnet, Ipv6Subnet, VirtualNetwork};
 use crate::outbound::Outbound;
 use crate::policy::Policy;
@@ -21,7 +22,7 @@ use crate::tap::Tap;
 use crate::timer::Time;
 use crate::wire::build::Macs;
 use crate::wire::checksum::Sum;
-use crate::wire::transport::{IcmpHeader, TcpHeader};
+use crate::wire::transport::IcmpHeader;
 use crate::wire::{
     ETHERNET_LEN, EthernetHeader, Frame, FrameBuffer, IPV4_LEN, IpPacket, PROTOCOL_ICMP, PROTOCOL_TCP, TcpFlags,
     TcpSegment, VNET_LEN,
@@ -103,17 +104,7 @@ impl Lab {
         options: &[u8],
         payload: &[u8],
     ) -> Vec<u8> {
-        let header = TcpHeader {
-            src_port: ports.0.into(),
-            dst_port: ports.1.into(),
-            seq: seq.into(),
-            ack: ack.into(),
-            data_offset: 0,
-            flags: flags.0,
-            window: 64_000.into(),
-            checksum: 0.into(),
-            urgent: 0.into(),
-        };
+        let header = hot::header(ports, seq, ack, flags);
         let len = self.buffer.put_payload(payload);
         let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
         self.buffer.tcp(MACS, ends, header, options, len, u16::MAX).to_vec()

@@ -84,17 +84,7 @@ fn advertisements_come_before_what_they_say_runs_out() {
 /// One TCP SYN, one datagram and one ping to an address of the virtual network.
 fn try_all(lab: &mut Lab, to: IpAddr, port: u16) {
     let guest = IpAddr::V4(GUEST);
-    let header = TcpHeader {
-        src_port: 4000.into(),
-        dst_port: port.into(),
-        seq: 1.into(),
-        ack: 0.into(),
-        data_offset: 0,
-        flags: TcpFlags::SYN.0,
-        window: 64_000.into(),
-        checksum: 0.into(),
-        urgent: 0.into(),
-    };
+    let header = hot::header((4000, port), 1, 0, TcpFlags::SYN);
     let syn = lab.buffer.tcp(MACS, (guest, to), header, &[], 0, u16::MAX).to_vec();
     let datagram = lab.udp_from((guest, 4000), (to, port), &[0; 20]);
     let echo = IcmpHeader { kind: 8, code: 0, checksum: 0.into(), id: 0.into(), sequence: 1.into() };
