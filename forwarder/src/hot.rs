@@ -1,5 +1,5 @@
 //! The pieces that every frame passes, one at a time, for `benches/hot`: the engine is nobody else's business outside of
-//! this crate, so what is measured of it comes out as closures.
+//! this crate, so what is measured of it comes out as closures. The engine's own tests begin with the same set-up.
 #![allow(clippy::missing_panics_doc, reason = "made of constants; a bench that cannot be set up may stop")]
 
 use std::hint::black_box;
@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socke
 use crate::edge::Edge;
 use crate::engine::Engine;
 use crate::flow::{FlowId, FlowKey, Kind, Table};
-use crate::network::{Ipv4Subnet, VirtualNetwork};
+use crate::network::{Ipv4Subnet, Ipv6Subnet, VirtualNetwork};
 use crate::outbound::Outbound;
 use crate::policy::Policy;
 use crate::tap::Tap;
@@ -27,10 +27,10 @@ use crate::worker::Config;
 /// One piece of work, done again at each call.
 pub type Piece = Box<dyn FnMut()>;
 
-const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// From the workspace: the builder's "gateway" is whoever sends.
-const MACS: Macs = Macs { gateway: [2; 6], guest: [4; 6] };
+pub(crate) const MACS: Macs = Macs { gateway: [2; 6], guest: [4; 6] };
 /// The workspace's first sequence number.
 const FIRST: u32 = 1000;
 /// Flows and timers beside the one in question.
@@ -115,6 +115,30 @@ pub fn to_host(payload: usize) -> Piece {
     })
 }
 
+/// An engine with a socket pair in place of the TAP, whose other end is the workspace's. The gateway is the host's loopback.
+pub(crate) fn set_up() -> (Edge, Engine, OwnedFd) {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (tap, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a socket pair");
+    let config = Config {
+        network: VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500),
+        policy: Policy { host_loopback: true, rules: Vec::new() },
+        outbound: Outbound::default(),
+        resolvers: Vec::new(),
+        search: vec!["lab".to_owned()],
+    };
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll");
+    (Edge::new(config, Tap::ready(tap), epoll, Time(0)), Engine::new(&[]), guest)
+}
+
+/// Hands the engine what its host sockets have for it within so long.
+pub(crate) fn host_events(edge: &mut Edge, engine: &mut Engine, wait: Timespec) {
+    let mut events = Vec::with_capacity(64);
+    epoll::wait(edge.epoll(), rustix::buffer::spare_capacity(&mut events), Some(&wait)).expect("an epoll's events");
+    for event in events {
+        engine.host_event(edge, FlowId::from_bits(event.data.u64()).expect("a flow"), event.flags);
+    }
+}
+
 /// An open connection between a workspace and the host's loopback.
 struct Open {
     edge: Edge,
@@ -131,30 +155,13 @@ struct Open {
 
 impl Open {
     fn new() -> Self {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (tap, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a socket pair");
-        let config = Config {
-            network: VirtualNetwork::new(Ipv4Subnet::DEFAULT, None, 1500),
-            policy: Policy { host_loopback: true, rules: Vec::new() },
-            outbound: Outbound::default(),
-            resolvers: Vec::new(),
-            search: Vec::new(),
-        };
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll");
-        let mut edge = Edge::new(config, Tap::ready(tap), epoll, Time(0));
-        let mut engine = Engine::new(&[]);
+        let (mut edge, mut engine, guest) = set_up();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
         let ports = (4000, listener.local_addr().expect("its address").port());
 
         engine.batch_from_tap(&mut edge, [segment(ports, FIRST, 0, TcpFlags::SYN, 0)].iter().map(Vec::as_slice));
         let (host, _) = listener.accept().expect("the workspace's connection");
-        let mut events = Vec::with_capacity(8);
-        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-        epoll::wait(edge.epoll(), rustix::buffer::spare_capacity(&mut events), Some(&second))
-            .expect("its socket's event");
-        for event in events {
-            engine.host_event(&mut edge, FlowId::from_bits(event.data.u64()).expect("its flow"), event.flags);
-        }
+        host_events(&mut edge, &mut engine, Timespec { tv_sec: 1, tv_nsec: 0 });
         let mut buffer = vec![0; MAX_FRAME];
         let (length, _) = recv(&guest, &mut buffer[..], RecvFlags::DONTWAIT).expect("SYN and ACK");
         let frame = Frame::parse(&buffer[..length]).expect("a frame");

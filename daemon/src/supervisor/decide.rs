@@ -317,7 +317,7 @@ fn on_host_socket(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::facts::SocketCookie;
+    use crate::supervisor::hot::fresh;
     use crate::supervisor::sockaddr::RawAddress;
     use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet};
     use sidestep_forwarder::policy::{Action, Rule};
@@ -335,21 +335,6 @@ mod tests {
             policy: Policy::default(),
             extent: Extent::default(),
             tap_ifindex: 2,
-        }
-    }
-
-    fn fresh(netns: NetnsCookie) -> SocketFacts {
-        SocketFacts {
-            kind: Kind::Tcp,
-            ipv6: false,
-            raw: false,
-            netns,
-            cookie: SocketCookie(9),
-            state: TcpState::Closed,
-            bound: Bound::No,
-            nonblocking: false,
-            signals: false,
-            uid: 0,
         }
     }
 

@@ -1,4 +1,4 @@
-//! The decision by itself, for `benches/hot`: its types are the supervisor's own.
+//! The decision by itself, for `benches/hot`: its types are the supervisor's own. Its tests begin with the same socket.
 
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,18 +29,7 @@ pub fn decide(rules: u8) -> Box<dyn FnMut()> {
         extent: Extent::default(),
         tap_ifindex: 2,
     };
-    let facts = SocketFacts {
-        kind: Kind::Tcp,
-        ipv6: false,
-        raw: false,
-        netns: NetnsCookie(2),
-        cookie: SocketCookie(9),
-        state: TcpState::Closed,
-        bound: Bound::No,
-        nonblocking: false,
-        signals: false,
-        uid: 0,
-    };
+    let facts = fresh(NetnsCookie(2));
     let call = Call::Connect(RawAddress::from(SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 443))));
     Box::new(move || {
         let Candidate::Outward(destination, transport) = candidate(&ground, black_box(&call), black_box(&facts)) else {
@@ -53,4 +42,20 @@ pub fn decide(rules: u8) -> Box<dyn FnMut()> {
         };
         black_box(with_routes(&ground, Request { destination, transport }, ways));
     })
+}
+
+/// A TCP socket as socket(2) makes it.
+pub(super) fn fresh(netns: NetnsCookie) -> SocketFacts {
+    SocketFacts {
+        kind: Kind::Tcp,
+        ipv6: false,
+        raw: false,
+        netns,
+        cookie: SocketCookie(9),
+        state: TcpState::Closed,
+        bound: Bound::No,
+        nonblocking: false,
+        signals: false,
+        uid: 0,
+    }
 }

@@ -8,31 +8,19 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use rustix::event::{Timespec, epoll};
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
+use rustix::event::Timespec;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
 use super::Engine;
 use crate::edge::Edge;
-use crate::flow::FlowId;
-use crate::hot;
-use crate::network::{Ipv4Subnet, Ipv6Subnet, VirtualNetwork};
-use crate::outbound::Outbound;
-use crate::policy::Policy;
-use crate::tap::Tap;
-use crate::timer::Time;
-use crate::wire::build::Macs;
+use crate::hot::{self, GATEWAY, GUEST, MACS};
 use crate::wire::checksum::Sum;
 use crate::wire::transport::IcmpHeader;
 use crate::wire::{
     ETHERNET_LEN, EthernetHeader, Frame, FrameBuffer, IPV4_LEN, IpPacket, PROTOCOL_ICMP, PROTOCOL_TCP, TcpFlags,
     TcpSegment, VNET_LEN,
 };
-use crate::worker::Config;
 
-const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// From the guest: the builder's "gateway" is whoever sends.
-const MACS: Macs = Macs { gateway: [2; 6], guest: [4; 6] };
 /// No host call of a test waits longer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -46,15 +34,8 @@ pub struct Lab {
 
 impl Lab {
     pub fn new() -> Self {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (tap, guest) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, Some(Ipv6Subnet::DEFAULT), 1500);
-        let policy = Policy { host_loopback: true, rules: Vec::new() };
-        let (resolvers, search) = (Vec::new(), vec!["lab".to_owned()]);
-        let config = Config { network, policy, outbound: Outbound::default(), resolvers, search };
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let edge = Edge::new(config, Tap::ready(tap), epoll, Time(0));
-        Self { edge, engine: Engine::new(&[]), guest, buffer: FrameBuffer::default() }
+        let (edge, engine, guest) = hot::set_up();
+        Self { edge, engine, guest, buffer: FrameBuffer::default() }
     }
 
     fn feed(&mut self, frames: &[Vec<u8>]) {
@@ -67,13 +48,7 @@ impl Lab {
     /// Host events and deadlines, as the worker would hand them over.
     fn turn(&mut self, millis: u64) {
         self.edge.now = self.edge.now.after(millis);
-        let mut events = Vec::with_capacity(64);
-        let wait = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-        epoll::wait(self.edge.epoll(), rustix::buffer::spare_capacity(&mut events), Some(&wait)).unwrap();
-        for event in events {
-            let id = FlowId::from_bits(event.data.u64()).unwrap();
-            self.engine.host_event(&mut self.edge, id, event.flags);
-        }
+        hot::host_events(&mut self.edge, &mut self.engine, Timespec { tv_sec: 0, tv_nsec: 1_000_000 });
         let mut due = Vec::new();
         self.edge.timers.expire(self.edge.now, &mut due);
         for id in due {
