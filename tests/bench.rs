@@ -1,6 +1,7 @@
 //! `sidestep bench` as an ordinary user calls it: in a lab of its own inside this one, of which nothing stays.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,11 +10,13 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::lab::processes::Tree;
+use crate::lab::servers::{self, TcpServer};
 use crate::lab::workspace::{Workspace, contains};
 use crate::lab::world::{SCRATCH, SIDESTEP};
+use crate::lab::{REMOTE, UNREACHABLE, poll};
 
 crate::cases! {
-    HOST: tells_the_same_everywhere, interrupted, unknown_names;
+    HOST: tells_the_same_everywhere, memory, interrupted, somebodys_server, no_server, unknown_names;
 }
 
 /// A run of it measures for some seconds, and in every lab of its own starts programs.
@@ -43,10 +46,9 @@ fn tells_the_same_everywhere(ws: Workspace) -> Result<()> {
     for (figure, path) in
         [("request and response", "host"), ("request and response", "bypass"), ("close()", "TAP, MTU 1500")]
     {
-        let row = rows.iter().find(|row| row["figure"] == figure && row["path"] == path);
-        let row = row.with_context(|| format!("no {figure} of {path}: {done}"))?;
+        ensure!(median(&report, figure, path)? > 0.0, "{report}");
+        let row = rows.iter().find(|row| row["figure"] == figure && row["path"] == path).context("found just now")?;
         ensure!(row["values"].as_array().is_some_and(|values| values.len() == 1), "{row}");
-        ensure!(row["summary"]["median"].as_f64().is_some_and(|median| median > 0.0), "{row}");
         contains(&done.stdout, &format!("| {figure} | {path} |"))?;
     }
     let times = report["distributions"].as_array().context("no distributions")?;
@@ -85,16 +87,38 @@ for row, bar in zip(report['figures'], page.bars):
 print(len(page.bars), 'bars')
 "#;
 
-/// ^C while the second figure is measured: the first is in the report, and nobody runs any more.
+/// With as many connections as were promised.
+fn memory(ws: Workspace) -> Result<()> {
+    let dir = directory(&ws, "memory")?;
+    let done = ws
+        .outside([SIDESTEP, "bench", "--only", "memory", "--rounds", "1", "--json", "-"])
+        .env("TMPDIR", dir.join("tmp"))
+        .deadline(DEADLINE)
+        .run(&ws.lab.host)?
+        .succeeded()?;
+    let report: Value = serde_json::from_str(&done.stdout)?;
+    for figure in ["memory, idle (PSS)", "memory, 1000 idle connections (PSS)", "memory, 10000 idle connections (PSS)"]
+    {
+        for path in ["TAP, MTU 1500", "bypass"] {
+            ensure!(median(&report, figure, path)? > 0.0, "{report}");
+            contains(&done.stderr, &format!("| {figure} | {path} |"))?;
+        }
+    }
+    nothing_left(&dir)
+}
+
+/// ^C while the second figure is measured: the first is in the report, the second with its finished rounds, and nobody
+/// runs any more.
 fn interrupted(ws: Workspace) -> Result<()> {
     let dir = directory(&ws, "interrupted")?;
     let mut running = ws
-        .outside([SIDESTEP, "bench", "--only", "calls", "--rounds", "10", "--report"])
+        .outside([SIDESTEP, "bench", "--only", "calls", "--rounds", "30", "--report"])
         .arg(dir.join("report"))
         .env("TMPDIR", dir.join("tmp"))
         .deadline(DEADLINE)
         .start(&ws.lab.host)?;
     running.line_with("| bypass |")?;
+    poll("a finished round", DEADLINE, || Ok(running.stderr().contains("read(): round 3 of 30").then_some(())))?;
     let tree = Tree::of(running.pid())?;
     ensure!(tree.processes.len() > 1, "{tree:?}");
     running.kill(Signal::SIGINT)?;
@@ -103,19 +127,79 @@ fn interrupted(ws: Workspace) -> Result<()> {
     tree.is_gone(Duration::from_secs(10))?;
     let report = report(&dir.join("report"))?;
     ensure!(report["complete"] == false, "{report}");
-    ensure!(
-        report["figures"].as_array().is_some_and(|rows| rows.iter().any(|row| row["path"] == "bypass")),
-        "{report}"
-    );
-    contains(&fs::read_to_string(dir.join("report/report.html"))?, "Interrupted")?;
-    contains(&fs::read_to_string(dir.join("report/report.md"))?, "Interrupted")?;
+    let rows = report["figures"].as_array().context("no figures")?;
+    let rounds = |row: &Value| (row["values"].as_array().map_or(0, Vec::len), row["of_rounds"].as_u64());
+    let whole = |row: &Value| row["figure"] == "close()" && row["path"] == "bypass" && rounds(row) == (30, None);
+    ensure!(rows.iter().any(whole), "{report}");
+    let last = rows.last().context("no figures")?;
+    let (finished, of) = rounds(last);
+    ensure!((1..=30).contains(&finished) && of == Some(30) && last["figure"] != "close()", "{report}");
+    for (file, told) in
+        [("html", "Interrupted"), ("md", "Interrupted"), ("html", "of 30 rounds"), ("md", "of 30 rounds")]
+    {
+        contains(&fs::read_to_string(dir.join(format!("report/report.{file}")))?, told)?;
+    }
+    contains(&done.stdout, &format!("(interrupted, {finished} of 30 rounds) | bypass |"))?;
     nothing_left(&dir)
+}
+
+/// An iperf3 server that is none of sidestep's: what it can do is measured, and what it cannot do is named.
+fn somebodys_server(ws: Workspace) -> Result<()> {
+    let dir = directory(&ws, "server")?;
+    let _server = servers::iperf3(&ws.lab.remote, 5301)?;
+    let done = ws
+        .outside([SIDESTEP, "bench", "--server", "192.0.2.2:5301", "--only", "bulk,connections", "--rounds", "1"])
+        .arg("--report")
+        .arg(dir.join("report"))
+        .env("TMPDIR", dir.join("tmp"))
+        .deadline(DEADLINE)
+        .run(&ws.lab.host)?
+        .succeeded()?;
+    let report = report(&dir.join("report"))?;
+    ensure!(report["complete"] == true && report["settings"]["server"] == "192.0.2.2:5301", "{report}");
+    for figure in ["send, IPv4", "receive, IPv4"] {
+        for path in ["host", "TAP, MTU 1500", "bypass"] {
+            ensure!(median(&report, figure, path)? > 0.0, "{report}");
+        }
+    }
+    contains(&done.stdout, "| connections | – | – | – | – |  | left out: needs the lab: not with --server |")?;
+    nothing_left(&dir)
+}
+
+/// Each in one sentence with its cause, before anything is measured.
+fn no_server(ws: Workspace) -> Result<()> {
+    let closed = servers::closed_port(&ws.lab.remote, REMOTE[0])?;
+    let other = TcpServer::start(&ws.lab.remote, (REMOTE[0], 0), |mut stream| stream.write_all(b"SSH-2.0-none\r\n"))?;
+    let _server = servers::iperf3(&ws.lab.remote, 5302)?;
+    let mut busy = ws
+        .outside(["iperf3", "--forceflush", "--client", "192.0.2.2", "--port", "5302", "--time", "100"])
+        .deadline(DEADLINE)
+        .start(&ws.lab.host)?;
+    busy.line_with("connected to")?;
+    for (server, told) in [
+        (closed.to_string(), "nobody listens at"),
+        (other.addr.to_string(), "does not answer as an iperf3 server does"),
+        ("192.0.2.2:5302".to_owned(), "is busy with another test"),
+        (UNREACHABLE[0].0.to_string(), "is out of reach"),
+    ] {
+        let run = ws.outside([SIDESTEP, "bench", "--only", "bulk", "--server"]).arg(server).run(&ws.lab.host)?;
+        let done = run.exited(125)?;
+        contains(&done.stderr, told)?;
+        ensure!(done.stderr.lines().count() == 1 && done.stdout.is_empty(), "{done}");
+    }
+    Ok(())
 }
 
 fn unknown_names(ws: Workspace) -> Result<()> {
     let done = ws.outside([SIDESTEP, "bench", "--only", "bulk,speed"]).run(&ws.lab.host)?.exited(125)?;
     contains(&done.stderr, "'speed'")?;
     contains(&done.stderr, "connections")
+}
+
+fn median(report: &Value, figure: &str, path: &str) -> Result<f64> {
+    let rows = report["figures"].as_array().context("no figures")?;
+    let row = rows.iter().find(|row| row["figure"] == figure && row["path"] == path);
+    row.and_then(|row| row["summary"]["median"].as_f64()).with_context(|| format!("no {figure} of {path}: {report}"))
 }
 
 fn report(dir: &std::path::Path) -> Result<Value> {

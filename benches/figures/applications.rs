@@ -52,7 +52,7 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
             report.left_out(application.name, &format!("no {missing}"));
             continue;
         }
-        let stations = Station::all(&[Contender::Host, Contender::HostAgain, Contender::Bypass])?;
+        let stations = arguments.stations(&[Contender::Host, Contender::HostAgain, Contender::Bypass])?;
         let serve = |station: &Station| (application.serve)(&station.workspace);
         let _servers = stations.iter().map(serve).collect::<Result<Vec<Running>>>()?;
         let figure = Figure {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::Arguments;
 use crate::bypass4netns;
-use crate::figure::{Baseline, Comparison, Figure, Target, paired};
+use crate::figure::{Baseline, Comparison, Figure, Target, contenders_of, paired};
 use crate::lab::REMOTE;
 use crate::machine::find;
 use crate::peers;
@@ -57,9 +57,12 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
                 ],
             );
             let one = |station: &Station| transfer(station, server, INTERVAL, flag, arguments.duration);
-            let transfers = paired(report, &figure.name, &stations, arguments.rounds, one)?;
-            let rates = transfers.iter().map(|rounds| rounds.iter().map(|round| round.gbits).collect());
-            report.add(figure.rows(&contenders, rates.collect()));
+            let rows = |transfers: &[Vec<Transfer>]| {
+                let rates = transfers.iter().map(|rounds| rounds.iter().map(|round| round.gbits).collect());
+                figure.rows(&contenders_of(&stations), rates.collect())
+            };
+            let transfers = paired(report, &figure.name, &stations, arguments.rounds, one, rows)?;
+            report.add(rows(&transfers));
             report.add_courses(&figure.name, &stations, &transfers);
         }
     }
@@ -91,7 +94,7 @@ pub fn nested(arguments: &Arguments, report: &Report) -> Result<()> {
     if without_iperf3("nested", report) {
         return Ok(());
     }
-    let stations = Station::all(&[Contender::Host, Contender::HostAgain, Contender::Nested])?;
+    let stations = arguments.stations(&[Contender::Host, Contender::HostAgain, Contender::Nested])?;
     for (direction, flag) in DIRECTIONS {
         let targets = vec![Target::of(Contender::Nested, Baseline::Host, 0.3)];
         let figure = figure(format!("{direction}, from a container inside"), targets);
@@ -140,7 +143,13 @@ fn transfer(
     let argv = iperf3(server.ip(), server.port(), flags, direction, seconds);
     // A peer that stalls, and pasta does, must not cost half a minute each round.
     let grace = if station.contender.is_another_system() { 5 } else { 30 };
-    Transfer::parse(&station.run(&argv, Duration::from_secs(u64::from(seconds) + grace))?)
+    let deadline = Duration::from_secs(u64::from(seconds) + grace);
+    // Newer ones do not only say that it is an error, but also fail.
+    let printed = station.run(&argv, deadline).or_else(|error| {
+        let text = format!("{error:#}");
+        said(&text).is_some().then_some(text).ok_or(error)
+    })?;
+    Transfer::parse(&printed).with_context(|| format!("measuring {}", station.contender))
 }
 
 /// The command line of a client.
@@ -149,13 +158,20 @@ pub fn iperf3(addr: IpAddr, port: u16, flags: &str, direction: Option<&str>, sec
     line.split_whitespace().chain(direction).map(str::to_owned).collect()
 }
 
+/// What `iperf3 --json` complains of, found in what it printed, perhaps among other output.
+pub fn said(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("\"error\":")?;
+    let complaint = rest.split('"').nth(1)?;
+    Some(complaint.trim_start_matches("error - "))
+}
+
 impl Transfer {
     /// Of what `iperf3 --json` printed.
     pub fn parse(text: &str) -> Result<Self> {
-        let report: serde_json::Value = serde_json::from_str(text).context("iperf3 --json")?;
-        if let Some(error) = report["error"].as_str() {
-            bail!("iperf3: {error}");
+        if let Some(said) = said(text) {
+            bail!("iperf3: {said}");
         }
+        let report: serde_json::Value = serde_json::from_str(text).context("iperf3 --json")?;
         let received = &report["end"]["sum_received"];
         let number = |value: &serde_json::Value| value.as_f64().with_context(|| format!("no rate in {text}"));
         let interval = |one: &serde_json::Value| {

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use crate::Arguments;
 use crate::figure::{Baseline, Comparison, Figure, Target};
 use crate::report::Report;
-use crate::station::{Contender, Station};
+use crate::station::Contender;
 use crate::statistics::median;
 
 const BATCHES: usize = 200;
@@ -30,7 +30,7 @@ pub enum Call {
 }
 
 pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
-    let stations = Station::all(&Contender::OURS)?;
+    let stations = arguments.stations(&Contender::OURS)?;
     for (call, word) in [(Call::Close, "close"), (Call::Read, "read"), (Call::Setsockopt, "setsockopt")] {
         let figure = Figure {
             name: format!("{word}()"),

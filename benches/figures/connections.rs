@@ -38,7 +38,7 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     let mut contenders = vec![Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass];
     contenders.extend(peers::installed(report));
     contenders.extend(bypass4netns::installed(report));
-    let stations = Station::all(&contenders)?;
+    let stations = arguments.stations(&contenders)?;
     for (threads, tap_to_host) in [(1, 0.25), (8, 0.4)] {
         let mut targets = vec![
             Target::of(Contender::TAP, Baseline::Host, tap_to_host),
@@ -50,20 +50,20 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
         }
         let figure = figure(format!("connections, {}", said(threads)), targets);
         let one = |station: &Station| cycles(station, COUNT, threads);
-        add(report, &figure, &stations, &paired(report, &figure.name, &stations, arguments.rounds, one)?)?;
+        add(arguments, report, &figure, &stations, one)?;
     }
     Ok(())
 }
 
 /// To 127.0.0.1 within the workspace, where the supervisor connects the process's own socket.
 pub fn in_place(arguments: &Arguments, report: &Report) -> Result<()> {
-    let stations = Station::all(&[Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass])?;
+    let stations = arguments.stations(&[Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass])?;
     for threads in [1, 8] {
         let targets = vec![Target::of(Contender::Bypass, Baseline::Host, 0.4)];
         let figure = figure(format!("connections to 127.0.0.1, {}", said(threads)), targets);
         let (count, words) = (COUNT.to_string(), threads.to_string());
         let one = |station: &Station| station.answer(&["connect-in-place", &count, &words]);
-        add(report, &figure, &stations, &paired(report, &figure.name, &stations, arguments.rounds, one)?)?;
+        add(arguments, report, &figure, &stations, one)?;
     }
     Ok(())
 }
@@ -76,9 +76,20 @@ fn said(threads: u32) -> String {
     if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") }
 }
 
-fn add(report: &Report, figure: &Figure, stations: &[Station], cycles: &[Vec<Cycles>]) -> Result<()> {
-    let rates = cycles.iter().map(|rounds| rounds.iter().map(|round| round.per_second).collect());
-    report.add(figure.rows(&contenders_of(stations), rates.collect()));
+/// Measures, and adds the rates and the times behind them.
+fn add(
+    arguments: &Arguments,
+    report: &Report,
+    figure: &Figure,
+    stations: &[Station],
+    measure: impl Fn(&Station) -> Result<Cycles>,
+) -> Result<()> {
+    let rows = |cycles: &[Vec<Cycles>]| {
+        let rates = cycles.iter().map(|rounds| rounds.iter().map(|round| round.per_second).collect());
+        figure.rows(&contenders_of(stations), rates.collect())
+    };
+    let cycles = paired(report, &figure.name, stations, arguments.rounds, measure, rows)?;
+    report.add(rows(&cycles));
     let times: Vec<Vec<Times>> =
         cycles.iter().map(|rounds| rounds.iter().map(|round| round.times.clone()).collect()).collect();
     report.add_times(&figure.name, stations, &times)

@@ -32,7 +32,7 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     }
     let mut contenders = vec![Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass];
     contenders.extend(peers::installed(report));
-    let stations: Vec<Station> = Station::all(&contenders)?.into_iter().map(Station::accounted).collect();
+    let stations: Vec<Station> = arguments.stations(&contenders)?.into_iter().map(Station::accounted).collect();
     for (direction, flag) in DIRECTIONS {
         let figure = Figure {
             name: format!("processor time, {direction}"),

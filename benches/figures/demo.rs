@@ -21,11 +21,11 @@ pub fn run() -> Result<()> {
     let mut lines = Vec::new();
     for (direction, flag) in DIRECTIONS {
         let measure = |station: &Station| gbits(station, REMOTE[0], flag, SECONDS);
-        let (values, _) = unreported(&format!("iperf3, {direction}"), &stations, ROUNDS, measure)?;
+        let (values, _) = unreported(&format!("iperf3, {direction}"), &stations, ROUNDS, measure, |_| ())?;
         lines.push(line(&format!("{direction}, Gbit/s"), &values));
     }
     let measure = |station: &Station| Ok(cycles(station, CONNECTIONS, 1)?.per_second);
-    let (values, _) = unreported("short connections", &stations, ROUNDS, measure)?;
+    let (values, _) = unreported("short connections", &stations, ROUNDS, measure, |_| ())?;
     lines.push(line("new connections a second", &values));
 
     let columns: Vec<String> = stations.iter().map(|station| station.contender.to_string()).collect();

@@ -68,6 +68,8 @@ pub struct Row {
     pub compared: Vec<Compared>,
     /// One a round, in the order of the rounds; 0 for one that a peer did not finish.
     pub values: Vec<f64>,
+    /// How many rounds it should have been, where the measuring was interrupted before.
+    pub of_rounds: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -90,29 +92,35 @@ type Failures = Vec<(Contender, String)>;
 /// Measures every station once a round, beginning with another one each time; the first round is not kept.
 ///
 /// Returns the values of each station. A peer that fails gets 0: it is there for comparison, not under test. Why one
-/// never finishes is told in the report.
+/// never finishes is told in the report. What `rows` makes of the finished rounds is there in case it is interrupted.
 pub fn paired<T: Default>(
     report: &Report,
     name: &str,
     stations: &[Station],
     rounds: u32,
     measure: impl Fn(&Station) -> Result<T>,
+    rows: impl Fn(&[Values<T>]) -> Vec<Row>,
 ) -> Result<Vec<Values<T>>> {
-    let (values, failures) = unreported(name, stations, rounds, measure)?;
+    let finished = |values: &[Values<T>]| {
+        let rows = rows(values).into_iter().map(|row| Row { of_rounds: Some(rounds), ..row });
+        report.under_way(rows.collect());
+    };
+    let (values, failures) = unreported(name, stations, rounds, measure, finished)?;
     for (path, why) in failures {
         report.left_out(&format!("{name}, {path}"), &why);
     }
     Ok(values)
 }
 
-/// The same for those who have no report.
+/// The same for those who have no report; `finished` hears of each round.
 pub fn unreported<T: Default>(
     name: &str,
     stations: &[Station],
     rounds: u32,
     measure: impl Fn(&Station) -> Result<T>,
+    finished: impl Fn(&[Values<T>]),
 ) -> Result<(Vec<Values<T>>, Failures)> {
-    let steps = Steps::begin(name, stations.len() * (rounds as usize + 1));
+    let steps = Steps::begin(name, stations.len(), rounds);
     let measure = |station: &Station| -> Result<Result<T, String>> {
         let measured = steps.step(&station.contender, || measure(station));
         world::reap();
@@ -129,20 +137,20 @@ pub fn unreported<T: Default>(
         // Not kept.
         let _warm = measure(station)?;
     }
-    let mut values: Vec<Vec<Result<T, String>>> = stations.iter().map(|_| Vec::new()).collect();
+    let mut values: Vec<Values<T>> = stations.iter().map(|_| Vec::new()).collect();
+    // Why each one's rounds failed, all of them until now.
+    let mut failed: Vec<Option<String>> = stations.iter().map(|_| Some(String::new())).collect();
     for round in 0..rounds as usize {
         for turn in 0..stations.len() {
             let this = (round + turn) % stations.len();
-            values[this].push(measure(&stations[this])?);
+            let measured = measure(&stations[this])?;
+            failed[this] = failed[this].take().and(measured.as_ref().err().cloned());
+            values[this].push(measured.unwrap_or_default());
         }
+        finished(&values);
     }
-    let failed = |(station, values): (&Station, &Vec<Result<T, String>>)| {
-        let why = values.last()?.as_ref().err()?.clone();
-        values.iter().all(Result::is_err).then_some((station.contender, why))
-    };
-    let failures = stations.iter().zip(&values).filter_map(failed).collect();
-    let values = values.into_iter().map(|path| path.into_iter().map(Result::unwrap_or_default).collect());
-    Ok((values.collect(), failures))
+    let failures = stations.iter().zip(failed).filter_map(|(station, why)| Some((station.contender, why?)));
+    Ok((values, failures.collect()))
 }
 
 /// What failed, without the command line, and the last that it said.
@@ -171,7 +179,8 @@ impl Figure {
         rounds: u32,
         measure: impl Fn(&Station) -> Result<f64>,
     ) -> Result<Vec<Row>> {
-        Ok(self.rows(&contenders_of(stations), paired(report, &self.name, stations, rounds, measure)?))
+        let rows = |values: &[Values<f64>]| self.rows(&contenders_of(stations), values.to_vec());
+        Ok(rows(&paired(report, &self.name, stations, rounds, measure, rows)?))
     }
 
     /// Of what [`paired`] returned, or a part of it; without peers that never finished.
@@ -185,6 +194,7 @@ impl Figure {
             summary: summary(values),
             compared: self.compare(*contender, values, &measured),
             values: values.clone(),
+            of_rounds: None,
         };
         let finished = |(contender, values): &&(Contender, Values<f64>)| {
             !contender.is_another_system() || values.iter().any(|&value| value > 0.0)

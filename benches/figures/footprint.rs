@@ -10,33 +10,44 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::Arguments;
 use crate::figure::{Baseline, Comparison, Figure, Target};
+use crate::idle;
+use crate::lab::command::Running;
 use crate::lab::processes::{Process, Tree};
 use crate::report::Report;
 use crate::station::{Contender, Station, inside};
 
 /// Memory hardly scatters.
 const MEMORY_ROUNDS: u32 = 3;
+/// Open connections, and the megabytes that were promised with them.
+const OPEN: [(u32, Option<f64>); 3] = [(0, Some(30.0)), (1000, None), (10_000, Some(64.0))];
 /// As the target is worded.
 const START_ROUNDS: u32 = 20;
 /// By then a workspace has done all that it does by itself.
 const SETTLED: Duration = Duration::from_millis(500);
 
-/// PSS (proc_pid_smaps_rollup) of all processes of `sidestep run` but the command, which is asleep.
-pub fn memory(report: &Report) -> Result<()> {
-    let stations = Station::all(&Contender::OURS[1..])?;
-    let figure = Figure {
-        name: "memory, idle (PSS)".to_owned(),
-        unit: "MB",
-        comparison: Comparison::Value,
-        targets: [Contender::TAP, Contender::Bypass].map(|path| Target::of(path, Baseline::Host, 30.0)).to_vec(),
-    };
-    report.add(figure.measure(report, &stations, MEMORY_ROUNDS, idle_megabytes)?);
+/// PSS (proc_pid_smaps_rollup) of all processes of `sidestep run` but the command, which is asleep, without a connection
+/// and with some that nobody uses.
+pub fn memory(arguments: &Arguments, report: &Report) -> Result<()> {
+    let stations = arguments.stations(&Contender::OURS[1..])?;
+    for (open, limit) in OPEN {
+        let what = if open == 0 { "idle".to_owned() } else { format!("{open} idle connections") };
+        let name = format!("memory, {what} (PSS)");
+        if !idle::descriptors_suffice(open, &name, report) {
+            continue;
+        }
+        let target = |limit| [Contender::TAP, Contender::Bypass].map(|path| Target::of(path, Baseline::Host, limit));
+        let targets = limit.into_iter().flat_map(target).collect();
+        let figure = Figure { name, unit: "MB", comparison: Comparison::Value, targets };
+        let one =
+            |station: &Station| if open == 0 { idle_megabytes(station) } else { holding_megabytes(station, open) };
+        report.add(figure.measure(report, &stations, MEMORY_ROUNDS.min(arguments.rounds), one)?);
+    }
     Ok(())
 }
 
 /// From just before the exec of `sidestep run` until the command's `main`; the host's row is the same without sidestep.
 pub fn start(arguments: &Arguments, report: &Report) -> Result<()> {
-    let stations = Station::all(&Contender::OURS)?;
+    let stations = arguments.stations(&Contender::OURS)?;
     let figure = Figure {
         name: "start of the command".to_owned(),
         unit: "ms",
@@ -51,11 +62,21 @@ fn idle_megabytes(station: &Station) -> Result<f64> {
     let argv = ["sh", "-c", "echo ready; exec sleep 60"].map(str::to_owned);
     let mut running = station.program(&argv).start(&station.workspace.lab.host)?;
     running.line_with("ready")?;
+    settled_megabytes(running, "sleep ")
+}
+
+fn holding_megabytes(station: &Station, open: u32) -> Result<f64> {
+    let holder = idle::hold(station, open)?;
+    settled_megabytes(holder.running, &holder.command)
+}
+
+/// Of a workspace, which is then ended.
+fn settled_megabytes(running: Running, command: &str) -> Result<f64> {
     thread::sleep(SETTLED);
     let tree = Tree::of(running.pid())?;
-    let megabytes = megabytes(&ours(&tree, "sleep ")?)?;
+    let megabytes = megabytes(&ours(&tree, command)?)?;
     drop(running);
-    tree.is_gone(Duration::from_secs(5))?;
+    tree.is_gone(idle::GONE)?;
     Ok(megabytes)
 }
 
@@ -68,7 +89,7 @@ pub fn ours<'a>(tree: &'a Tree, command: &str) -> Result<Vec<&'a Process>> {
 
 /// The PSS of these. Some of them are not dumpable, and then root alone may read it: the lab's root is enough.
 #[allow(clippy::cast_precision_loss, reason = "kilobytes of memory")]
-pub fn megabytes(processes: &[&Process]) -> Result<f64> {
+fn megabytes(processes: &[&Process]) -> Result<f64> {
     let kilobytes = processes.iter().map(|process| pss_kilobytes(process.pid)).sum::<Result<u64>>()?;
     Ok(kilobytes as f64 * 1024.0 / 1e6)
 }

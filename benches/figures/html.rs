@@ -41,10 +41,11 @@ fn section(findings: &Findings, rows: &[Row]) -> String {
     let better = if first.more_is_better { "more is better" } else { "less is better" };
     let full = rows.iter().map(|row| row.summary.max).fold(f64::MIN_POSITIVE, f64::max);
     let bars: String = rows.iter().map(|row| bar(row, full)).collect();
+    let partial = first.rounds_told().map(|told| format!("<p class=partial>{told}</p>")).unwrap_or_default();
     let times = times(findings, &first.figure);
     let course = course(findings, &first.figure);
     format!(
-        "<section data-figure=\"{name}\"><h2>{name} <small>{}, {better}</small></h2><div class=bars>{bars}</div>{times}{course}</section>",
+        "<section data-figure=\"{name}\"><h2>{name} <small>{}, {better}</small></h2>{partial}<div class=bars>{bars}</div>{times}{course}</section>",
         first.unit,
         name = escaped(&first.figure),
     )
@@ -144,7 +145,8 @@ fn table_lines(row: &Row) -> String {
             escaped(target),
         )
     };
-    let mut text = line(&row.path, &measured, row.compared.first());
+    let path = row.rounds_told().map_or_else(|| row.path.clone(), |rounds| format!("{} ({rounds})", row.path));
+    let mut text = line(&path, &measured, row.compared.first());
     for compared in row.compared.iter().skip(1) {
         let path = format!("{} ÷ {}", row.path, compared.with.as_deref().unwrap_or_default());
         text += &line(&path, "<td></td><td></td>", Some(compared));

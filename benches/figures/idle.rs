@@ -1,5 +1,5 @@
-//! Ten thousand open TCP connections through the TAP that nobody uses: memory, work, and the next one's time, which the
-//! host's own connections have as well.
+//! Ten thousand open TCP connections through the TAP that nobody uses: work, and the next one's time, which the host's
+//! own connections have as well. What memory they take is [`crate::footprint`]'s.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::Arguments;
 use crate::connections::cycle;
 use crate::figure::{Baseline, Comparison, Figure, Target, contenders_of, paired};
-use crate::footprint::{megabytes, ours};
+use crate::footprint::ours;
 use crate::lab::REMOTE;
+use crate::lab::command::Running;
 use crate::lab::processes::{Process, Tree};
 use crate::report::Report;
 use crate::station::{Contender, Station, closer, inside};
@@ -21,75 +23,88 @@ use crate::statistics::median;
 
 /// As the target is worded.
 const OPEN: u32 = 10_000;
-/// Each of client, forwarder and server has a descriptor a connection, and a few besides.
-const DESCRIPTORS: u64 = OPEN as u64 + 500;
 const ROUNDS: u32 = 3;
 /// How long is looked how much nothing costs.
 const LOOK: Duration = Duration::from_secs(5);
 /// Connections timed before and after.
 const TIMED: usize = 300;
 const DEADLINE: Duration = Duration::from_secs(120);
+/// Until then all of a workspace has ended.
+pub const GONE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Default)]
 struct Measured {
-    megabytes: f64,
     core_percent: f64,
     slowdown: f64,
 }
 
-pub fn measure(report: &Report) -> Result<()> {
+/// A command that keeps its connections open, and how `ps` shows its command line to begin.
+pub struct Holder {
+    pub running: Running,
+    pub command: String,
+    /// Microseconds of a connection before there were so many.
+    first: f64,
+}
+
+pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     let name = |what: &str| format!("10,000 idle connections, {what}");
-    if raise_descriptor_limit() < DESCRIPTORS {
-        report.left_out(&name("all"), &format!("the hard limit of open files is below {DESCRIPTORS}"));
+    if !descriptors_suffice(OPEN, &name("all"), report) {
         return Ok(());
     }
-    let stations = Station::all(&[Contender::TAP, Contender::Host, Contender::HostAgain])?;
-    let values = paired(report, &name("all"), &stations, ROUNDS, look)?;
-    let add = |what: &str, unit, limit, comparison, of: fn(&Measured) -> f64| {
+    let stations = arguments.stations(&[Contender::TAP, Contender::Host, Contender::HostAgain])?;
+    let contenders = contenders_of(&stations);
+    let figure = |what: &str, unit, limit, comparison| {
         let targets = vec![Target::of(Contender::TAP, Baseline::Host, limit)];
-        let figure = Figure { name: name(what), unit, comparison, targets };
-        // What a workspace costs the host does not have.
-        let paths = if comparison == Comparison::Value { &stations[..1] } else { &stations[..] };
-        let values = values.iter().map(|path| path.iter().map(of).collect()).collect();
-        report.add(figure.rows(&contenders_of(paths), values));
+        Figure { name: name(what), unit, comparison, targets }
     };
-    add("PSS", "MB", 64.0, Comparison::Value, |measured| measured.megabytes);
-    add("work", "% of a core", 1.0, Comparison::Value, |measured| measured.core_percent);
+    let work = figure("work", "% of a core", 1.0, Comparison::Value);
     // "As fast", give or take what two medians of the same differ by here.
-    add("the next one ÷ the first", "×", 1.2, Comparison::Latency, |measured| measured.slowdown);
+    let next = figure("the next one ÷ the first", "×", 1.2, Comparison::Latency);
+    let rows = |values: &[Vec<Measured>]| {
+        let column = |of: fn(&Measured) -> f64| values.iter().map(|path| path.iter().map(of).collect()).collect();
+        // What a workspace costs the host does not have.
+        let mut rows = work.rows(&contenders[..1], column(|measured| measured.core_percent));
+        rows.extend(next.rows(&contenders, column(|measured| measured.slowdown)));
+        rows
+    };
+    report.add(rows(&paired(report, &name("all"), &stations, ROUNDS.min(arguments.rounds), look, rows)?));
     Ok(())
 }
 
 fn look(station: &Station) -> Result<Measured> {
-    let holder = hold(station)?;
-    let argv = inside(&["hold", &holder.to_string(), &closer(REMOTE[0]).to_string()]);
-    let mut client = station.program(&argv).deadline(DEADLINE).start(&station.workspace.lab.host)?;
-    let before: f64 = client.line()?.parse()?;
-    client.line_with("open")?;
-    let tree = if station.contender == Contender::TAP { Some(Tree::of(client.pid())?) } else { None };
-    let mut measured = tree.as_ref().map(|tree| cost(tree, &argv[..2].join(" "))).transpose()?.unwrap_or_default();
-    client.write("again\n")?;
-    let after: f64 = client.line()?.parse()?;
-    client.finish()?.succeeded()?;
+    let mut holder = hold(station, OPEN)?;
+    let tree = if station.contender == Contender::TAP { Some(Tree::of(holder.running.pid())?) } else { None };
+    let core_percent = tree.as_ref().map(|tree| work(tree, &holder.command)).transpose()?.unwrap_or_default();
+    holder.running.write("again\n")?;
+    let after: f64 = holder.running.line()?.parse()?;
+    holder.running.finish()?.succeeded()?;
     if let Some(tree) = tree {
-        tree.is_gone(Duration::from_secs(10))?;
+        tree.is_gone(GONE)?;
     }
-    measured.slowdown = after / before;
-    Ok(measured)
+    Ok(Measured { core_percent, slowdown: after / holder.first })
 }
 
-/// What the workspace costs while nobody uses its connections.
-fn cost(tree: &Tree, command: &str) -> Result<Measured> {
+/// Percent of a core that the workspace takes while nobody uses its connections.
+fn work(tree: &Tree, command: &str) -> Result<f64> {
     let ours = ours(tree, command)?;
     let (begun, worked) = (Instant::now(), nanoseconds(&ours)?);
     thread::sleep(LOOK);
     let worked = nanoseconds(&ours)? - worked;
-    let core_percent = 100.0 * worked / begun.elapsed().as_secs_f64() / 1e9;
-    Ok(Measured { megabytes: megabytes(&ours)?, core_percent, slowdown: 0.0 })
+    Ok(100.0 * worked / begun.elapsed().as_secs_f64() / 1e9)
+}
+
+/// A command on this station's path with so many connections open.
+pub fn hold(station: &Station, open: u32) -> Result<Holder> {
+    let server = keep(station, open)?;
+    let argv = inside(&["hold", &server.to_string(), &closer(REMOTE[0]).to_string(), &open.to_string()]);
+    let mut running = station.program(&argv).deadline(DEADLINE).start(&station.workspace.lab.host)?;
+    let first: f64 = running.line()?.parse()?;
+    running.line_with("open")?;
+    Ok(Holder { running, command: argv[..2].join(" "), first })
 }
 
 /// The client: microseconds of a connection's cycle, then as many open ones, then the same again at a line of input.
-pub fn open(held: SocketAddr, closed: SocketAddr) -> Result<()> {
+pub fn open(held: SocketAddr, closed: SocketAddr, count: u32) -> Result<()> {
     raise_descriptor_limit();
     let timed = || -> Result<f64> {
         let one = || -> Result<f64> {
@@ -105,7 +120,7 @@ pub fn open(held: SocketAddr, closed: SocketAddr) -> Result<()> {
     };
     timed()?;
     say(timed()?.to_string())?;
-    let streams = (0..OPEN).map(|_| TcpStream::connect(held)).collect::<std::io::Result<Vec<TcpStream>>>()?;
+    let streams = (0..count).map(|_| TcpStream::connect(held)).collect::<std::io::Result<Vec<TcpStream>>>()?;
     say("open".to_owned())?;
     std::io::stdin().read_line(&mut String::new())?;
     say(timed()?.to_string())?;
@@ -114,11 +129,11 @@ pub fn open(held: SocketAddr, closed: SocketAddr) -> Result<()> {
 }
 
 /// A server of the remote that keeps what it accepts until the client ends.
-fn hold(station: &Station) -> Result<SocketAddr> {
+fn keep(station: &Station, open: u32) -> Result<SocketAddr> {
     let listener = station.workspace.lab.remote.within(|| TcpListener::bind((REMOTE[0], 0)))?;
     let addr = listener.local_addr()?;
     thread::spawn(move || {
-        let mut held: Vec<TcpStream> = listener.incoming().take(OPEN as usize).flatten().collect();
+        let mut held: Vec<TcpStream> = listener.incoming().take(open as usize).flatten().collect();
         // The end of the client is the end of its streams.
         if let Some(stream) = held.first_mut() {
             drop(stream.read(&mut [0]));
@@ -140,6 +155,17 @@ fn nanoseconds(processes: &[&Process]) -> Result<f64> {
     }
     ensure!(sum > 0.0, "this kernel does not account the time of tasks");
     Ok(sum)
+}
+
+/// Whether so many can be open, which the report is told if not: each of client, forwarder and server has a descriptor a
+/// connection, and a few besides.
+pub fn descriptors_suffice(open: u32, what: &str, report: &Report) -> bool {
+    let needed = u64::from(open) + 500;
+    let suffice = raise_descriptor_limit() >= needed;
+    if !suffice {
+        report.left_out(what, &format!("the hard limit of open files is below {needed}"));
+    }
+    suffice
 }
 
 /// To the hard limit, which is returned.

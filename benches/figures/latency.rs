@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::Arguments;
 use crate::bypass4netns;
-use crate::figure::{Baseline, Comparison, Figure, Target, paired};
+use crate::figure::{Baseline, Comparison, Figure, Target, contenders_of, paired};
 use crate::lab::REMOTE;
 use crate::lab::netns::Netns;
 use crate::peers;
@@ -25,7 +25,7 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     let mut contenders = vec![Contender::Host, Contender::HostAgain, Contender::TAP, Contender::Bypass];
     contenders.extend(peers::installed(report));
     contenders.extend(bypass4netns::installed(report));
-    let stations = Station::all(&contenders)?;
+    let stations = arguments.stations(&contenders)?;
     let figure = Figure {
         name: "request and response".to_owned(),
         unit: "µs",
@@ -33,11 +33,18 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
         targets: vec![Target::of(Contender::TAP, Baseline::BetterPeer, 1.0)],
     };
     let (addr, count) = (SocketAddr::new(REMOTE[0], PORT).to_string(), COUNT.to_string());
-    let times = paired(report, &figure.name, &stations, arguments.rounds, |station| -> Result<Times> {
-        station.answer(&["ping-pong", &addr, &count])
-    })?;
-    let medians = |rounds: &Vec<Times>| rounds.iter().map(Times::median).collect::<Result<Vec<f64>>>();
-    report.add(figure.rows(&contenders, times.iter().map(medians).collect::<Result<_>>()?));
+    let one = |station: &Station| -> Result<(f64, Times)> {
+        let times: Times = station.answer(&["ping-pong", &addr, &count])?;
+        Ok((times.median()?, times))
+    };
+    let rows = |values: &[Vec<(f64, Times)>]| {
+        let medians = values.iter().map(|rounds| rounds.iter().map(|&(median, _)| median).collect());
+        figure.rows(&contenders_of(&stations), medians.collect())
+    };
+    let values = paired(report, &figure.name, &stations, arguments.rounds, one, rows)?;
+    report.add(rows(&values));
+    let times: Vec<Vec<Times>> =
+        values.into_iter().map(|rounds| rounds.into_iter().map(|(_, times)| times).collect()).collect();
     report.add_times(&figure.name, &stations, &times)
 }
 

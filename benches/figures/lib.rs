@@ -35,15 +35,16 @@ mod plot;
 mod progress;
 mod redis;
 mod report;
+mod server;
 mod station;
 mod statistics;
 mod times;
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 
 use calls::Call;
@@ -86,7 +87,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
-    /// Write everything with every single value to FILE
+    /// Write everything with every single value to FILE; `-` is standard output, and the table then on standard error
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
@@ -105,6 +106,10 @@ pub struct Arguments {
     /// What --server is, once the name is resolved: an address of each family.
     #[arg(skip)]
     servers: Vec<SocketAddr>,
+
+    /// What is found out before anything is measured.
+    #[arg(skip)]
+    no_bypass: bool,
 
     #[command(subcommand)]
     inside: Option<Inside>,
@@ -139,7 +144,7 @@ enum Name {
     Idle,
     /// Nanoseconds of system calls that the filter lets pass
     Calls,
-    /// Memory of an idle workspace
+    /// Memory of a workspace: idle, with 1,000 and 10,000 connections
     Memory,
     /// Time until the command runs
     Start,
@@ -160,7 +165,7 @@ enum Inside {
     PingPong { addr: SocketAddr, count: u32 },
     /// Keep connections open
     #[command(hide = true)]
-    Hold { held: SocketAddr, closed: SocketAddr },
+    Hold { held: SocketAddr, closed: SocketAddr, count: u32 },
     /// Print the nanoseconds of a system call
     #[command(hide = true)]
     Calls { call: Call },
@@ -182,26 +187,58 @@ impl Arguments {
             inside.run()?;
             return Ok(ExitCode::SUCCESS);
         }
-        if let Some(server) = &self.server {
-            self.servers = resolve(server)?;
-        }
+        let chosen = self.chosen()?;
         if let Some(code) = world::enter(self.server.is_none())? {
             return Ok(code);
         }
         if self.demo {
             return demo::run().map(|()| ExitCode::SUCCESS);
         }
+        let silent = match &self.server {
+            Some(server) => {
+                let (answering, silent) = server::find_out(server)?;
+                self.servers = answering;
+                silent
+            }
+            None => None,
+        };
+        let without_bypass = self.try_out()?;
         let files = Files::prepare(self.json.take(), self.report.take())?;
         let settings = Settings { rounds: self.rounds, duration: self.duration, server: self.server.clone() };
         let report = Report::new(Machine::look(self.server.is_none()), settings, files);
         report_when_interrupted(report.clone());
-        let measured = self.chosen().into_iter().try_for_each(|name| self.measure(name, &report));
+        for (what, why) in [("one family of the server's", silent), ("bypass", without_bypass)] {
+            why.into_iter().for_each(|why| report.left_out(what, &why));
+        }
+        let measured = chosen.into_iter().try_for_each(|name| self.measure(name, &report));
         report.finish(measured.is_ok())?;
         measured.map(|()| ExitCode::SUCCESS)
     }
 
-    fn chosen(&self) -> Vec<Name> {
-        if self.only.is_empty() { Name::value_variants().to_vec() } else { self.only.clone() }
+    fn chosen(&self) -> Result<Vec<Name>> {
+        let chosen = if self.only.is_empty() { Name::value_variants().to_vec() } else { self.only.clone() };
+        ensure!(
+            self.server.is_none() || chosen.iter().any(|name| name.needs_only_iperf3()),
+            "nothing of this can be measured with --server: that has bulk, parallel and datagrams"
+        );
+        Ok(chosen)
+    }
+
+    /// That `sidestep run` runs here. Why not with the bypass, which is then left out.
+    fn try_out(&mut self) -> Result<Option<String>> {
+        for contender in [Contender::TAP, Contender::Bypass] {
+            for station in self.stations(&[contender])? {
+                let done = station.program(&["true".to_owned()]).run(&station.workspace.lab.host)?;
+                if done.status.success() {
+                    continue;
+                }
+                let why = done.stderr.trim().trim_start_matches("sidestep: ").to_owned();
+                ensure!(contender == Contender::Bypass, "`sidestep run` does not run here: {why}");
+                self.no_bypass = true;
+                return Ok(Some(why));
+            }
+        }
+        Ok(None)
     }
 
     fn measure(&self, name: Name, report: &Report) -> Result<()> {
@@ -222,16 +259,18 @@ impl Arguments {
             Name::Redis => redis::measure(self, report),
             Name::Datagrams => datagrams::measure(self, report),
             Name::Cpu => cpu::measure(self, report),
-            Name::Idle => idle::measure(report),
+            Name::Idle => idle::measure(self, report),
             Name::Calls => calls::measure(self, report),
-            Name::Memory => footprint::memory(report),
+            Name::Memory => footprint::memory(self, report),
             Name::Start => footprint::start(self, report),
         }
     }
 
-    /// Where bulk is measured: in labs, or on the machine.
+    /// In labs, or on the machine; without those that do not run here.
     fn stations(&self, contenders: &[Contender]) -> Result<Vec<Station>> {
-        if self.servers.is_empty() { Station::all(contenders) } else { Station::of_the_machine(contenders) }
+        let run = |contender: &Contender| !(self.no_bypass && *contender == Contender::Bypass);
+        let contenders: Vec<Contender> = contenders.iter().copied().filter(run).collect();
+        if self.servers.is_empty() { Station::all(&contenders) } else { Station::of_the_machine(&contenders) }
     }
 
     /// At least one, at most one of each family.
@@ -242,18 +281,6 @@ impl Arguments {
             self.servers.clone()
         }
     }
-}
-
-/// The first address of each family.
-fn resolve(server: &str) -> Result<Vec<SocketAddr>> {
-    let bare = server.trim_start_matches('[').trim_end_matches(']');
-    let looked_up = server.to_socket_addrs().or_else(|_| (bare, IPERF3_PORT).to_socket_addrs());
-    let all: Vec<SocketAddr> = looked_up.with_context(|| format!("cannot resolve the server {server:?}"))?.collect();
-    let first = |wanted: fn(&SocketAddr) -> bool| all.iter().find(|addr| wanted(addr)).copied();
-    let chosen: Vec<SocketAddr> =
-        [first(SocketAddr::is_ipv4), first(SocketAddr::is_ipv6)].into_iter().flatten().collect();
-    ensure!(!chosen.is_empty(), "the server {server:?} has no address");
-    Ok(chosen)
 }
 
 /// At ^C: this is pid 1 of its namespace, so everything that still runs ends with it.
@@ -281,7 +308,7 @@ impl Inside {
             Self::Connect { addr, count, threads } => say(&connections::connect(addr, count, threads)?),
             Self::ConnectInPlace { count, threads } => say(&connections::connect_in_place(count, threads)?),
             Self::PingPong { addr, count } => say(&latency::ping_pong(addr, count)?),
-            Self::Hold { held, closed } => idle::open(held, closed),
+            Self::Hold { held, closed, count } => idle::open(held, closed, count),
             Self::Calls { call } => say(&call.nanoseconds()?),
             Self::Clock => say(&footprint::monotonic_nanoseconds()),
             Self::Accounted { argv } => cpu::accounted(&argv),

@@ -1,4 +1,4 @@
-//! What is being measured, for a person who waits: a bar on a terminal, a line a figure elsewhere. On stderr.
+//! What is being measured, for a person who waits: a bar on a terminal, a line a round elsewhere. On stderr.
 
 use std::cell::Cell;
 use std::fmt::Display;
@@ -12,25 +12,28 @@ const COLUMNS: usize = 78;
 /// The steps of one figure.
 pub struct Steps<'a> {
     name: &'a str,
-    all: usize,
+    /// Of each round.
+    stations: usize,
+    /// Besides the first, which does not count.
+    rounds: usize,
     done: Cell<usize>,
     terminal: bool,
 }
 
 impl<'a> Steps<'a> {
-    pub fn begin(name: &'a str, all: usize) -> Self {
-        let steps = Self { name, all, done: Cell::new(0), terminal: std::io::stderr().is_terminal() };
-        if !steps.terminal {
-            eprintln!("{name}: {all} steps");
-        }
-        steps
+    pub fn begin(name: &'a str, stations: usize, rounds: u32) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        Self { name, stations, rounds: rounds as usize, done: Cell::new(0), terminal }
     }
 
     pub fn step<T>(&self, what: &impl Display, work: impl FnOnce() -> T) -> T {
+        let done = self.done.replace(self.done.get() + 1);
         if self.terminal {
-            eprint!("\r\x1b[K{}", bar(self.name, &what.to_string(), self.done.get(), self.all));
+            let all = self.stations * (self.rounds + 1);
+            eprint!("\r\x1b[K{}", bar(self.name, &what.to_string(), done, all));
+        } else if done % self.stations == 0 {
+            eprintln!("{}", line(self.name, done / self.stations, self.rounds));
         }
-        self.done.set(self.done.get() + 1);
         work()
     }
 
@@ -52,6 +55,10 @@ pub fn clear() {
     if std::io::stderr().is_terminal() {
         eprint!("\r\x1b[K");
     }
+}
+
+fn line(name: &str, round: usize, rounds: usize) -> String {
+    if round == 0 { format!("{name}: warming up") } else { format!("{name}: round {round} of {rounds}") }
 }
 
 fn bar(name: &str, what: &str, done: usize, all: usize) -> String {

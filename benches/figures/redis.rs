@@ -32,18 +32,22 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
         return Ok(());
     }
     let ours = [Contender::Host, Contender::HostAgain, Contender::TAP];
-    let stations = Station::all(&[&ours[..], &peers::installed(report)].concat())?;
+    let stations = arguments.stations(&[&ours[..], &peers::installed(report)].concat())?;
     let _servers = stations.iter().map(|station| serve(&station.workspace)).collect::<Result<Vec<Running>>>()?;
     for (clients, requests) in [(1, 5_000), (50, 20_000)] {
         let name = format!("SET, {clients} client{}", if clients == 1 { "" } else { "s" });
-        let values =
-            paired(report, &name, &stations, arguments.rounds, |station| benchmark(station, clients, requests))?;
-        let column = |of: fn(&Measured) -> f64| values.iter().map(|path| path.iter().map(of).collect()).collect();
         let targets = vec![Target::of(Contender::TAP, Baseline::BetterPeer, 1.0)];
         let rate = Figure { name: name.clone(), unit: "/s", comparison: Comparison::Rate, targets: targets.clone() };
         let p99 = Figure { name: format!("{name}, p99"), unit: "ms", comparison: Comparison::Latency, targets };
-        report.add(rate.rows(&contenders_of(&stations), column(|measured| measured.per_second)));
-        report.add(p99.rows(&contenders_of(&stations), column(|measured| measured.p99_milliseconds)));
+        let rows = |values: &[Vec<Measured>]| {
+            let column = |of: fn(&Measured) -> f64| values.iter().map(|path| path.iter().map(of).collect()).collect();
+            let contenders = contenders_of(&stations);
+            let mut rows = rate.rows(&contenders, column(|measured| measured.per_second));
+            rows.extend(p99.rows(&contenders, column(|measured| measured.p99_milliseconds)));
+            rows
+        };
+        let one = |station: &Station| benchmark(station, clients, requests);
+        report.add(rows(&paired(report, &name, &stations, arguments.rounds, one, rows)?));
     }
     Ok(())
 }

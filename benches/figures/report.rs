@@ -25,9 +25,17 @@ pub struct Report {
 
 /// Where the report goes, besides the terminal.
 pub struct Files {
-    json: Option<PathBuf>,
+    json: Option<Json>,
     dir: Option<PathBuf>,
 }
+
+enum Json {
+    Stdout,
+    File(PathBuf),
+}
+
+/// In the directory of the report.
+const NAMES: [&str; 3] = ["report.json", "report.md", "report.html"];
 
 /// All of it, as the JSON has it.
 #[derive(Serialize)]
@@ -40,6 +48,9 @@ pub struct Findings {
     pub distributions: Vec<Distribution>,
     pub courses: Vec<Course>,
     pub left_out: Vec<LeftOut>,
+    /// What there is of the figure that is being measured: for the report if it comes to no more.
+    #[serde(skip)]
+    pub under_way: Vec<Row>,
 }
 
 #[derive(Serialize)]
@@ -71,28 +82,32 @@ pub struct LeftOut {
 impl Files {
     /// Finds out early what cannot be written.
     pub fn prepare(json: Option<PathBuf>, dir: Option<PathBuf>) -> Result<Self> {
-        if let Some(file) = &json {
-            File::options()
-                .create(true)
-                .append(true)
-                .open(file)
-                .with_context(|| format!("cannot write {}", file.display()))?;
+        let json = json.map(|file| if file == Path::new("-") { Json::Stdout } else { Json::File(file) });
+        if let Some(Json::File(file)) = &json {
+            can_be_written(file)?;
         }
         if let Some(dir) = &dir {
             fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
+            NAMES.iter().try_for_each(|name| can_be_written(&dir.join(name)))?;
         }
         Ok(Self { json, dir })
     }
 
+    /// A part of the table: on standard output, if that is not the JSON's.
+    fn print(&self, text: &str) {
+        if matches!(self.json, Some(Json::Stdout)) { eprint!("{text}") } else { print!("{text}") }
+    }
+
     fn write(&self, findings: &Findings) -> Result<()> {
         let json = serde_json::to_string_pretty(findings)? + "\n";
-        if let Some(file) = &self.json {
-            write(file, &json)?;
+        match &self.json {
+            Some(Json::File(file)) => write(file, &json)?,
+            Some(Json::Stdout) => print!("{json}"),
+            None => {}
         }
         if let Some(dir) = &self.dir {
-            write(&dir.join("report.json"), &json)?;
-            write(&dir.join("report.md"), &markdown(findings))?;
-            write(&dir.join("report.html"), &html::page(findings))?;
+            let texts = [json, markdown(findings), html::page(findings)];
+            NAMES.iter().zip(texts).try_for_each(|(name, text)| write(&dir.join(name), &text))?;
             eprintln!("the report is in {}", dir.join("report.html").display());
         }
         Ok(())
@@ -101,7 +116,7 @@ impl Files {
 
 impl Report {
     pub fn new(machine: Machine, settings: Settings, files: Files) -> Self {
-        println!("{machine}\n{HEAD}");
+        files.print(&format!("{machine}\n{HEAD}\n"));
         let findings = Findings {
             complete: true,
             settings,
@@ -110,17 +125,29 @@ impl Report {
             distributions: Vec::new(),
             courses: Vec::new(),
             left_out: Vec::new(),
+            under_way: Vec::new(),
         };
         Self { findings: Arc::new(Mutex::new(findings)), files: Arc::new(files) }
     }
 
     /// Adds the rows and prints them, so that a run that is broken off has told what it knew.
     pub fn add(&self, rows: Vec<Row>) {
+        let mut findings = self.findings();
+        findings.under_way.clear();
+        self.tell(&mut findings, rows);
+    }
+
+    fn tell(&self, findings: &mut Findings, rows: Vec<Row>) {
         progress::clear();
         for row in &rows {
-            print!("{}", lines(row));
+            self.files.print(&lines(row));
         }
-        self.findings().figures.extend(rows);
+        findings.figures.extend(rows);
+    }
+
+    /// What the finished rounds of a figure make, should it not come to [`Self::add`].
+    pub fn under_way(&self, rows: Vec<Row>) {
+        self.findings().under_way = rows;
     }
 
     /// Of the same figure: the times behind the values, each path's of all rounds.
@@ -151,7 +178,7 @@ impl Report {
         }
         progress::clear();
         let left_out = LeftOut { what: what.to_owned(), why: why.to_owned() };
-        print!("{}", left_out.line());
+        self.files.print(&left_out.line());
         findings.left_out.push(left_out);
     }
 
@@ -159,6 +186,10 @@ impl Report {
     pub fn finish(&self, complete: bool) -> Result<()> {
         let mut findings = self.findings();
         findings.complete = complete;
+        let rows = std::mem::take(&mut findings.under_way);
+        if !complete {
+            self.tell(&mut findings, rows);
+        }
         self.files.write(&findings)
     }
 
@@ -186,6 +217,11 @@ fn course(rounds: &[Transfer]) -> Vec<(f64, f64)> {
         (median(&times), median(&rates))
     };
     (0..longest).map(moment).collect()
+}
+
+fn can_be_written(file: &Path) -> Result<()> {
+    let opened = File::options().create(true).append(true).open(file);
+    opened.map(drop).with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
@@ -220,11 +256,18 @@ impl Settings {
     }
 }
 
+impl Row {
+    /// Of an interrupted figure: how far it came.
+    pub fn rounds_told(&self) -> Option<String> {
+        self.of_rounds.map(|all| format!("interrupted, {} of {all} rounds", self.values.len()))
+    }
+}
+
 /// The measured values with the first comparison; the others below, each with its baseline's name.
 fn lines(row: &Row) -> String {
+    let figure = row.rounds_told().map_or_else(|| row.figure.clone(), |rounds| format!("{} ({rounds})", row.figure));
     let mut text = format!(
-        "| {} | {} | {} {} | {}–{} | {} |\n",
-        row.figure,
+        "| {figure} | {} | {} {} | {}–{} | {} |\n",
         row.path,
         number(row.summary.median),
         row.unit,
@@ -234,7 +277,7 @@ fn lines(row: &Row) -> String {
     );
     for compared in row.compared.iter().skip(1) {
         let with = compared.with.as_deref().unwrap_or_default();
-        text += &format!("| {} | {} ÷ {with} |  |  | {} |\n", row.figure, row.path, cells(compared, row.unit));
+        text += &format!("| {figure} | {} ÷ {with} |  |  | {} |\n", row.path, cells(compared, row.unit));
     }
     text
 }
