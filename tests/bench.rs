@@ -17,6 +17,7 @@ use crate::lab::{REMOTE, UNREACHABLE, poll};
 
 crate::cases! {
     HOST: tells_the_same_everywhere, memory, interrupted, somebodys_server, no_server, unknown_names;
+    BYPASS_AS_USER: without_bypass;
 }
 
 /// A run of it measures for some seconds, and in every lab of its own starts programs.
@@ -97,8 +98,7 @@ fn memory(ws: Workspace) -> Result<()> {
         .run(&ws.lab.host)?
         .succeeded()?;
     let report: Value = serde_json::from_str(&done.stdout)?;
-    for figure in ["memory, idle (PSS)", "memory, 1000 idle connections (PSS)", "memory, 10000 idle connections (PSS)"]
-    {
+    for figure in ["memory, idle (PSS)", "memory, 1,000 connections (PSS)", "memory, 10,000 connections (PSS)"] {
         for path in ["TAP, MTU 1500", "bypass"] {
             ensure!(median(&report, figure, path)? > 0.0, "{report}");
             contains(&done.stderr, &format!("| {figure} | {path} |"))?;
@@ -187,6 +187,15 @@ fn no_server(ws: Workspace) -> Result<()> {
         contains(&done.stderr, told)?;
         ensure!(done.stderr.lines().count() == 1 && done.stdout.is_empty(), "{done}");
     }
+    Ok(())
+}
+
+/// In a workspace with the bypass there is none for another one: that is said, and the rest is measured.
+fn without_bypass(ws: Workspace) -> Result<()> {
+    let done = ws.run([SIDESTEP, "bench", "--only", "calls", "--rounds", "1"])?.succeeded()?;
+    contains(&done.stdout, "| bypass | – | – | – | – |  | left out: --bypass=require: another seccomp filter")?;
+    contains(&done.stdout, "| setsockopt() | TAP, MTU 1500 |")?;
+    ensure!(!done.stdout.contains("() | bypass |"), "{done}");
     Ok(())
 }
 

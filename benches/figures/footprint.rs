@@ -18,8 +18,9 @@ use crate::station::{Contender, Station, inside};
 
 /// Memory hardly scatters.
 const MEMORY_ROUNDS: u32 = 3;
-/// Open connections, and the megabytes that were promised with them.
-const OPEN: [(u32, Option<f64>); 3] = [(0, Some(30.0)), (1000, None), (10_000, Some(64.0))];
+/// Open connections that nobody uses, and the megabytes that were promised with them.
+const OPEN: [(u32, &str, Option<f64>); 3] =
+    [(0, "idle", Some(30.0)), (1000, "1,000 connections", None), (10_000, "10,000 connections", Some(64.0))];
 /// As the target is worded.
 const START_ROUNDS: u32 = 20;
 /// By then a workspace has done all that it does by itself.
@@ -29,8 +30,7 @@ const SETTLED: Duration = Duration::from_millis(500);
 /// and with some that nobody uses.
 pub fn memory(arguments: &Arguments, report: &Report) -> Result<()> {
     let stations = arguments.stations(&Contender::OURS[1..])?;
-    for (open, limit) in OPEN {
-        let what = if open == 0 { "idle".to_owned() } else { format!("{open} idle connections") };
+    for (open, what, limit) in OPEN {
         let name = format!("memory, {what} (PSS)");
         if !idle::descriptors_suffice(open, &name, report) {
             continue;

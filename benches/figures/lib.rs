@@ -57,25 +57,26 @@ use station::{Contender, IPERF3_PORT, Station};
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
+    // A paragraph is one line: it is wrapped to the terminal.
     after_long_help = "\
 Examples:
-  sidestep bench                                       everything, in half an hour
-  sidestep bench --only bulk,connections --rounds 3    a look, in two minutes
-  sidestep bench --report figures                      figures/report.html, with plots; the same as .md and .json
-  sidestep bench --server iperf.example.net            against a real iperf3 server, over the real network
+  sidestep bench                                     everything, in half an hour
+  sidestep bench --only bulk,connections --rounds 3  a look, in three minutes
+  sidestep bench --report figures                    a page with plots in figures
+  sidestep bench --server iperf.example.net          over the real network
 
-Without --server it measures in two hosts of its own making, namespaces joined by veth, with cubic everywhere; nothing
-of that is left behind. slirp4netns, pasta and bypass4netns (with runc) are measured in the same rounds where they are
-installed; a run that one of them does not finish counts as 0. What is missing, or never finishes, is named in the table. ^C ends it early
-with a report of the figures that are complete.
+Without --server it measures in two hosts of its own making, namespaces joined by veth, with cubic everywhere; nothing \
+of that is left behind. slirp4netns, pasta and bypass4netns (with runc) are measured in the same rounds where they are \
+installed; a run that one of them does not finish counts as 0. What is missing, or never finishes, is named in the \
+table. ^C ends it early with a report of the rounds that are complete.
 
-Reading the table: `ratio` is the median of the ratios to the host in the same round, with a bootstrap 95 % interval;
-lines with `÷` have the ratio to another path instead, or to the better peer: of slirp4netns and pasta the one that did
-better in that round. A target is `met` or `not met` when the whole interval says so, and `likely` one of them when only
+Reading the table: `ratio` is the median of the ratios to the host in the same round, with a bootstrap 95 % interval; \
+lines with `÷` have the ratio to another path instead, or to the better peer: of slirp4netns and pasta the one that did \
+better in that round. A target is `met` or `not met` when the whole interval says so, and `likely` one of them when only \
 the median does. Believe no difference that is smaller than that of `host again` from 1."
 )]
 pub struct Arguments {
-    /// Measure bulk TCP and UDP with the iperf3 server there instead of in a lab [default port: 5201]
+    /// Measure with the iperf3 server there instead of in a lab: bulk, parallel and datagrams [default port: 5201]
     #[arg(long, value_name = "HOST[:PORT]")]
     server: Option<String>,
 
@@ -207,7 +208,7 @@ impl Arguments {
         let settings = Settings { rounds: self.rounds, duration: self.duration, server: self.server.clone() };
         let report = Report::new(Machine::look(self.server.is_none()), settings, files);
         report_when_interrupted(report.clone());
-        for (what, why) in [("one family of the server's", silent), ("bypass", without_bypass)] {
+        for (what, why) in [("the server's other address", silent), ("bypass", without_bypass)] {
             why.into_iter().for_each(|why| report.left_out(what, &why));
         }
         let measured = chosen.into_iter().try_for_each(|name| self.measure(name, &report));

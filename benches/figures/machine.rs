@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::available_parallelism;
@@ -116,5 +117,6 @@ pub fn find(program: &str) -> Option<PathBuf> {
     let newest = newest.map(|version| format!("/usr/lib/postgresql/{version}/bin"));
     let path = world::path();
     let dirs = newest.as_deref().into_iter().chain(path.split(':'));
-    dirs.map(|dir| Path::new(dir).join(program)).find(|path| path.is_file())
+    let executable = |meta: fs::Metadata| meta.is_file() && meta.permissions().mode() & 0o111 != 0;
+    dirs.map(|dir| Path::new(dir).join(program)).find(|path| path.metadata().is_ok_and(executable))
 }

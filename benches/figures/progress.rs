@@ -31,7 +31,7 @@ impl<'a> Steps<'a> {
         if self.terminal {
             let all = self.stations * (self.rounds + 1);
             eprint!("\r\x1b[K{}", bar(self.name, &what.to_string(), done, all));
-        } else if done % self.stations == 0 {
+        } else if done.is_multiple_of(self.stations) {
             eprintln!("{}", line(self.name, done / self.stations, self.rounds));
         }
         work()

@@ -85,7 +85,8 @@ pub fn enter(lab: bool) -> Result<Option<ExitCode>> {
 /// First process.
 fn outside() -> Result<ExitCode> {
     let program = std::env::current_exe().context("where is this program?")?;
-    let scratch = mkdtemp(&scratch().join("sidestep-bench-XXXXXX")).context("cannot make a scratch directory")?;
+    let scratch = mkdtemp(&scratch().join("sidestep-bench-XXXXXX"))
+        .with_context(|| format!("cannot make a directory in {}; set TMPDIR to another one", scratch().display()))?;
     let ended = start(&program, &scratch).and_then(wait);
     // The mount on it was the second process's.
     fs::remove_dir(&scratch).with_context(|| format!("remove {}", scratch.display()))?;
@@ -138,7 +139,7 @@ fn furnish(program: &Path, lab: bool) -> Result<()> {
     ensure!(std::process::id() == 1, "{PROGRAM} is for sidestep itself to set");
     let mut own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     own.set(CloneFlags::CLONE_NEWNET, lab);
-    unshare(own)?;
+    unshare(own).context("cannot make its namespaces (sysctl user.max_net_namespaces, user.max_mnt_namespaces)")?;
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).context("make mounts private")?;
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("proc"), "/proc", Some("proc"), safe | MsFlags::MS_NOEXEC, NONE).context(
