@@ -36,7 +36,7 @@ pub fn lines(lines: &[Line], x: Axis, y: Axis, what: &str) -> String {
     const LABELS: [u32; 5] = [0, 1, 2, 3, 4];
     let share = |place: u32| f64::from(place) / 4.0;
     let mut page = String::new();
-    let label = |axis: Axis, place| format!("<span>{} {}</span>", number(axis.at(share(place))), axis.unit);
+    let label = |axis: Axis, place| format!("<span>{}</span>", axis.told(share(place)));
     let labels = |axis: Axis| LABELS.map(|place| label(axis, place));
     let mut descending = labels(y);
     descending.reverse();
@@ -87,6 +87,16 @@ impl Axis {
         ((value - from) / (to - from)).clamp(0.0, 1.0)
     }
 
+    /// The value at a share of the way, short: microseconds by the hundred thousand would not fit beside each other.
+    fn told(self, share: f64) -> String {
+        let (value, unit) = match (self.at(share), self.unit) {
+            (micros, "µs") if micros >= 1e6 => (micros / 1e6, "s"),
+            (micros, "µs") if micros >= 1e3 => (micros / 1e3, "ms"),
+            as_is => as_is,
+        };
+        format!("{} {unit}", number(value))
+    }
+
     /// The value at a share of the way.
     fn at(self, share: f64) -> f64 {
         match self.scale {
@@ -111,5 +121,7 @@ mod tests {
             }
         }
         assert_eq!(linear.place(9.0), 1.0);
+        let times = Axis::logarithmic([100.0, 1e6].into_iter(), "µs");
+        assert_eq!([0.0, 0.5, 1.0].map(|share| times.told(share)), ["100 µs", "10.0 ms", "1.00 s"]);
     }
 }
