@@ -1,8 +1,9 @@
 //! One TCP segment from the workspace through the engine to a socket of the host's loopback, and its acknowledgement back.
 //!
 //! The number has the send(2) to the host's socket, the reading at its other end and two calls on the socket pair that
-//! stands for the TAP in it, so the 1-byte figure is mostly the kernel's: hold it against the same calls by themselves
-//! (some 4 µs). With 64,000 bytes it is three copies: hold it against memory's speed.
+//! stands for the TAP in it, so the 1-byte figure is nearly all the kernel's: the send runs the loopback's TCP as far as
+//! the receiver's queue. Hold it against the same calls by themselves, and what 64,000 bytes take more than one, three
+//! copies, against memory's speed.
 
 use criterion::{Criterion, Throughput};
 use sidestep_forwarder::hot;
