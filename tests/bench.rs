@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::lab::command::Program;
 use crate::lab::processes::Tree;
 use crate::lab::servers::{self, TcpServer};
 use crate::lab::workspace::{Workspace, contains};
@@ -31,15 +32,16 @@ fn directory(ws: &Workspace, name: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// `sidestep bench` with these words, split at blanks, and its scratch where it can be looked at.
+fn bench(ws: &Workspace, dir: &Path, words: &str) -> Program {
+    let program = words.split(' ').fold(ws.outside([SIDESTEP, "bench"]), |program, word| program.arg(word));
+    program.env("TMPDIR", dir.join("tmp")).deadline(DEADLINE)
+}
+
 fn tells_the_same_everywhere(ws: Workspace) -> Result<()> {
     let dir = directory(&ws, "whole")?;
-    let done = ws
-        .outside([SIDESTEP, "bench", "--only", "latency,calls", "--rounds", "1", "--report"])
-        .arg(dir.join("report"))
-        .env("TMPDIR", dir.join("tmp"))
-        .deadline(DEADLINE)
-        .run(&ws.lab.host)?
-        .succeeded()?;
+    let program = bench(&ws, &dir, "--only latency,calls --rounds 1 --report").arg(dir.join("report"));
+    let done = program.run(&ws.lab.host)?.succeeded()?;
     let report = report(&dir.join("report"))?;
     ensure!(report["complete"] == true, "{report}");
     ensure!(report["settings"]["rounds"] == 1 && report["machine"]["kernel"].is_string(), "{report}");
@@ -91,12 +93,7 @@ print(len(page.bars), 'bars')
 /// With as many connections as were promised.
 fn memory(ws: Workspace) -> Result<()> {
     let dir = directory(&ws, "memory")?;
-    let done = ws
-        .outside([SIDESTEP, "bench", "--only", "memory", "--rounds", "1", "--json", "-"])
-        .env("TMPDIR", dir.join("tmp"))
-        .deadline(DEADLINE)
-        .run(&ws.lab.host)?
-        .succeeded()?;
+    let done = bench(&ws, &dir, "--only memory --rounds 1 --json -").run(&ws.lab.host)?.succeeded()?;
     let report: Value = serde_json::from_str(&done.stdout)?;
     for figure in ["memory, idle (PSS)", "memory, 1,000 connections (PSS)", "memory, 10,000 connections (PSS)"] {
         for path in ["TAP, MTU 1500", "bypass"] {
@@ -111,12 +108,8 @@ fn memory(ws: Workspace) -> Result<()> {
 /// runs any more.
 fn interrupted(ws: Workspace) -> Result<()> {
     let dir = directory(&ws, "interrupted")?;
-    let mut running = ws
-        .outside([SIDESTEP, "bench", "--only", "calls", "--rounds", "30", "--report"])
-        .arg(dir.join("report"))
-        .env("TMPDIR", dir.join("tmp"))
-        .deadline(DEADLINE)
-        .start(&ws.lab.host)?;
+    let program = bench(&ws, &dir, "--only calls --rounds 30 --report").arg(dir.join("report"));
+    let mut running = program.start(&ws.lab.host)?;
     running.line_with("| bypass |")?;
     poll("a finished round", DEADLINE, || Ok(running.stderr().contains("read(): round 3 of 30").then_some(())))?;
     let tree = Tree::of(running.pid())?;
@@ -147,14 +140,8 @@ fn interrupted(ws: Workspace) -> Result<()> {
 fn somebodys_server(ws: Workspace) -> Result<()> {
     let dir = directory(&ws, "server")?;
     let _server = servers::iperf3(&ws.lab.remote, 5301)?;
-    let done = ws
-        .outside([SIDESTEP, "bench", "--server", "192.0.2.2:5301", "--only", "bulk,connections", "--rounds", "1"])
-        .arg("--report")
-        .arg(dir.join("report"))
-        .env("TMPDIR", dir.join("tmp"))
-        .deadline(DEADLINE)
-        .run(&ws.lab.host)?
-        .succeeded()?;
+    let words = "--server 192.0.2.2:5301 --only bulk,connections --duration 1 --rounds 1 --report";
+    let done = bench(&ws, &dir, words).arg(dir.join("report")).run(&ws.lab.host)?.succeeded()?;
     let report = report(&dir.join("report"))?;
     ensure!(report["complete"] == true && report["settings"]["server"] == "192.0.2.2:5301", "{report}");
     for figure in ["send, IPv4", "receive, IPv4"] {
@@ -211,12 +198,12 @@ fn median(report: &Value, figure: &str, path: &str) -> Result<f64> {
     row.and_then(|row| row["summary"]["median"].as_f64()).with_context(|| format!("no {figure} of {path}: {report}"))
 }
 
-fn report(dir: &std::path::Path) -> Result<Value> {
+fn report(dir: &Path) -> Result<Value> {
     Ok(serde_json::from_str(&fs::read_to_string(dir.join("report.json"))?)?)
 }
 
 /// Of the scratch directory.
-fn nothing_left(dir: &std::path::Path) -> Result<()> {
+fn nothing_left(dir: &Path) -> Result<()> {
     let left: Vec<_> = fs::read_dir(dir.join("tmp"))?.flatten().map(|entry| entry.file_name()).collect();
     ensure!(left.is_empty(), "left behind: {left:?}");
     Ok(())

@@ -108,7 +108,7 @@ pub struct Arguments {
     #[arg(skip)]
     servers: Vec<SocketAddr>,
 
-    /// What is found out before anything is measured.
+    /// The bypass does not run here: it is left out.
     #[arg(skip)]
     no_bypass: bool,
 
@@ -227,17 +227,16 @@ impl Arguments {
 
     /// That `sidestep run` runs here. Why not with the bypass, which is then left out.
     fn try_out(&mut self) -> Result<Option<String>> {
-        for contender in [Contender::TAP, Contender::Bypass] {
-            for station in self.stations(&[contender])? {
-                let done = station.program(&["true".to_owned()]).run(&station.workspace.lab.host)?;
-                if done.status.success() {
-                    continue;
-                }
-                let why = done.stderr.trim().trim_start_matches("sidestep: ").to_owned();
-                ensure!(contender == Contender::Bypass, "`sidestep run` does not run here: {why}");
-                self.no_bypass = true;
-                return Ok(Some(why));
+        for station in self.stations(&[Contender::TAP, Contender::Bypass])? {
+            let done = station.program(&["true".to_owned()]).run(&station.workspace.lab.host)?;
+            if done.status.success() {
+                continue;
             }
+            let said = done.stderr.lines().last().unwrap_or_default();
+            let why = said.trim_start_matches("sidestep: ").to_owned();
+            ensure!(station.contender == Contender::Bypass, "`sidestep run` does not run here: {why}");
+            self.no_bypass = true;
+            return Ok(Some(why));
         }
         Ok(None)
     }
