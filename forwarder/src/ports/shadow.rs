@@ -14,11 +14,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, getsockname, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, getsockname, socket_with};
 use serde::{Deserialize, Serialize};
 
+use super::arrivals::Arrivals;
 use super::splice::Splices;
-use super::{ACCEPTS_A_TURN, PAUSE_MS};
 use crate::edge::Edge;
 use crate::flow::{FlowId, FlowKey};
 use crate::timer::TimerId;
@@ -72,28 +72,11 @@ impl Shadowed {
 
     /// True: there is nobody more, or nobody more can be served for now.
     pub fn accept(&self, edge: &mut Edge, splices: &mut Splices) -> bool {
-        for _ in 0..ACCEPTS_A_TURN {
-            let accepted = if splices.is_full() {
-                Err(Errno::NFILE)
-            } else {
-                acceptfrom_with(&self.socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
-            };
-            match accepted {
-                Ok((socket, address)) => {
-                    if let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) {
-                        self.relay(edge, splices, socket, client);
-                    }
-                }
-                Err(Errno::AGAIN) => return true,
-                Err(Errno::CONNABORTED | Errno::INTR) => {}
-                Err(_) => {
-                    edge.counters.ports.exhausted += 1;
-                    edge.timers.set(self.timer, edge.now.after(PAUSE_MS));
-                    return true;
-                }
-            }
+        let mut arrivals = Arrivals::new(&self.socket, self.timer);
+        while let Some((socket, client)) = arrivals.next(edge, !splices.is_full()) {
+            self.relay(edge, splices, socket, client);
         }
-        false
+        arrivals.is_over()
     }
 
     /// A client for whom there is no way is reset, as by a program that has just gone.
