@@ -300,14 +300,27 @@ impl Edge {
         payload_len: usize,
         hop_limit: u8,
     ) -> Written {
+        self.icmp_to_tap_within(PathMtu::default(), ends, header, payload_len, hop_limit)
+    }
+
+    /// The same by a way inside that may take less than the TAP does.
+    pub fn icmp_to_tap_within(
+        &mut self,
+        path: PathMtu,
+        ends: (IpAddr, IpAddr),
+        header: IcmpHeader,
+        payload_len: usize,
+        hop_limit: u8,
+    ) -> Written {
         let whole = self.frame.icmp_whole(ends, header, payload_len);
         let (protocol, ip_len) = if ends.1.is_ipv4() { (PROTOCOL_ICMP, IPV4_LEN) } else { (PROTOCOL_ICMPV6, IPV6_LEN) };
-        let mtu = self.config.network.mtu;
+        let mtu = path.within(self.config.network.mtu, self.now);
         if ip_len + whole > usize::from(mtu) {
             return self.fragments_to_tap(ends, (protocol, 0), whole, mtu);
         }
+        let [_, _, i1, i0] = self.take_ids(1).to_be_bytes();
         let macs = self.macs(ends.1);
-        let frame = self.frame.icmp(macs, ends, whole, hop_limit);
+        let frame = self.frame.icmp(macs, ends, whole, hop_limit, u16::from_be_bytes([i1, i0]));
         let len = frame.len();
         let written = self.tap.write(frame);
         self.count_written(written, len)

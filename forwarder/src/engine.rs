@@ -213,9 +213,14 @@ impl Engine {
                 self.tcp.error_from_tap(edge, said, &quote);
                 true
             }
-            Some((Said::TooBig(mtu), quote)) if quote.protocol == PROTOCOL_UDP => {
+            Some((Said::TooBig(mtu), quote)) => {
                 let mtu = path_mtu::believed(mtu, quote.dst.0);
-                self.ports.too_big(edge.now, &quote, mtu) || self.udp.too_big(edge.now, &quote, mtu)
+                match quote.protocol {
+                    PROTOCOL_UDP => {
+                        self.ports.too_big(edge.now, &quote, mtu) || self.udp.too_big(edge.now, &quote, mtu)
+                    }
+                    _ => self.icmp.too_big(edge, &quote, mtu),
+                }
             }
             _ => false,
         };

@@ -115,7 +115,7 @@ impl Lab {
         let len = self.buffer.put_payload(b"abc");
         let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
         let whole = self.buffer.icmp_whole(ends, header, len);
-        self.buffer.icmp(MACS, ends, whole, 64).to_vec()
+        self.buffer.icmp(MACS, ends, whole, 64, 0).to_vec()
     }
 
     /// The workspace's word for a packet that it was sent: fragmentation needed, and how much its link takes.
@@ -125,7 +125,7 @@ impl Lab {
         let header = IcmpHeader { kind: 3, code: 4, checksum: 0.into(), id: 0.into(), sequence: mtu.into() };
         let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
         let whole = self.buffer.icmp_whole(ends, header, len);
-        self.buffer.icmp(MACS, ends, whole, 64).to_vec()
+        self.buffer.icmp(MACS, ends, whole, 64, 0).to_vec()
     }
 
     /// Whether the gateway still answers a ping.

@@ -185,10 +185,11 @@ impl FrameBuffer {
         self.bytes[TRANSPORT..HEADROOM].copy_from_slice(header.as_bytes());
     }
 
-    /// An ICMP or ICMPv6 message that [`Self::icmp_whole`] prepared.
-    pub fn icmp(&mut self, macs: Macs, ends: (IpAddr, IpAddr), len: usize, hop_limit: u8) -> &[u8] {
+    /// An ICMP or ICMPv6 message that [`Self::icmp_whole`] prepared. `id` is its IPv4 identification, for a smaller link
+    /// to cut it.
+    pub fn icmp(&mut self, macs: Macs, ends: (IpAddr, IpAddr), len: usize, hop_limit: u8, id: u16) -> &[u8] {
         let protocol = if ends.1.is_ipv4() { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 };
-        let ip = IpFields { protocol, hop_limit, tos: 0, cutting: Cutting::Forbidden };
+        let ip = IpFields { protocol, hop_limit, tos: 0, cutting: Cutting::Allowed(id) };
         self.ip(macs, ends, ip, TRANSPORT..TRANSPORT + len, HEADROOM, &Offload::NONE)
     }
 
@@ -399,7 +400,7 @@ mod tests {
         let ends = ("fd00::2".parse().unwrap(), "fd00::64".parse().unwrap());
         let len = buffer.put_payload(b"ping!");
         let whole = buffer.icmp_whole(ends, echo, len);
-        let frame = Frame::parse(buffer.icmp(MACS, ends, whole, HOP_LIMIT)).unwrap();
+        let frame = Frame::parse(buffer.icmp(MACS, ends, whole, HOP_LIMIT, 7)).unwrap();
         let ip = IpPacket::parse(frame.ethernet.ethertype.get(), frame.body).unwrap();
         let echo = super::super::IcmpEcho::parse_request(&ip).unwrap().unwrap();
         assert_eq!((echo.id, echo.sequence, echo.payload), (1, 2, &b"ping!"[..]));
