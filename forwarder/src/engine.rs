@@ -73,6 +73,7 @@ impl Engine {
         self.flush_datagrams(edge, &mut gather.udp);
         self.tcp.flush(edge, &mut gather.tcp);
         self.tcp.settle_batch(edge);
+        self.tcp.note_whereabouts(edge);
     }
 
     fn frame_from_tap<'b>(

@@ -15,6 +15,7 @@ use super::Engine;
 use crate::edge::Edge;
 use crate::flow::FlowId;
 use crate::hot;
+use crate::neighbours::sought;
 use crate::network::{Ipv4Subnet, Ipv6Subnet, VirtualNetwork};
 use crate::outbound::Outbound;
 use crate::policy::Policy;
@@ -53,7 +54,8 @@ impl Lab {
         let (resolvers, search) = (Vec::new(), vec!["lab".to_owned()]);
         let config = Config { network, policy, outbound: Outbound::default(), resolvers, search };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let edge = Edge::new(config, Tap::ready(tap), epoll, Time(0));
+        let mut edge = Edge::new(config, Tap::ready(tap), epoll, Time(0));
+        edge.heard(GUEST.into(), MACS.gateway);
         Self { edge, engine: Engine::new(&[]), guest, buffer: FrameBuffer::default() }
     }
 
@@ -80,6 +82,7 @@ impl Lab {
             self.engine.timer(&mut self.edge, id);
         }
         self.engine.run_ready(&mut self.edge);
+        sought::ask(&mut self.edge);
         self.edge.tap_writable();
     }
 
@@ -250,6 +253,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
 
 mod fuzz;
 mod gateway;
+mod neighbours;
 mod ports;
 mod tcp;
 mod udp;

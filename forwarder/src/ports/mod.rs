@@ -21,7 +21,7 @@ mod shadow;
 mod splice;
 mod stock;
 
-pub use guest::Guest;
+pub use guest::{Guest, Whereabouts};
 pub use shadow::Shadow;
 pub use stock::Stock;
 

@@ -108,13 +108,13 @@ impl Tcp {
                 };
             }
         };
-        let (ledger, guest_mac) = (&mut self.ledger, edge.mac_of(key.guest));
+        let ledger = &mut self.ledger;
         let inserted = self.flows.insert(*key, |id| {
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
             let mut flow = Flow::new(id, *key, socket, receive, send, segment.seq, ours, timer, edge.now);
             flow.resolver = resolver;
-            flow.record = ledger.note(key, guest_mac);
+            flow.record = ledger.note(key);
             flow.deadline.1 = edge.now.after(dial_limit(edge, resolver));
             edge.timers.set(timer, flow.deadline.1);
             Some(flow)

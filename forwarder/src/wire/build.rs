@@ -3,7 +3,7 @@
 //! pseudo-header's sum in the field), as a local sender's device would.
 #![forbid(unsafe_code)]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 
 use zerocopy::IntoBytes;
@@ -12,8 +12,8 @@ use super::checksum::Sum;
 use super::ip::{FRAGMENT, Ipv4Header, Ipv6Header};
 use super::transport::{IcmpHeader, TcpHeader, UdpHeader};
 use super::{
-    ETHERNET_LEN, EthernetHeader, FRAGMENT_LEN, Fragment, ICMP_LEN, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
-    PROTOCOL_TCP, PROTOCOL_UDP, TCP_LEN, UDP_LEN, VNET_LEN, VnetHeader,
+    ETHERNET_LEN, EVERYBODY, EthernetHeader, FRAGMENT_LEN, Fragment, ICMP_LEN, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMP,
+    PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, TCP_LEN, UDP_LEN, VNET_LEN, VnetHeader,
 };
 use crate::network::MacAddr;
 
@@ -40,13 +40,15 @@ pub struct Macs {
 }
 
 impl Macs {
-    /// The guest's end as whoever hears `to`: of an IPv6 multicast group that is the group's address (RFC 2464 7).
+    /// The guest's end as whoever hears `to`: of an IPv6 multicast group that is the group's address (RFC 2464 7), of
+    /// everybody's IPv4 address everybody's.
     pub fn towards(self, to: IpAddr) -> Self {
         match to {
             IpAddr::V6(group) if group.is_multicast() => {
                 let [.., a, b, c, d] = group.octets();
                 Self { guest: [0x33, 0x33, a, b, c, d], ..self }
             }
+            IpAddr::V4(Ipv4Addr::BROADCAST) => Self { guest: EVERYBODY, ..self },
             _ => self,
         }
     }

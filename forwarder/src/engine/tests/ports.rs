@@ -22,10 +22,10 @@ struct Inbound {
     syn: u32,
 }
 
-/// At the workspace's IPv4 address only: where else it is tried is told by the whole program's tests.
-fn publish(lab: &mut Lab, transport: Transport, at: SocketAddr, socket: OwnedFd) {
+/// At one address inside only: where else it is tried is told by the whole program's tests.
+pub fn publish(lab: &mut Lab, transport: Transport, guest: IpAddr, at: SocketAddr, socket: OwnedFd) {
     let (host, host_port) = (Some(at.ip()), at.port());
-    let publication = Publication { transport, host, host_port, guest: Some(GUEST.into()), guest_port: PORT };
+    let publication = Publication { transport, host, host_port, guest: Some(guest), guest_port: PORT };
     let entry = Entry { number: 1, origin: Origin::Start, publication };
     assert!(lab.engine.publish(&mut lab.edge, Published { entry, socket }));
 }
@@ -35,7 +35,7 @@ impl Inbound {
         let mut lab = Lab::new();
         let listener = listener();
         let to = listener.local_addr().unwrap();
-        publish(&mut lab, Transport::Tcp, to, listener.into());
+        publish(&mut lab, Transport::Tcp, GUEST.into(), to, listener.into());
         let client = TcpStream::connect(to).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         let port = client.local_addr().unwrap().port();
@@ -149,7 +149,7 @@ fn answers_that_come_together_leave_together() {
     let published = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     published.set_nonblocking(true).unwrap();
     let at = published.local_addr().unwrap();
-    publish(&mut lab, Transport::Udp, at, published.into());
+    publish(&mut lab, Transport::Udp, GUEST.into(), at, published.into());
     let (client, port) = host();
     receive_offloaded(&client.as_fd().try_clone_to_owned().unwrap(), true).unwrap();
     client.send_to(b"question", at).unwrap();
