@@ -265,18 +265,8 @@ impl Edge {
 
     /// Sends a UDP datagram whose payload is in the frame buffer.
     pub fn udp_to_tap(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> Written {
-        self.udp_to_tap_within(PathMtu::default(), src, dst, payload_len)
-    }
-
-    /// The same by a way inside that may take less than the TAP does.
-    pub fn udp_to_tap_within(
-        &mut self,
-        path: PathMtu,
-        src: (IpAddr, u16),
-        dst: (IpAddr, u16),
-        payload_len: usize,
-    ) -> Written {
-        self.datagrams_to_tap(&Datagrams { src, dst, tos: 0, size: payload_len, len: payload_len }, path)
+        let datagram = Datagrams { src, dst, tos: 0, size: payload_len, len: payload_len };
+        self.datagrams_to_tap(&datagram, PathMtu::default())
     }
 
     /// Sends UDP datagrams whose payload is in the frame buffer: several as one frame where the kernel cuts it, and such

@@ -8,7 +8,7 @@
 //! Under the bypass a program may have the clients itself, on a socket beside ours that the kernel prefers; what it used
 //! to listen at inside is then a [`shadow`] that leads to it.
 //!
-//! Limits: [`MAX_PORTS`] sockets; so many clients before others have their turn; a client for whom there is no
+//! Limits: [`MAX_PORTS`] sockets; so many clients and datagrams before others have their turn; a client for whom there is no
 //! descriptor or no room is left in the queue and looked for again soon ([`arrivals`]).
 #![forbid(unsafe_code)]
 
@@ -30,7 +30,6 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::EventFlags;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::edge::Edge;
@@ -49,8 +48,6 @@ use splice::Splices;
 
 /// Sockets at once: the monitor holds all of them, within the usual soft limit of 1024 descriptors.
 pub const MAX_PORTS: usize = 512;
-/// Datagrams taken at one port before others have their turn.
-const DATAGRAMS_A_TURN: usize = 32;
 
 /// Where one port of the host leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,10 +135,15 @@ impl Ports {
     pub fn add(&mut self, edge: &mut Edge, Published { entry, socket }: Published) -> bool {
         let publication = entry.publication;
         let added = self.published.insert((publication.transport, publication.host_addr()), |id| {
-            if publication.transport == Transport::Udp && publication.host.is_none_or(|host| host.is_unspecified()) {
-                // The answer leaves by the address that was written to. A host without IPv6 has a socket of the other
-                // family.
-                datagram::receive_local(&socket, false).or_else(|_| datagram::receive_local(&socket, true)).ok()?;
+            if publication.transport == Transport::Udp {
+                if publication.host.is_none_or(|host| host.is_unspecified()) {
+                    // The answer leaves by the address that was written to. A host without IPv6 has a socket of the
+                    // other family.
+                    datagram::receive_local(&socket, false).or_else(|_| datagram::receive_local(&socket, true)).ok()?;
+                }
+                // One of both families takes both; where the kernel refuses, each datagram comes by itself.
+                let _ = datagram::receive_offloaded(&socket, false);
+                let _ = datagram::receive_offloaded(&socket, true);
             }
             if publication.transport == Transport::Tcp {
                 edge.stock.want();
@@ -282,7 +284,7 @@ impl Ports {
     fn turn(&mut self, edge: &mut Edge, tcp: &mut Tcp, index: u32) {
         let Some(port) = self.published.get(index) else { return };
         let is_done = match port.entry.publication.transport {
-            Transport::Udp => datagrams_to_tap(&mut self.clients, edge, port),
+            Transport::Udp => self.clients.datagrams_to_tap(edge, (port.id, &port.entry.publication, &port.socket)),
             _ => accept(edge, tcp, &mut self.splices, port),
         };
         while let Some(program) = self.splices.next_lost() {
@@ -300,20 +302,6 @@ impl Ports {
             self.ready_shadows.wait(index);
         }
     }
-}
-
-/// True: there are no more.
-fn datagrams_to_tap(clients: &mut Clients, edge: &mut Edge, port: &Port) -> bool {
-    for _ in 0..DATAGRAMS_A_TURN {
-        match clients.datagram_to_tap(edge, (port.id, &port.entry.publication, &port.socket)) {
-            Ok(true) => {}
-            Ok(false) => return false,
-            Err(Errno::AGAIN) => return true,
-            // What became of an earlier answer.
-            Err(_) => {}
-        }
-    }
-    false
 }
 
 /// True: there is nobody more, or nobody more can be served for now.

@@ -3,11 +3,11 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd as _;
 
-use super::udp::{host, taken, udp_from};
+use super::udp::{datagrams, host, taken, udp_from};
 use super::*;
 use crate::policy::Transport;
 use crate::ports::{Entry, Origin, Publication, Published};
-use crate::sys::datagram::receive_offloaded;
+use crate::sys::datagram::{receive_offloaded, send};
 
 const SYN_ACK: TcpFlags = TcpFlags(0x12);
 /// The workspace's first sequence number.
@@ -140,6 +140,34 @@ fn a_client_that_leaves_takes_its_connection_along() {
     let sent = segments(&inbound.lab.received());
     assert!(sent.iter().any(|s| s.0.has(TcpFlags::RST) && s.1 == inbound.syn.wrapping_add(1)), "{sent:?}");
     assert_eq!(inbound.lab.edge.counters.tcp.flows.closed, 1);
+}
+
+/// As from those that the workspace has called: trains of the host's kernel and datagrams that wait go in as one frame.
+#[test]
+fn datagrams_that_come_together_go_in_together() {
+    let mut lab = Lab::new();
+    let published = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    published.set_nonblocking(true).unwrap();
+    let port = published.local_addr().unwrap().port();
+    publish(&mut lab, Transport::Udp, GUEST.into(), (Ipv4Addr::UNSPECIFIED, port).into(), published.into());
+    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let [(one, _), (other, _)] = [host(), host()];
+    let train: Vec<u8> = (0..14_000u32).map(|n| n.to_be_bytes()[3]).collect();
+    let socket = one.as_fd().try_clone_to_owned().unwrap();
+    send(&socket, &[std::io::IoSlice::new(&train)], Some(1400), None, to).unwrap();
+    for len in [700, 700, 20] {
+        other.send_to(&vec![1; len], to).unwrap();
+    }
+    rustix::net::sockopt::set_ip_tos(&one, 0xb8).unwrap();
+    one.send_to(b"marked", to).unwrap();
+    lab.turn(1);
+    let (got, frames) = datagrams(&mut lab);
+    let mut want: Vec<_> = train.chunks(1400).map(|piece| (0, piece.to_vec())).collect();
+    want.extend([700, 700, 20].map(|len| (0, vec![1; len])));
+    want.push((0xb8, b"marked".to_vec()));
+    assert!(got == want, "{:?}", got.iter().map(|(tos, bytes)| (tos, bytes.len())).collect::<Vec<_>>());
+    assert_eq!(frames, 3);
+    assert_eq!(lab.edge.counters.ports.udp_clients, 2);
 }
 
 /// As over the outbound path: one call, and for the client the same datagrams.

@@ -33,7 +33,7 @@ pub fn with_header(mut frame: Vec<u8>, change: impl FnOnce(&mut [u8])) -> Vec<u8
 }
 
 /// TOS and payload of each datagram the workspace was sent, cut as its kernel would, and in how many frames.
-fn datagrams(lab: &mut Lab) -> (Vec<(u8, Vec<u8>)>, usize) {
+pub fn datagrams(lab: &mut Lab) -> (Vec<(u8, Vec<u8>)>, usize) {
     let frames = lab.received();
     let mut cut = Vec::new();
     for frame in &frames {
