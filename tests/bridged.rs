@@ -62,7 +62,7 @@ def serve(name):
     server.bind(('', 80)); server.listen(); datagrams.bind(('', 53)); datagrams.settimeout(None)
     for work, s in (greet, server), (answer, datagrams): threading.Thread(target=work, args=[s, name], daemon=True).start()
 bridge('br0')
-sh('ip link set br0 address $(cat /sys/class/net/tap0/address) && ip link set tap0 master br0 && ip addr flush dev tap0')
+sh('ip link set br0 address 52:55:0a:00:02:64 && ip link set tap0 master br0 && ip addr flush dev tap0')
 c = Container('10.0.2.40/24', bridge='br0', gateways=['10.0.2.2'])
 sh('ip addr add 10.0.2.50/24 dev br0 && ip route add default via 10.0.2.2')
 c('serve(b\\'machine\\')'); serve(b'workspace')

@@ -254,6 +254,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
 mod fuzz;
 mod gateway;
 mod neighbours;
+mod ping;
 mod ports;
 mod tcp;
 mod udp;

@@ -335,36 +335,6 @@ fn nobody_hears_of_broadcast_multicast_and_port_0() {
 }
 
 #[test]
-fn a_ping_in_fragments_is_answered_in_fragments() {
-    let mut lab = Lab::new();
-    let payload: Vec<u8> = (0..3000u32).map(|n| n.to_be_bytes()[3]).collect();
-    let mut message = vec![8, 0, 0, 0, 0, 7, 0, 1];
-    message.extend_from_slice(&payload);
-    let sum = Sum::default().bytes(&message).finish();
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
-    for (n, piece) in (0u16..).zip(message.chunks(1480)) {
-        let more = if n < 2 { 0x2000 } else { 0 };
-        let frame = ipv4_frame(PROTOCOL_ICMP, more | (n * 185), false, piece);
-        lab.feed(&[frame]);
-    }
-    let mut answer = Vec::new();
-    for frame in lab.received() {
-        let frame = Frame::parse(&frame).unwrap();
-        let ip = IpPacket::parse(frame.ethernet.ethertype.get(), frame.body).unwrap();
-        let fragment = ip.fragment.unwrap();
-        assert_eq!((usize::from(fragment.offset), fragment.more), (answer.len(), answer.len() < 2960));
-        answer.extend_from_slice(ip.payload);
-    }
-    assert!(Sum::default().bytes(&answer).is_valid());
-    assert_eq!(answer[..2], [0, 0]);
-    assert!(answer[4..8] == message[4..8] && answer[8..] == payload);
-    // Other protocols are not put together.
-    let frame = ipv4_frame(PROTOCOL_TCP, 185, false, &[0; 80]);
-    lab.feed(&[frame]);
-    assert!(lab.is_alive());
-}
-
-#[test]
 fn a_small_link_inside_is_remembered_for_its_mapping_alone() {
     let mut lab = Lab::new();
     let (host, port) = host();

@@ -4,17 +4,7 @@ use super::*;
 
 #[test]
 fn segments_out_of_order_and_lost_answers() {
-    let listener = listener();
-    let ports = (4000, listener.local_addr().unwrap().port());
-    let mut lab = Lab::new();
-    let syn = lab.tcp(ports, 1000, 0, TcpFlags::SYN, &[]);
-    lab.feed(&[syn]);
-    lab.turn(1);
-    let iss = segments(&lab.received())[0].1;
-    let first_ack = iss.wrapping_add(1);
-    let ack = lab.tcp(ports, 1001, first_ack, TcpFlags::ACK, &[]);
-    lab.feed(&[ack]);
-    let mut host = accept(&listener);
+    let Open { mut lab, mut host, ports, first: first_ack, .. } = Open::new();
 
     // "world" and the FIN overtake "hello "; the gap is named, then closed.
     let late = lab.tcp(ports, 1007, first_ack, TcpFlags::ACK.with(TcpFlags::FIN), b"world");

@@ -48,19 +48,10 @@ fn keepalives_and_window_probes_are_answered() {
 /// A stalled host: everything the window promised is kept, nothing more is promised, and all of it arrives in order.
 #[test]
 fn what_the_host_does_not_take_is_kept() {
-    let listener = listener();
-    let ports = (4000, listener.local_addr().unwrap().port());
-    let mut lab = Lab::new();
-    let syn = lab.tcp(ports, FIRST - 1, 0, TcpFlags::SYN, &[]);
-    lab.feed(&[syn]);
-    lab.turn(1);
-    let first = segments(&lab.received())[0].1.wrapping_add(1);
-    let mut host = accept(&listener);
+    let Open { mut lab, mut host, ports, first, .. } = Open::new();
     let data: Vec<u8> = (0..12_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_be_bytes()[3]).collect();
     let (mut sent, mut got, mut stalls) = (0usize, Vec::new(), 0);
     let mut read = vec![0; 1 << 20];
-    let ack = lab.tcp(ports, FIRST, first, ACK, &[]);
-    lab.feed(&[ack]);
     while sent < data.len() {
         let end = (sent + 20_000).min(data.len());
         let frame = lab.tcp(ports, FIRST.wrapping_add(u32::try_from(sent).unwrap()), first, ACK, &data[sent..end]);
