@@ -223,7 +223,8 @@ impl Tcp {
         if is_old && segment.ack == flow.send.una() {
             return;
         }
-        let ack = Ack { number: segment.ack, window: segment.window, bare: segment.seq_len() == 0 };
+        let TcpSegment { seq, ack: number, window, .. } = *segment;
+        let ack = Ack { seq, number, window, bare: segment.seq_len() == 0 };
         let acked = flow.send.acknowledge(ack, segment.sack_blocks(), edge.now);
         if acked.progress {
             flow.tries = 0;

@@ -5,6 +5,8 @@ use super::*;
 #[test]
 fn a_closed_window_is_probed_for_as_long_as_the_workspace_answers() {
     let mut open = Open::new();
+    // Without new bytes only a closed window becomes smaller.
+    open.send_window(0, 0, 0);
     open.send_window(0, 0, 4);
     open.host.write_all(b"fourmore").unwrap();
     open.host.shutdown(std::net::Shutdown::Write).unwrap();
