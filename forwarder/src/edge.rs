@@ -102,6 +102,7 @@ impl Edge {
         }
     }
 
+    /// Who spoke last.
     pub fn speaker(&self) -> MacAddr {
         self.speaker
     }
@@ -118,10 +119,8 @@ impl Edge {
 
     /// What was kept for an address goes there.
     fn found(&mut self, address: IpAddr) {
-        let frames = self.sought.found(address);
-        let Some(mac) = self.neighbours.find(address).filter(|_| !frames.is_empty()) else { return };
-        for mut frame in frames {
-            if let Some(dst) = frame.get_mut(DST_MAC) {
+        for mut frame in self.sought.found(address) {
+            if let (Some(dst), Some(mac)) = (frame.get_mut(DST_MAC), self.neighbours.find(address)) {
                 dst.copy_from_slice(&mac);
             }
             self.kept_to_tap(&frame);

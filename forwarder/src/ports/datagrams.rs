@@ -1,6 +1,7 @@
 //! Clients of published UDP ports: the workspace sees each under an address and port of its own, and what it sends there
 //! leaves by the published socket, from the very address the client wrote to; what comes together leaves together, both
-//! ways (UDP_SEGMENT, UDP_GRO, USO). What it sends to anybody else is not ours to carry: the egress policy decides about that.
+//! ways (UDP_SEGMENT, UDP_GRO, USO). What it sends to anybody else is not ours to carry: the egress policy decides about
+//! that.
 //!
 //! Limits: [`MAX_CLIENTS`], of which the one that was used longest ago gives way; a client that the workspace does not
 //! answer is forgotten after [`UNANSWERED_MS`]. A client is known by the address of its own family, if the workspace has
