@@ -90,7 +90,7 @@ impl Clients {
                 // From nobody, or what became of an earlier answer.
                 Ok(None) | Err(_) => continue,
             };
-            match self.from_client(edge, (port, publication), &received) {
+            match self.seen_inside(edge, (port, publication), &received) {
                 Some((datagrams, path)) => train.add(edge, datagrams, path),
                 None => edge.counters.ports.exhausted += 1,
             }
@@ -100,7 +100,7 @@ impl Clients {
     }
 
     /// What has been received as the workspace is to see it, and by which way. None: there is no room for its client.
-    fn from_client(
+    fn seen_inside(
         &mut self,
         edge: &mut Edge,
         (port, publication): (FlowId, &Publication),
