@@ -18,7 +18,7 @@ use crate::neighbours::{Neighbours, is_unicast};
 use crate::network::MacAddr;
 use crate::path_mtu::PathMtu;
 use crate::policy::{self, Egress, Request, Transport};
-use crate::ports::{Guest, Stock};
+use crate::ports::{Guest, Stock, Whereabouts};
 use crate::tap::{Tap, Written};
 use crate::timer::{Time, Wheel};
 use crate::wire::build::{Datagrams, Macs};
@@ -114,6 +114,14 @@ impl Edge {
                 self.guest.heard(address, mac);
             }
             self.found(address);
+        }
+    }
+
+    /// A predecessor knew where the workspace is.
+    pub fn recall(&mut self, whereabouts: Whereabouts) {
+        self.guest.recall(whereabouts);
+        if let Whereabouts { mac: Some(mac), address: Some(address) } = whereabouts {
+            self.neighbours.learn(address.into(), mac);
         }
     }
 

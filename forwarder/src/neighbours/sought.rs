@@ -6,7 +6,7 @@
 //!                                       └─ nobody does: to the workspace, which may not answer, or know the way
 //! ```
 //!
-//! Limits: [`MAX_SOUGHT`] addresses, beyond which frames go to the workspace at once; [`KEPT`] frames for each.
+//! Limits: [`MAX_SOUGHT`] addresses, beyond which frames go to the workspace at once; [`MAX_KEPT`] bytes for each.
 
 use std::net::IpAddr;
 
@@ -16,8 +16,9 @@ use crate::timer::Time;
 
 /// Addresses at once: more machines than these are not silent all at a time.
 const MAX_SOUGHT: usize = 16;
-/// Frames kept for one of them: a client's first datagrams. With the largest frames that is 4 MB for all.
-const KEPT: usize = 4;
+/// Bytes of frames kept for one of them: a client's first datagrams, and what ends a predecessor's connections. That is
+/// 3 MB for all.
+const MAX_KEPT: usize = 192 << 10;
 /// How often it is asked for, and how long is waited each time. A machine answers at once, if it is not very busy.
 const ASKS: u8 = 3;
 const ASK_MS: u64 = 500;
@@ -26,6 +27,8 @@ const ASK_MS: u64 = 500;
 struct Seek {
     address: IpAddr,
     frames: Vec<Vec<u8>>,
+    /// Of all frames.
+    bytes: usize,
     asked: u8,
     due: Time,
 }
@@ -34,7 +37,7 @@ struct Seek {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
     Yes,
-    /// As many wait for this address already.
+    /// As much waits for this address already.
     Dropped,
     /// There is no room for another address.
     No,
@@ -55,16 +58,17 @@ impl Sought {
     /// Keeps a frame for an address that is asked for from now on.
     pub fn keep(&mut self, address: IpAddr, frame: &[u8], now: Time) -> Kept {
         if let Some(seek) = self.seeks.iter_mut().find(|seek| seek.address == address) {
-            if seek.frames.len() >= KEPT {
+            if seek.bytes + frame.len() > MAX_KEPT {
                 return Kept::Dropped;
             }
+            seek.bytes += frame.len();
             seek.frames.push(frame.to_vec());
             return Kept::Yes;
         }
         if self.seeks.len() >= MAX_SOUGHT {
             return Kept::No;
         }
-        self.seeks.push(Seek { address, frames: vec![frame.to_vec()], asked: 0, due: now });
+        self.seeks.push(Seek { address, frames: vec![frame.to_vec()], bytes: frame.len(), asked: 0, due: now });
         Kept::Yes
     }
 
@@ -113,9 +117,10 @@ mod tests {
     #[test]
     fn frames_wait_until_it_is_found_or_given_up() {
         let mut sought = Sought::default();
-        for n in 0..6 {
-            let want = if n < 4 { Kept::Yes } else { Kept::Dropped };
-            assert_eq!(sought.keep(address(40), &[n], Time(7)), want, "{n}");
+        for (first, len, want) in
+            [(0, 10, Kept::Yes), (1, 60_000, Kept::Yes), (2, MAX_KEPT, Kept::Dropped), (3, 1, Kept::Yes)]
+        {
+            assert_eq!(sought.keep(address(40), &vec![first; len], Time(7)), want, "{first}");
         }
         sought.keep(address(41), b"b", Time(7));
         let mut asked = Vec::new();
@@ -131,7 +136,7 @@ mod tests {
         };
         let want = [(7, 40), (7, 41), (507, 40), (1007, 40)].map(|(at, last)| (at, address(last)));
         assert_eq!(asked, want);
-        assert_eq!(given_up, (1507, vec![vec![0], vec![1], vec![2], vec![3]]));
+        assert_eq!(given_up, (1507, vec![vec![0; 10], vec![1; 60_000], vec![3]]));
         assert_eq!((sought.deadline(), sought.found(address(40))), (None, Vec::new()));
     }
 

@@ -108,7 +108,7 @@ impl Tcp {
 
     /// Where a predecessor's workspace was.
     pub fn recall(&self, edge: &mut Edge) {
-        edge.guest.recall(self.ledger.whereabouts());
+        edge.recall(self.ledger.whereabouts());
     }
 
     /// Keeps where the workspace is for a successor.
