@@ -22,7 +22,7 @@ mod splice;
 mod stock;
 
 pub use guest::{Guest, Whereabouts};
-pub use shadow::Shadow;
+pub use shadow::{EVERYWHERE_V4, Shadow};
 pub use stock::Stock;
 
 use std::io::IoSlice;

@@ -27,6 +27,10 @@ use crate::timer::TimerId;
 const SOMEWHERE_V4: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 const SOMEWHERE_V6: (Ipv6Addr, u16) = (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9);
 
+/// Where a program that listens at every IPv4 address of the host is reached: at one of the loopback's that nobody else
+/// has. The same port of 127.0.0.1 may be another program's, which shares it (SO_REUSEPORT).
+pub const EVERYWHERE_V4: Ipv4Addr = Ipv4Addr::new(127, 83, 68, 83);
+
 /// Whose shadow, and where it leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shadow {
@@ -111,7 +115,7 @@ fn not_by_loopback(to: SocketAddr) -> SocketAddr {
         Some(SocketAddr::new(probe.local_addr().ok()?.ip(), to.port()))
     };
     let is_everywhere = match to.ip() {
-        IpAddr::V4(v4) => v4 == Ipv4Addr::LOCALHOST,
+        IpAddr::V4(v4) => v4 == EVERYWHERE_V4,
         IpAddr::V6(v6) => v6 == Ipv6Addr::LOCALHOST,
     };
     if is_everywhere { own().unwrap_or(to) } else { to }
