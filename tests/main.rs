@@ -16,6 +16,7 @@
 
 mod attacks;
 mod bench;
+mod bridged;
 mod capture;
 mod cases;
 mod configuration;
@@ -90,6 +91,7 @@ fn main() -> anyhow::Result<ExitCode> {
         routes::CASES,
         netfilter::CASES,
         nested::CASES,
+        bridged::CASES,
         signals::CASES,
         sandbox::CASES,
         slirp4netns::CASES,

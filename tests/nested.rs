@@ -10,12 +10,12 @@ use crate::netfilter::{self, TOOLS};
 crate::cases! {
     BYPASS: taken_out, not_without_the_flag, ways_inside, rules_of_the_workspace, rules_of_the_container, routes,
         dockerd_by_iptables, dockerd_by_nftables, other_devices, back_to_its_own, policy, udp, gone, many;
-    TAP: what_is_refused, bridged_to_the_tap;
+    TAP: what_is_refused;
 }
 
 /// `Container(addrs)`: a process in a network namespace of its own, with a veth to the workspace or to a bridge in it.
 /// Calling it runs an expression there; `side` says 'workspace' there for the container's own sockets.
-const CONTAINERS: &str = r#"
+pub const CONTAINERS: &str = r#"
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
 def forwarding(on):
@@ -209,30 +209,6 @@ c = Container('172.17.0.2/16', bridge='docker0', gateways=['172.17.0.1'])
 {code}"
         ))?
         .printed(want)
-}
-
-/// A container that is bridged to the TAP itself, beside the workspace: each is sent what is its own.
-fn bridged_to_the_tap(ws: Workspace) -> Result<()> {
-    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
-    let (addr, port) = (echo.addr.ip(), echo.addr.port());
-    ws.python(&format!(
-        "{TOOLS}{CONTAINERS}
-addr, port = '{addr}', {port}
-def talk():
-    s = dial(addr, port); s.settimeout(20)
-    for n in range(200):
-        s.sendall(b'x\\n')
-        if s.recv(9) != b'x\\n': return n
-    return 'all'
-bridge('br0')
-sh('ip link set tap0 master br0 && ip addr flush dev tap0')
-c = Container('10.0.2.40/24', bridge='br0', gateways=['10.0.2.2'])
-sh('ip addr add 10.0.2.100/24 dev br0 && ip route add default via 10.0.2.2')
-said = []
-beside = threading.Thread(target=lambda: said.append(c('talk()'))); beside.start()
-said.append(talk()); beside.join(); print(*said)"
-    ))?
-    .printed("all all")
 }
 
 /// A namespace behind a container, and devices that are no veth.

@@ -9,7 +9,7 @@ use crate::lab::workspace::Workspace;
 
 crate::cases! {
     EVERY_WAY: dnat, reject;
-    BYPASS: drop_in_output, policy_drop, owner, iptables, iptables_owner, legacy_iptables, replies_dropped,
+    BYPASS: published, straight_inside, drop_in_output, policy_drop, owner, iptables, iptables_owner, legacy_iptables, replies_dropped,
         cluster_address, set_of_addresses, dockerd_by_iptables, dockerd_by_nftables, firewall, masquerade,
         while_running;
 }
@@ -151,6 +151,82 @@ nft(f'table inet t {{ chain in {{ type filter hook input priority 0; {ip} saddr 
 print(where(addr, port, 1), where(addr, other))",
         "timed out host",
     )
+}
+
+/// A program listens on the host where no rule could touch its clients, whatever else is ruled; elsewhere they come in by
+/// the TAP, and meet the rules.
+fn published(ws: Workspace) -> Result<()> {
+    let dockerd = include_str!("fixtures/dockerd.iptables");
+    let (dockerd_nft, firewall) = (include_str!("fixtures/dockerd.nft"), include_str!("fixtures/firewall.nft"));
+    let ws = ws.flag("-p=5000-5001:5000-5001").flag("-p=8080:8080");
+    ws.python(&format!(
+        "{TOOLS}
+def listens(port=5000, addr='0.0.0.0'):
+    s = tcp(addr); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind((addr, port)); s.listen()
+    return side(s)
+def chain(hook, rules, kind='filter', priority=0):
+    nft('flush ruleset')
+    nft(f'table inet t {{{{ chain c {{{{ type {{kind}} hook {{hook}} priority {{priority}}; {{rules}} }}}} }}}}')
+    return listens(), listens(5001)
+both = '::'
+subprocess.run(['iptables-nft-restore'], input={dockerd:?}, text=True, check=True)
+print('dockerd', listens(), listens(8080), listens(5000, both))
+nft('flush ruleset'); nft({dockerd_nft:?})
+print('dockerd', listens(), listens(8080), listens(5000, both))
+nft('flush ruleset'); nft({firewall:?})
+print('firewall', listens())
+print('dropped', *chain('input', 'iifname lo accept; tcp dport 5000 drop;'))
+print('let in', *chain('input', 'policy drop; iifname lo accept; ct state established accept; tcp dport 5000 accept;'))
+print('of some', *chain('input', 'iifname lo accept; ip saddr 192.0.2.0/24 tcp dport 5000 drop;'))
+print('led elsewhere', *chain('prerouting', 'tcp dport 5000 redirect to :81;', 'nat', -100))
+print('answers', *chain('output', 'tcp sport 5000 drop;'))
+print('counted', *chain('input', 'counter; tcp dport 5000 counter accept;'))
+print('of another', *chain('input', 'iifname wg0 drop;'))
+nft('flush ruleset'); os.environ['XTABLES_LOCKFILE'] = f'/tmp/xtables-{{os.getpid()}}-{{time.time_ns()}}'
+sh('iptables-legacy -A OUTPUT -p tcp --dport 1 -j DROP')
+print('legacy', listens())"
+    ))?
+    .printed(
+        "dockerd host workspace host
+dockerd host workspace host
+firewall workspace
+dropped workspace host
+let in host workspace
+of some workspace host
+led elsewhere workspace host
+answers workspace workspace
+counted host host
+of another host host
+legacy workspace",
+    )
+}
+
+/// A connection on the loopback goes past it only where no rule is about it.
+fn straight_inside(ws: Workspace) -> Result<()> {
+    ws.flag("-p=5000-5001:5000-5001")
+        .python(&format!(
+            "{TOOLS}
+def listen(port):
+    s = tcp('127.0.0.1'); s.bind(('0.0.0.0', port)); s.listen(); return s
+servers = listen(5000), listen(5001)
+def both(): return where('127.0.0.1', 5000, 1), where('127.0.0.1', 5001, 1)
+print(*map(side, servers), *both())
+def out(rules, kind='filter'):
+    nft('flush ruleset')
+    nft(f'table inet t {{{{ chain c {{{{ type {{kind}} hook output priority -100; {{rules}} }}}} }}}}')
+    return both()
+print(*out('tcp dport 5000 reject with tcp reset;'))
+print(*out('oifname tap0 drop;'))
+print(*out('tcp dport 5001 redirect to :9;', 'nat'))
+print(*out('ip protocol tcp accept;'))"
+        ))?
+        .printed(
+            "host host host host
+ECONNREFUSED workspace
+host host
+host ECONNREFUSED
+host host",
+        )
 }
 
 /// Rules about other destinations, as k3s has them by the hundred.

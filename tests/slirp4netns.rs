@@ -55,6 +55,8 @@ fn cidr(ws: Workspace) -> Result<()> {
     let target = Target::new(ws)?;
     let _running = target.start("-c --cidr=10.0.135.128/25", &target.pid())?;
     target.sh(ADDRESSES)?.printed("10.0.135.228/25")?;
+    // The link's own IPv6 is left alone.
+    target.sh("ip -6 -o addr show dev tap0 scope link | wc -l")?.printed("1")?;
     target.sh("ping -c1 -W10 10.0.135.130 >/dev/null && echo answered")?.printed("answered")
 }
 

@@ -178,10 +178,10 @@ contained(work)"
 }
 
 /// The way to a container takes less than the TAP: what the workspace's kernel says about packets that do not fit reaches
-/// the connection, or the mapping, whose they are.
+/// the connection, the mapping or the pings whose they are.
 fn small_link_inside(ws: Workspace) -> Result<()> {
     let ws = ws.deadline(LONG);
-    for addr in REMOTE {
+    for (addr, gateway) in REMOTE.into_iter().zip(["10.0.2.2", "fd00::2"]) {
         let server = patterned_at(&ws, addr)?;
         let echo = servers::udp_echo(&ws.lab.remote, addr)?.port();
         ws.python(&format!(
@@ -195,11 +195,14 @@ def echoed(size):
         s.sendto(sent, ('{addr}', {echo}))
         try: return s.recv(70_000) == sent
         except TimeoutError: pass
-def work(): say(at_once(1, lambda n: down('{addr}', {port}, 5_000_000))[0], echoed(1400), echoed(9000))
+def pinged(addr): return os.system(f'ping -c5 -i.2 -W5 -s1400 {{addr}} >&2') == 0
+def work():
+    say(at_once(1, lambda n: down('{addr}', {port}, 5_000_000))[0], echoed(1400), echoed(9000))
+    say(pinged('{addr}'), pinged('{gateway}'))
 contained(work, 'route add 172.17.0.2 dev docker0 mtu 1280', '-6 route add fd17::2 dev docker0 mtu 1280')",
             port = server.addr.port()
         ))?
-        .printed("same True True")?;
+        .printed("same True True\nTrue True")?;
     }
     Ok(())
 }

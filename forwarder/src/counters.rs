@@ -60,6 +60,8 @@ pub struct Drops {
     pub tap_full: u64,
     /// The TAP refused the frame: it is down.
     pub tap_down: u64,
+    /// For an address on the TAP's link that is asked for, beyond what is kept meanwhile.
+    pub neighbour: u64,
 }
 
 /// What the egress policy refused, connections and single datagrams, by the kind of rule.

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll;
@@ -12,19 +13,24 @@ use rustix::io::Errno;
 use crate::counters::Counters;
 use crate::flow::FlowId;
 use crate::gateway::unreachable::{self, Reason};
-use crate::neighbours::Neighbours;
+use crate::neighbours::sought::{Kept, Sought};
+use crate::neighbours::{Neighbours, is_unicast};
 use crate::network::MacAddr;
 use crate::path_mtu::PathMtu;
 use crate::policy::{self, Egress, Request, Transport};
-use crate::ports::{Guest, Stock};
+use crate::ports::{Guest, Stock, Whereabouts};
 use crate::tap::{Tap, Written};
 use crate::timer::{Time, Wheel};
 use crate::wire::build::{Datagrams, Macs};
 use crate::wire::transport::{IcmpHeader, TcpHeader};
 use crate::wire::{
     FRAGMENT_LEN, Fragment, FrameBuffer, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_UDP, UDP_LEN,
+    VNET_LEN,
 };
 use crate::worker::Config;
+
+/// Where a frame's destination is, behind the virtio-net header.
+const DST_MAC: Range<usize> = VNET_LEN as usize..VNET_LEN as usize + size_of::<MacAddr>();
 
 /// The forwarder between its two sides.
 #[derive(Debug)]
@@ -34,6 +40,10 @@ pub struct Edge {
     /// The frame being built; payloads are received straight into it.
     pub frame: FrameBuffer,
     neighbours: Neighbours,
+    /// Those that are asked for.
+    pub sought: Sought,
+    /// Who spoke last.
+    speaker: MacAddr,
     /// Where published ports lead.
     pub guest: Guest,
     epoll: OwnedFd,
@@ -53,13 +63,15 @@ pub struct Edge {
 
 impl Edge {
     pub fn new(mut config: Config, tap: Tap, epoll: OwnedFd, now: Time) -> Self {
-        let (neighbours, guest) = (Neighbours::new(config.network.guest_mac), Guest::new(config.network.v4));
+        let (speaker, guest) = (config.network.guest_mac, Guest::new(config.network.v4));
         let resolvers = std::mem::take(&mut config.resolvers);
         let mut edge = Self {
             config,
             tap,
             frame: FrameBuffer::default(),
-            neighbours,
+            neighbours: Neighbours::new(),
+            sought: Sought::default(),
+            speaker,
             guest,
             epoll,
             timers: Wheel::new(now),
@@ -84,41 +96,84 @@ impl Edge {
 
     /// A frame has come from `mac`.
     pub fn speaks(&mut self, mac: MacAddr) {
-        self.neighbours.speaks(mac);
-        self.guest.speaks(self.neighbours.speaker());
+        if is_unicast(mac) {
+            self.speaker = mac;
+            self.guest.speaks(mac);
+        }
+    }
+
+    /// Who spoke last.
+    pub fn speaker(&self) -> MacAddr {
+        self.speaker
     }
 
     /// It was one of `address`.
     pub fn heard(&mut self, address: IpAddr, mac: MacAddr) {
-        if self.neighbours.learn(address, mac)
-            && let IpAddr::V4(address) = address
-        {
-            self.guest.heard(address, mac);
+        if self.neighbours.learn(address, mac) {
+            if let IpAddr::V4(address) = address {
+                self.guest.heard(address, mac);
+            }
+            self.found(address);
         }
+    }
+
+    /// A predecessor knew where the workspace is.
+    pub fn recall(&mut self, whereabouts: Whereabouts) {
+        self.guest.recall(whereabouts);
+        if let Whereabouts { mac: Some(mac), address: Some(address) } = whereabouts {
+            self.neighbours.learn(address.into(), mac);
+        }
+    }
+
+    /// What was kept for an address goes there.
+    fn found(&mut self, address: IpAddr) {
+        for mut frame in self.sought.found(address) {
+            if let (Some(dst), Some(mac)) = (frame.get_mut(DST_MAC), self.neighbours.find(address)) {
+                dst.copy_from_slice(&mac);
+            }
+            self.kept_to_tap(&frame);
+        }
+    }
+
+    /// Sends a frame that was kept until now.
+    pub fn kept_to_tap(&mut self, frame: &[u8]) {
+        let written = self.tap.write(frame);
+        self.count_written(written, frame.len());
     }
 
     /// DHCP offers `address` to whoever has just spoken, or has given it.
     pub fn leases(&mut self, address: Ipv4Addr, is_given: bool) {
-        let mac = self.neighbours.speaker();
-        self.neighbours.learn(address.into(), mac);
+        self.neighbours.learn(address.into(), self.speaker);
         if is_given {
-            self.guest.leased(address, mac);
+            self.guest.leased(address, self.speaker);
         }
+        self.found(address.into());
     }
 
-    /// A predecessor's connections were at `mac`.
-    pub fn recall_mac(&mut self, mac: MacAddr) {
-        self.neighbours.speaks(mac);
-    }
-
-    /// Where an address of the workspace's is.
-    pub fn mac_of(&mut self, address: IpAddr) -> MacAddr {
-        self.neighbours.find(address)
-    }
-
-    /// Both ends of a frame for `address`.
-    fn macs(&mut self, address: IpAddr) -> Macs {
-        Macs { gateway: self.config.network.gateway_mac, guest: self.mac_of(address) }.towards(address)
+    /// Builds a frame for `to` and sends it, or keeps it while it is asked on the link who has that address. What is
+    /// beyond the link the workspace has the way to.
+    fn frame_to_tap(
+        &mut self,
+        to: IpAddr,
+        build: impl for<'f> FnOnce(&'f mut FrameBuffer, Macs) -> &'f [u8],
+    ) -> Written {
+        let network = &self.config.network;
+        let found = self.neighbours.find(to);
+        let guest = found.unwrap_or_else(|| self.guest.mac().unwrap_or(network.guest_mac));
+        let frame = build(&mut self.frame, Macs { gateway: network.gateway_mac, guest }.towards(to));
+        if found.is_none() && network.may_be_on_link(to) {
+            match self.sought.keep(to, frame, self.now) {
+                Kept::Yes => return Written::Sent,
+                Kept::Dropped => {
+                    self.counters.drops.neighbour += 1;
+                    return Written::Dropped;
+                }
+                Kept::No => {}
+            }
+        }
+        let len = frame.len();
+        let written = self.tap.write(frame);
+        self.count_written(written, len)
     }
 
     /// The address under which the workspace knows a host-side sender; None when it must not hear from it.
@@ -212,27 +267,13 @@ impl Edge {
         payload_len: usize,
         mss: u16,
     ) -> Written {
-        let macs = self.macs(ends.1);
-        let frame = self.frame.tcp(macs, ends, header, options, payload_len, mss);
-        let len = frame.len();
-        let written = self.tap.write(frame);
-        self.count_written(written, len)
+        self.frame_to_tap(ends.1, |frame, macs| frame.tcp(macs, ends, header, options, payload_len, mss))
     }
 
     /// Sends a UDP datagram whose payload is in the frame buffer.
     pub fn udp_to_tap(&mut self, src: (IpAddr, u16), dst: (IpAddr, u16), payload_len: usize) -> Written {
-        self.udp_to_tap_within(PathMtu::default(), src, dst, payload_len)
-    }
-
-    /// The same by a way inside that may take less than the TAP does.
-    pub fn udp_to_tap_within(
-        &mut self,
-        path: PathMtu,
-        src: (IpAddr, u16),
-        dst: (IpAddr, u16),
-        payload_len: usize,
-    ) -> Written {
-        self.datagrams_to_tap(&Datagrams { src, dst, tos: 0, size: payload_len, len: payload_len }, path)
+        let datagram = Datagrams { src, dst, tos: 0, size: payload_len, len: payload_len };
+        self.datagrams_to_tap(&datagram, PathMtu::default())
     }
 
     /// Sends UDP datagrams whose payload is in the frame buffer: several as one frame where the kernel cuts it, and such
@@ -244,11 +285,8 @@ impl Edge {
         let mtu = path.within(self.config.network.mtu, self.now);
         if ip_len + UDP_LEN + size <= usize::from(mtu) && (is_one || self.tap.cuts_datagrams()) {
             let [_, _, i1, i0] = self.take_ids(if is_one { 1 } else { len.div_ceil(size) }).to_be_bytes();
-            let macs = self.macs(dst.0);
-            let frame = self.frame.udp(macs, datagrams, u16::from_be_bytes([i1, i0]));
-            let frame_len = frame.len();
-            let written = self.tap.write(frame);
-            return self.count_written(written, frame_len);
+            let id = u16::from_be_bytes([i1, i0]);
+            return self.frame_to_tap(dst.0, |frame, macs| frame.udp(macs, datagrams, id));
         }
         if is_one {
             let whole = self.frame.udp_whole(src, dst, len);
@@ -268,16 +306,13 @@ impl Edge {
         let overhead = if ends.1.is_ipv4() { IPV4_LEN } else { IPV6_LEN + FRAGMENT_LEN };
         let piece = usize::from(mtu).saturating_sub(overhead).max(8) & !7;
         let id = self.take_ids(1);
-        let macs = self.macs(ends.1);
         let mut written = Written::Sent;
         for offset in (0..len).step_by(piece) {
             let piece_len = piece.min(len - offset);
             let more = offset + piece_len < len;
             let fragment = Fragment { id, offset: u16::try_from(offset).unwrap_or(0), more };
-            let frame = self.frame.fragment(macs, ends, protocol_tos, fragment, piece_len);
-            let frame_len = frame.len();
-            let result = self.tap.write(frame);
-            written = self.count_written(result, frame_len);
+            written =
+                self.frame_to_tap(ends.1, |frame, macs| frame.fragment(macs, ends, protocol_tos, fragment, piece_len));
             if written != Written::Sent {
                 break;
             }
@@ -300,22 +335,32 @@ impl Edge {
         payload_len: usize,
         hop_limit: u8,
     ) -> Written {
+        self.icmp_to_tap_within(PathMtu::default(), ends, header, payload_len, hop_limit)
+    }
+
+    /// The same by a way inside that may take less than the TAP does.
+    pub fn icmp_to_tap_within(
+        &mut self,
+        path: PathMtu,
+        ends: (IpAddr, IpAddr),
+        header: IcmpHeader,
+        payload_len: usize,
+        hop_limit: u8,
+    ) -> Written {
         let whole = self.frame.icmp_whole(ends, header, payload_len);
         let (protocol, ip_len) = if ends.1.is_ipv4() { (PROTOCOL_ICMP, IPV4_LEN) } else { (PROTOCOL_ICMPV6, IPV6_LEN) };
-        let mtu = self.config.network.mtu;
+        let mtu = path.within(self.config.network.mtu, self.now);
         if ip_len + whole > usize::from(mtu) {
             return self.fragments_to_tap(ends, (protocol, 0), whole, mtu);
         }
-        let macs = self.macs(ends.1);
-        let frame = self.frame.icmp(macs, ends, whole, hop_limit);
-        let len = frame.len();
-        let written = self.tap.write(frame);
-        self.count_written(written, len)
+        let [_, _, i1, i0] = self.take_ids(1).to_be_bytes();
+        let id = u16::from_be_bytes([i1, i0]);
+        self.frame_to_tap(ends.1, |frame, macs| frame.icmp(macs, ends, whole, hop_limit, id))
     }
 
-    /// Sends whoever has just spoken a frame of another ethertype whose body is in the frame buffer.
-    pub fn ethernet_to_tap(&mut self, ethertype: u16, payload_len: usize) -> Written {
-        let macs = Macs { gateway: self.config.network.gateway_mac, guest: self.neighbours.speaker() };
+    /// Sends a frame of another ethertype whose body is in the frame buffer.
+    pub fn ethernet_to_tap(&mut self, to: MacAddr, ethertype: u16, payload_len: usize) -> Written {
+        let macs = Macs { gateway: self.config.network.gateway_mac, guest: to };
         let frame = self.frame.ethernet(macs, ethertype, payload_len);
         let len = frame.len();
         let written = self.tap.write(frame);

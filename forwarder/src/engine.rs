@@ -73,6 +73,7 @@ impl Engine {
         self.flush_datagrams(edge, &mut gather.udp);
         self.tcp.flush(edge, &mut gather.tcp);
         self.tcp.settle_batch(edge);
+        self.tcp.note_whereabouts(edge);
     }
 
     fn frame_from_tap<'b>(
@@ -213,9 +214,14 @@ impl Engine {
                 self.tcp.error_from_tap(edge, said, &quote);
                 true
             }
-            Some((Said::TooBig(mtu), quote)) if quote.protocol == PROTOCOL_UDP => {
+            Some((Said::TooBig(mtu), quote)) => {
                 let mtu = path_mtu::believed(mtu, quote.dst.0);
-                self.ports.too_big(edge.now, &quote, mtu) || self.udp.too_big(edge.now, &quote, mtu)
+                match quote.protocol {
+                    PROTOCOL_UDP => {
+                        self.ports.too_big(edge.now, &quote, mtu) || self.udp.too_big(edge.now, &quote, mtu)
+                    }
+                    _ => self.icmp.too_big(edge, &quote, mtu),
+                }
             }
             _ => false,
         };

@@ -3,6 +3,7 @@
 //!
 //! One socket for each (workspace address, destination, identifier). The kernel puts an identifier of its own on the
 //! wire; the workspace's comes back with the reply, and with what routers say about a request (ping -t, tracepath, mtr).
+//! Replies that are too long for a link inside are cut by whoever is before it; over IPv6 by us, once we are told.
 //! Where the host allows no ping sockets the workspace is told that pings are prohibited. Other ICMP messages of the
 //! workspace are dropped.
 #![forbid(unsafe_code)]
@@ -21,12 +22,13 @@ use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::gateway::unreachable::{self, Reason};
 use crate::marks::{Marked, Marks};
 use crate::network::Role;
+use crate::path_mtu::PathMtu;
 use crate::policy::{Egress, Transport};
 use crate::sys::socket::{self, ErrorReport};
 use crate::timer::{Time, TimerId};
 use crate::wire::ip::header_for_quote;
 use crate::wire::transport::{ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, ICMPV6_ECHO_REPLY, ICMPV6_ECHO_REQUEST, IcmpHeader};
-use crate::wire::{ICMP_LEN, IcmpEcho, IpPacket, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+use crate::wire::{ICMP_LEN, IcmpEcho, IpPacket, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Quote};
 
 /// Pings at once; each holds a descriptor.
 const MAX_FLOWS: usize = 256;
@@ -48,25 +50,31 @@ struct Ping {
     /// Bytes of payload each way.
     from_tap: u64,
     to_tap: u64,
+    /// What the workspace has said of the way to whoever pings.
+    path_mtu: PathMtu,
 }
 
 /// All pings.
 #[derive(Debug)]
 pub struct Icmp {
     flows: Table<FlowKey, Ping>,
+    /// Who was last sent a reply of the gateway's or the resolver's own that was too big, and what they were told.
+    own_path_mtu: Option<(IpAddr, PathMtu)>,
     message: Vec<u8>,
 }
 
 impl Icmp {
     pub fn new() -> Self {
-        Self { flows: Table::new(Kind::Ping, MAX_FLOWS), message: Vec::new() }
+        Self { flows: Table::new(Kind::Ping, MAX_FLOWS), own_path_mtu: None, message: Vec::new() }
     }
 
     /// Takes in an echo request.
     pub fn echo_from_tap(&mut self, edge: &mut Edge, ip: &IpPacket<'_>, echo: &IcmpEcho<'_>) {
-        if matches!(edge.config.network.role(ip.dst), Some(Role::Gateway | Role::Resolver)) {
+        if is_answered_here(edge, ip.dst) {
+            let path =
+                self.own_path_mtu.filter(|(guest, _)| *guest == ip.src).map(|(_, path)| path).unwrap_or_default();
             let len = edge.frame.put_payload(echo.payload);
-            reply_to_tap(edge, (ip.dst, ip.src), echo.id, echo.sequence, len);
+            reply_to_tap(edge, path, (ip.dst, ip.src), (echo.id, echo.sequence), len);
             return;
         }
         // Ping has no ports; any will do for the policy's question.
@@ -145,7 +153,17 @@ impl Icmp {
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
             edge.timers.set(timer, edge.now.after(IDLE_MS));
-            Some(Ping { socket, marked, key, timer, since: edge.now, last_used: edge.now, from_tap: 0, to_tap: 0 })
+            Some(Ping {
+                socket,
+                marked,
+                key,
+                timer,
+                since: edge.now,
+                last_used: edge.now,
+                from_tap: 0,
+                to_tap: 0,
+                path_mtu: PathMtu::default(),
+            })
         });
         match inserted {
             Some(_) => edge.counters.ping.opened += 1,
@@ -174,7 +192,7 @@ impl Icmp {
         if events.contains(EventFlags::ERR) {
             errors_to_tap(edge, flow);
         }
-        let (ends, id) = ((flow.key.remote, flow.key.guest), flow.key.guest_port);
+        let (path, ends, id) = (flow.path_mtu, (flow.key.remote, flow.key.guest), flow.key.guest_port);
         let reply = if flow.key.remote.is_ipv4() { ICMP_ECHO_REPLY } else { ICMPV6_ECHO_REPLY };
         self.message.resize(usize::from(u16::MAX), 0);
         for _ in 0..REPLIES_A_TURN {
@@ -189,9 +207,22 @@ impl Icmp {
             if header.kind == reply {
                 let len = edge.frame.put_payload(payload);
                 flow.to_tap += len as u64;
-                reply_to_tap(edge, ends, id, header.sequence.get(), len);
+                reply_to_tap(edge, path, ends, (id, header.sequence.get()), len);
             }
         }
+    }
+
+    /// A reply was too big for a link inside. False: it was none.
+    pub fn too_big(&mut self, edge: &Edge, quote: &Quote, mtu: u16) -> bool {
+        let Some(key) = quote.echo_reply() else { return false };
+        let path = if is_answered_here(edge, key.remote) {
+            &mut self.own_path_mtu.insert((key.guest, PathMtu::default())).1
+        } else {
+            let Some(flow) = self.flows.find(&key).and_then(|index| self.flows.get_mut(index)) else { return false };
+            &mut flow.path_mtu
+        };
+        path.heard(mtu, edge.now);
+        true
     }
 
     /// A series has been silent, or was used meanwhile.
@@ -227,8 +258,12 @@ fn quoted(key: &FlowKey, report: &ErrorReport) -> Option<Vec<u8>> {
     Some(quoted)
 }
 
-fn reply_to_tap(edge: &mut Edge, ends: (IpAddr, IpAddr), id: u16, sequence: u16, len: usize) {
+fn is_answered_here(edge: &Edge, address: IpAddr) -> bool {
+    matches!(edge.config.network.role(address), Some(Role::Gateway | Role::Resolver))
+}
+
+fn reply_to_tap(edge: &mut Edge, path: PathMtu, ends: (IpAddr, IpAddr), (id, sequence): (u16, u16), len: usize) {
     let kind = if ends.1.is_ipv4() { ICMP_ECHO_REPLY } else { ICMPV6_ECHO_REPLY };
     let header = IcmpHeader { kind, code: 0, checksum: 0.into(), id: id.into(), sequence: sequence.into() };
-    edge.icmp_to_tap(ends, header, len, HOP_LIMIT);
+    edge.icmp_to_tap_within(path, ends, header, len, HOP_LIMIT);
 }

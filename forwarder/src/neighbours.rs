@@ -1,9 +1,11 @@
 //! Which hardware address each of the workspace's addresses is at, as its frames say: machines that are bridged to the
-//! TAP have their own. An address that was not heard of is sought where somebody spoke last.
+//! TAP have their own. What becomes of an address that was not heard of is in [`sought`].
 //!
 //! Everything is O(1). Bulk transfers do not look into the table: who was heard or sent to last is kept in front of it,
 //! of each family.
 #![forbid(unsafe_code)]
+
+pub mod sought;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,26 +24,11 @@ pub struct Neighbours {
     recency: Recency,
     /// The places of those used last, IPv4's and IPv6's.
     last: [u32; 2],
-    speaker: MacAddr,
 }
 
 impl Neighbours {
-    /// `expected` is where anybody is before somebody speaks.
-    pub fn new(expected: MacAddr) -> Self {
-        let (entries, by_address) = (Vec::new(), HashMap::new());
-        Self { entries, by_address, recency: Recency::new(), last: [0; 2], speaker: expected }
-    }
-
-    /// A frame has come from `mac`.
-    pub fn speaks(&mut self, mac: MacAddr) {
-        if is_unicast(mac) {
-            self.speaker = mac;
-        }
-    }
-
-    /// Who spoke last.
-    pub fn speaker(&self) -> MacAddr {
-        self.speaker
+    pub fn new() -> Self {
+        Self { entries: Vec::new(), by_address: HashMap::new(), recency: Recency::new(), last: [0; 2] }
     }
 
     /// `address` is at `mac`. False: so it was when a neighbour of its family was last used.
@@ -54,7 +41,7 @@ impl Neighbours {
         }
         let place = match self.by_address.get(&address).copied() {
             Some(place) => place,
-            None => self.place_for(address),
+            None => self.place_for(address, mac),
         };
         if let Some(entry) = self.entries.get_mut(place as usize) {
             *entry = (address, mac);
@@ -63,15 +50,15 @@ impl Neighbours {
         true
     }
 
-    /// Where frames for `address` go.
-    pub fn find(&mut self, address: IpAddr) -> MacAddr {
+    /// Where `address` is, if it was heard of.
+    pub fn find(&mut self, address: IpAddr) -> Option<MacAddr> {
         match self.entries.get(self.last(address) as usize) {
-            Some(&(last, mac)) if last == address => return mac,
+            Some(&(last, mac)) if last == address => return Some(mac),
             _ => {}
         }
-        let Some(place) = self.by_address.get(&address).copied() else { return self.speaker };
+        let place = self.by_address.get(&address).copied()?;
         self.use_place(place, address);
-        self.entries.get(place as usize).map_or(self.speaker, |&(_, mac)| mac)
+        self.entries.get(place as usize).map(|&(_, mac)| mac)
     }
 
     fn last(&self, address: IpAddr) -> u32 {
@@ -86,7 +73,7 @@ impl Neighbours {
     }
 
     /// A place that is `address`'s from now on.
-    fn place_for(&mut self, address: IpAddr) -> u32 {
+    fn place_for(&mut self, address: IpAddr, mac: MacAddr) -> u32 {
         let place = match self.recency.oldest().filter(|_| self.entries.len() >= MAX_NEIGHBOURS) {
             Some(oldest) => {
                 if let Some((gone, _)) = self.entries.get(oldest as usize) {
@@ -96,7 +83,7 @@ impl Neighbours {
             }
             None => {
                 let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-                self.entries.push((address, self.speaker));
+                self.entries.push((address, mac));
                 self.recency.insert(place);
                 place
             }
@@ -106,7 +93,8 @@ impl Neighbours {
     }
 }
 
-fn is_unicast(mac: MacAddr) -> bool {
+/// Whether it is one device's.
+pub fn is_unicast(mac: MacAddr) -> bool {
     mac[0] & 1 == 0
 }
 
@@ -124,32 +112,30 @@ mod tests {
     fn each_address_is_where_it_was_last_heard() {
         let (a, b, group) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2], [3, 0, 0, 0, 0, 1]);
         let v6 = "fe80::1".parse().unwrap();
-        let mut neighbours = Neighbours::new([6; 6]);
-        assert_eq!(neighbours.find(v4(1)), [6; 6]);
-        neighbours.speaks(b);
-        neighbours.speaks(group);
+        let mut neighbours = Neighbours::new();
+        assert_eq!(neighbours.find(v4(1)), None);
         let said = [(v4(1), a, true), (v4(1), a, false), (v4(2), b, true), (v4(1), a, true), (v6, b, true)];
         // Another family's is no neighbour of these.
         for (address, mac, is_news) in said.into_iter().chain([(v4(1), a, false), (v4(1), group, false)]) {
             assert_eq!(neighbours.learn(address, mac), is_news, "{address}");
         }
-        for (address, mac) in [(v4(1), a), (v4(2), b), (v6, b), (v4(3), b)] {
+        for (address, mac) in [(v4(1), Some(a)), (v4(2), Some(b)), (v6, Some(b)), (v4(3), None)] {
             assert_eq!(neighbours.find(address), mac, "{address}");
         }
         // It has moved.
         assert!(neighbours.learn(v4(1), b));
-        assert_eq!(neighbours.find(v4(1)), b);
+        assert_eq!(neighbours.find(v4(1)), Some(b));
     }
 
     #[test]
     fn the_table_is_bounded_and_keeps_what_is_used() {
-        let mut neighbours = Neighbours::new([6; 6]);
+        let mut neighbours = Neighbours::new();
         neighbours.learn(v4(0), [2; 6]);
         for number in 1..3 * MAX_NEIGHBOURS {
             neighbours.learn(v4(number), [4; 6]);
-            assert_eq!(neighbours.find(v4(0)), [2; 6], "{number}");
+            assert_eq!(neighbours.find(v4(0)), Some([2; 6]), "{number}");
         }
         assert_eq!((neighbours.entries.len(), neighbours.by_address.len()), (MAX_NEIGHBOURS, MAX_NEIGHBOURS));
-        assert_eq!(neighbours.find(v4(1)), [6; 6]);
+        assert_eq!(neighbours.find(v4(1)), None);
     }
 }

@@ -190,6 +190,18 @@ impl VirtualNetwork {
         Self { v4, v6, dns: true, mtu, guest_mac: mac(v4.guest()), gateway_mac: mac(v4.gateway()) }
     }
 
+    /// Whether it can be the address of something on the TAP: the workspace, or a machine bridged to it.
+    pub fn may_be_on_link(&self, addr: IpAddr) -> bool {
+        match (addr, self.v6) {
+            (IpAddr::V4(a), _) => self.v4.may_be_guest(a),
+            (IpAddr::V6(a), Some(v6)) => {
+                let taken = [v6.network(), v6.gateway(), v6.resolver()];
+                a.is_unicast_link_local() || v6.contains(a) && !taken.contains(&a)
+            }
+            (IpAddr::V6(_), None) => false,
+        }
+    }
+
     /// Whose address this is, or None when it lies outside the virtual network.
     pub fn role(&self, addr: IpAddr) -> Option<Role> {
         let assigned = |gateway: bool, resolver: bool, guest: bool| {
@@ -311,6 +323,11 @@ mod tests {
         ];
         for (addr, want) in cases {
             assert_eq!(network.role(addr.parse().unwrap()), want, "{addr}");
+            let may_be = matches!(want, Some(Role::Guest | Role::Unassigned));
+            assert_eq!(network.may_be_on_link(addr.parse().unwrap()), may_be, "{addr}");
+        }
+        for (addr, want) in [("fe80::9", true), ("10.0.2.255", false), ("255.255.255.255", false), ("ff02::1", false)] {
+            assert_eq!(network.may_be_on_link(addr.parse().unwrap()), want, "{addr}");
         }
     }
 }

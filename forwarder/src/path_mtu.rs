@@ -1,6 +1,6 @@
 //! What the links inside the workspace take, where that is less than its TAP's MTU: the workspace's kernel says so, as a
 //! router, about a packet of ours that it could not forward, to a container at a smaller bridge, say (RFC 1191,
-//! RFC 8201). What is kept is a connection's or a mapping's own, for the next one may be another container's.
+//! RFC 8201). What is kept is a connection's, a mapping's or a ping's own, for the next one may be another container's.
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;

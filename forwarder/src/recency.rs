@@ -1,4 +1,4 @@
-//! Which flow of a table was used longest ago: a list of their indices through one array, the last used first.
+//! Which entry of a table was used longest ago: a list of their indices through one array, the last used first.
 //! Everything is O(1), and the array grows with the table.
 #![forbid(unsafe_code)]
 

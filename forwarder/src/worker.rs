@@ -20,6 +20,7 @@ use crate::edge::Edge;
 use crate::engine::Engine;
 use crate::flow::FlowId;
 use crate::link::Link;
+use crate::neighbours::sought;
 use crate::network::VirtualNetwork;
 use crate::outbound::Outbound;
 use crate::policy::Policy;
@@ -200,6 +201,7 @@ impl Worker {
             self.engine.probe_orphans(&mut self.edge);
             self.engine.advertise(&mut self.edge);
             self.engine.run_ready(&mut self.edge);
+            sought::ask(&mut self.edge);
             if let Some(link) = self.link.as_ref().filter(|_| self.draining.is_none()) {
                 link.ask(&mut self.edge);
             }
@@ -265,7 +267,8 @@ impl Worker {
         } else {
             let drained = self.draining.map(|(_, last)| last.after(DRAIN_QUIET_MS));
             let advertisement = self.engine.advertisement_deadline(&self.edge);
-            let deadlines = [self.edge.timers.next_deadline(), self.engine.orphans_deadline(), advertisement, drained];
+            let (timer, sought) = (self.edge.timers.next_deadline(), self.edge.sought.deadline());
+            let deadlines = [timer, sought, self.engine.orphans_deadline(), advertisement, drained];
             deadlines.into_iter().flatten().min()?.since(self.edge.now)
         };
         let seconds = i64::try_from(millis / 1000).unwrap_or(i64::MAX);

@@ -19,10 +19,8 @@ const FREELY: &[c_long] = &[
     libc::SYS_write,
     // Log lines in parts.
     libc::SYS_writev,
-    // Frames kept in a file that was opened before, which is a ring.
-    libc::SYS_pwrite64,
+    // The next place in the file of captured frames, which is a ring.
     libc::SYS_lseek,
-    libc::SYS_ftruncate,
     // Flows end.
     libc::SYS_close,
     // The loop's wait, and who is waited for.
@@ -49,16 +47,12 @@ const FREELY: &[c_long] = &[
     libc::SYS_recvfrom,
     libc::SYS_sendmsg,
     libc::SYS_recvmsg,
-    // Several datagrams at once.
-    libc::SYS_sendmmsg,
-    libc::SYS_recvmmsg,
     // A half-close.
     libc::SYS_shutdown,
     // How a connect ended; what the host's TCP knows of a flow.
     libc::SYS_getsockopt,
-    // Which port a socket was given, and whose the other end is.
+    // Which address and port a socket was given.
     libc::SYS_getsockname,
-    libc::SYS_getpeername,
     // The allocator; what it maps is looked at below.
     libc::SYS_brk,
     libc::SYS_munmap,
@@ -151,24 +145,11 @@ fn with_arguments(own_pid: c_int) -> Vec<(c_long, Vec<Argument>)> {
         }
     }
     // Options of these sockets. Nothing else's: not of netfilter's tables, packet sockets or TLS.
-    for level in [libc::SOL_SOCKET, libc::IPPROTO_IP, libc::IPPROTO_IPV6, libc::IPPROTO_UDP, libc::IPPROTO_ICMPV6] {
+    for level in [libc::SOL_SOCKET, libc::IPPROTO_IP, libc::IPPROTO_IPV6, libc::IPPROTO_UDP] {
         rules.push((libc::SYS_setsockopt, vec![int(1, level)]));
     }
-    for option in [
-        // Segments leave when they are there; what is dead is found and given up.
-        libc::TCP_NODELAY,
-        libc::TCP_QUICKACK,
-        libc::TCP_KEEPIDLE,
-        libc::TCP_KEEPINTVL,
-        libc::TCP_KEEPCNT,
-        libc::TCP_USER_TIMEOUT,
-        libc::TCP_LINGER2,
-        // How much a flow takes and sends at once.
-        libc::TCP_MAXSEG,
-        libc::TCP_WINDOW_CLAMP,
-        libc::TCP_NOTSENT_LOWAT,
-        libc::TCP_CONGESTION,
-    ] {
+    // What is there leaves at once; over a loopback it is not paced.
+    for option in [libc::TCP_NODELAY, libc::TCP_CONGESTION] {
         rules.push((libc::SYS_setsockopt, vec![int(1, libc::IPPROTO_TCP), int(2, option)]));
     }
     // Memory of its own that holds no code.
@@ -180,9 +161,9 @@ fn with_arguments(own_pid: c_int) -> Vec<(c_long, Vec<Argument>)> {
     for command in [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_SETPIPE_SZ] {
         rules.push((libc::SYS_fcntl, vec![int(1, command)]));
     }
-    // O_NONBLOCK as the standard library sets it; how much a socket holds, and whether urgent data is next. Nothing of
-    // terminals (standard error may be one) or of the TAP.
-    for request in [libc::FIONBIO, libc::FIONREAD, libc::TIOCOUTQ, SIOCATMARK] {
+    // O_NONBLOCK as the standard library sets it; whether urgent data is next. Nothing of terminals (standard error may be
+    // one) or of the TAP.
+    for request in [libc::FIONBIO, SIOCATMARK] {
         rules.push((libc::SYS_ioctl, vec![Argument { index: 1, mask: u64::MAX, value: request }]));
     }
     // abort(3): a signal to itself only.
@@ -283,7 +264,7 @@ mod tests {
             (libc::SYS_socket, [int(libc::AF_UNIX), stream, 0, 0, 0, 0], refused),
             (libc::SYS_socket, [int(libc::AF_INET), int(libc::SOCK_RAW), int(libc::IPPROTO_UDP), 0, 0, 0], refused),
             (libc::SYS_ioctl, [2, libc::TIOCSTI, 0, 0, 0, 0], refused),
-            (libc::SYS_ioctl, [3, libc::FIONREAD, 0, 0, 0, 0], allow),
+            (libc::SYS_ioctl, [3, SIOCATMARK, 0, 0, 0, 0], allow),
             (libc::SYS_fcntl, [3, int(libc::F_SETFL), 0, 0, 0, 0], allow),
             (libc::SYS_fcntl, [3, int(libc::F_SETOWN), 1, 0, 0, 0], refused),
             (libc::SYS_fcntl, [3, int(libc::F_SETPIPE_SZ), 1 << 20, 0, 0, 0], allow),
@@ -293,6 +274,7 @@ mod tests {
             (libc::SYS_listen, [3, 1, 0, 0, 0, 0], refused),
             (libc::SYS_vmsplice, [0; 6], refused),
             (libc::SYS_setsockopt, [3, int(libc::IPPROTO_TCP), int(libc::TCP_ULP), 0, 0, 0], refused),
+            (libc::SYS_setsockopt, [3, int(libc::IPPROTO_TCP), int(libc::TCP_NODELAY), 0, 0, 0], allow),
             (libc::SYS_setsockopt, [3, int(libc::SOL_SOCKET), int(libc::SO_LINGER), 0, 0, 0], allow),
         ];
         for &(number, arguments, want) in cases {

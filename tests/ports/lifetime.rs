@@ -140,8 +140,11 @@ for line in sys.stdin:
     served(5000).with_context(|| running.stderr())?;
     served(5004)?;
     ensure!(is_closed(5001) && is_closed(1000), "what was not to be published is");
-    let said = running.stderr();
-    ensure!(said.matches("warning: --publish-auto: port 5002 is taken by").count() == 1, "{said}");
+    let warning = "warning: --publish-auto: port 5002 is taken by";
+    let said = poll("the warning about port 5002", DEADLINE, || {
+        Ok(Some(running.stderr()).filter(|said| said.contains(warning)))
+    })?;
+    ensure!(said.matches(warning).count() == 1, "{said}");
     ensure!(!said.contains("5003 is"), "{said}");
     for worker in ["supervisor", "forwarder"] {
         let tree = Tree::of(running.pid())?;

@@ -12,7 +12,7 @@ use crate::lab::processes::{Process, Tree};
 use crate::lab::workspace::Workspace;
 
 crate::cases! {
-    TAP: exit_fd, signals, target_gone, attendant_killed;
+    TAP: exit_fd, first_descriptors, signals, target_gone, attendant_killed;
 }
 
 const SOON: Duration = Duration::from_secs(30);
@@ -35,6 +35,16 @@ fn exit_fd(ws: Workspace) -> Result<()> {
     running.finish()?.succeeded()?;
     is_gone(&tree)?;
     target.sh("ip -o link | grep -c tap0; true")?.printed("0")
+}
+
+/// Any descriptor will do: standard input to end it, standard output to say that it is ready.
+fn first_descriptors(ws: Workspace) -> Result<()> {
+    let target = Target::new(ws)?;
+    let program = target.slirp4netns(["-c", "-e", "0", "-r", "1", &target.pid(), "tap0"]);
+    let mut running = target.until_ready(program.start(&target.ws.lab.host)?)?;
+    target.sh("ping -c1 -W10 10.0.2.2 >/dev/null && echo answered")?.printed("answered")?;
+    ensure!(!running.has_ended()?, "it has ended: {}", running.stderr());
+    running.finish()?.succeeded().map(drop)
 }
 
 fn signals(ws: Workspace) -> Result<()> {

@@ -27,11 +27,15 @@ pub fn bring_up(namespaces: Namespaces, network: &VirtualNetwork, ifname: &str) 
     let gid = nix::unistd::getegid();
     // Ping works without a capability for the caller's group.
     set_sysctl("ipv4/ping_group_range", &format!("{gid} {gid}"));
+    if network.v6.is_none() {
+        set_sysctl(&format!("ipv6/conf/{ifname}/disable_ipv6"), "1");
+    }
     let ifindex = set_up(network, ifname)?;
     Ok(Networked { namespaces, tap, ifindex })
 }
 
-/// Gives the TAP of this network namespace what it has on `network`; its index is returned.
+/// Gives the TAP of this network namespace what it has on `network`; its index is returned. Without an IPv6 of ours the
+/// link keeps its own.
 pub fn set_up(network: &VirtualNetwork, ifname: &str) -> anyhow::Result<u32> {
     let ifindex = nix::net::if_::if_nametoindex(ifname).context("the TAP has no index")?;
     set_sysctls(network, ifname);
@@ -78,18 +82,14 @@ async fn neighbour(handle: &Handle, ifindex: u32, peer: IpAddr, network: &Virtua
 /// control of the host's sockets.
 fn set_sysctls(network: &VirtualNetwork, ifname: &str) {
     let v6 = format!("ipv6/conf/{ifname}");
-    let disabled = if network.v6.is_some() { "0" } else { "1" };
-    let sysctls = [
-        (format!("{v6}/disable_ipv6"), disabled),
-        (format!("{v6}/accept_ra"), "0"),
-        (format!("{v6}/router_solicitations"), "0"),
-        (format!("{v6}/dad_transmits"), "0"),
-        // A machine that allows the first takes it last.
-        ("ipv4/tcp_congestion_control".to_owned(), "reno"),
-        ("ipv4/tcp_congestion_control".to_owned(), "cubic"),
-    ];
-    for (name, value) in sysctls {
-        set_sysctl(&name, value);
+    if network.v6.is_some() {
+        for name in ["disable_ipv6", "accept_ra", "router_solicitations", "dad_transmits"] {
+            set_sysctl(&format!("{v6}/{name}"), "0");
+        }
+    }
+    // A machine that allows the first takes it last.
+    for algorithm in ["reno", "cubic"] {
+        set_sysctl("ipv4/tcp_congestion_control", algorithm);
     }
 }
 

@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{bind, sockopt};
-use sidestep_forwarder::ports::Publication;
+use sidestep_forwarder::ports::{EVERYWHERE_V4, Publication};
 
 use crate::sys::socket::{self, Instruction};
 
@@ -100,7 +100,7 @@ impl Place {
     pub fn on_this_host(self) -> SocketAddr {
         let ip = match self.bind_to.ip() {
             IpAddr::V6(v6) if v6.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
-            ip if ip.to_canonical().is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            ip if ip.to_canonical().is_unspecified() => EVERYWHERE_V4.into(),
             ip => ip.to_canonical(),
         };
         SocketAddr::new(ip, self.bind_to.port())

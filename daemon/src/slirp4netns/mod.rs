@@ -86,7 +86,7 @@ fn version() -> String {
 
 fn serve(settings: Settings) -> anyhow::Result<()> {
     let outbound = outbound(&settings)?;
-    let take = |option: &str, number: Option<_>| number.map(|number| ready_fd::take(option, number)).transpose();
+    let take = |option: &str, number: Option<_>| number.map(|number| ready_fd::take_any(option, number)).transpose();
     let ready = take("--ready-fd", settings.ready_fd)?;
     let exit = take("--exit-fd", settings.exit_fd)?;
     let namespaces = Namespaces::open(&settings)?;
@@ -96,10 +96,10 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
     // Without an exit descriptor nothing ever ends the other end of this one but our own end.
     let (mut stop, never) = Channel::pair().map(|(stop, never)| (OwnedFd::from(stop), never))?;
     if let Some(exit) = exit {
-        stop = exit.into();
+        stop = exit;
     }
 
-    let not_its_own = [Some(tap.as_raw_fd()), ready.as_ref().map(File::as_raw_fd), Some(stop.as_raw_fd())];
+    let not_its_own = [Some(tap.as_raw_fd()), ready.as_ref().map(OwnedFd::as_raw_fd), Some(stop.as_raw_fd())];
     let not_its_own: Vec<_> = not_its_own.into_iter().flatten().chain([ours.as_fd().as_raw_fd()]).collect();
     attendant::start(&attendants, &namespaces, api.as_ref(), settings.network.v4.guest(), &not_its_own)?;
     drop((api, namespaces));
@@ -136,9 +136,9 @@ fn confine(needs_sandbox: bool) -> anyhow::Result<()> {
     }
 }
 
-fn tell_ready(ready: Option<File>) -> anyhow::Result<()> {
+fn tell_ready(ready: Option<OwnedFd>) -> anyhow::Result<()> {
     match ready {
-        Some(mut ready) => ready.write_all(b"1").context("cannot write to the ready-fd"),
+        Some(ready) => File::from(ready).write_all(b"1").context("cannot write to the ready-fd"),
         None => Ok(()),
     }
 }

@@ -3,10 +3,11 @@
 //! Rule 1: the workspace's own kernel decides. A connection is taken out only where its namespace would have sent it
 //! through our TAP unchanged; every doubt is `InPlace`, which is always right. Rule 2: policy is the same on both paths.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use sidestep_forwarder::network::VirtualNetwork;
 use sidestep_forwarder::policy::{Egress, Policy, Request, Transport};
+use sidestep_forwarder::ports::Shadow;
 
 use super::Extent;
 use super::decode::Call;
@@ -52,6 +53,8 @@ pub struct Exit {
     pub to: SocketAddr,
     /// The interface to bind the host socket to: a UDP socket's, which could be aimed elsewhere later.
     pub device: Option<u32>,
+    /// Nowhere out of the workspace: to its program that listens on the host.
+    pub program: Option<Shadow>,
 }
 
 /// Why, for the log and the counters.
@@ -100,11 +103,14 @@ pub enum Reason {
     SharedPort,
     /// The host's port could not be shared.
     HostPort,
+    // Of a connect to a program that listens on the host.
+    /// The host has it at another address or port, which the program that connects would see; or its queue is full.
+    Relayed,
 }
 
 impl Reason {
     /// In the order of their declaration.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::NotIp,
         Self::NotTcp,
         Self::NestedNamespace,
@@ -131,6 +137,7 @@ impl Reason {
         Self::NotPublished,
         Self::SharedPort,
         Self::HostPort,
+        Self::Relayed,
     ];
 
     pub fn name(self) -> &'static str {
@@ -161,6 +168,7 @@ impl Reason {
             Self::NotPublished => "not_published",
             Self::SharedPort => "shared_port",
             Self::HostPort => "host_port",
+            Self::Relayed => "relayed",
         }
     }
 }
@@ -171,6 +179,8 @@ pub enum Candidate {
     Settled(Verdict),
     /// Ask the routes about this destination, then [`with_routes`].
     Outward(SocketAddr, Transport),
+    /// To the loopback of the socket's own namespace, by TCP: ask whether a program of it listens there on the host.
+    Inward(SocketAddr),
 }
 
 /// The part of the decision that needs no route.
@@ -215,8 +225,8 @@ pub fn with_routes(ground: &Ground, request: Request, ways: Ways) -> Verdict {
     };
     match (request.transport, ways.host) {
         (_, HostRoute::Many) => Verdict::InPlace(Reason::HostRoute),
-        (Transport::Tcp, _) => Verdict::Bypass(Exit { to, device: None }),
-        (_, HostRoute::One { device }) => Verdict::Bypass(Exit { to, device: Some(device) }),
+        (Transport::Tcp, _) => Verdict::Bypass(Exit { to, device: None, program: None }),
+        (_, HostRoute::One { device }) => Verdict::Bypass(Exit { to, device: Some(device), program: None }),
         // No interface to bind to that leads there and not to the host's loopback.
         (_, HostRoute::Own | HostRoute::None) => Verdict::InPlace(Reason::HostRoute),
     }
@@ -284,11 +294,25 @@ fn outward(ground: &Ground, call: &Call, facts: &SocketFacts) -> Candidate {
         in_place(Reason::PortZero)
     } else if ip.is_multicast() {
         in_place(Reason::Multicast)
+    } else if transport == Transport::Tcp
+        && let Some(to) = on_loopback(destination)
+    {
+        Candidate::Inward(to)
     } else if ground.network.role(ip).is_some() || ip.is_unspecified() || ip.is_loopback() {
         in_place(Reason::VirtualAddress)
     } else {
         Candidate::Outward(destination, transport)
     }
+}
+
+/// A destination on the loopback: connect(2) takes "any address" for it.
+fn on_loopback(destination: SocketAddr) -> Option<SocketAddr> {
+    let ip = match destination.ip() {
+        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    ip.to_canonical().is_loopback().then(|| SocketAddr::new(ip, destination.port()))
 }
 
 /// Host sockets exist in the workspace only because a connect or a listen was taken out, or by accept(2) on such a one;
@@ -345,7 +369,7 @@ mod tests {
     fn settled(call: &Call, facts: SocketFacts) -> Verdict {
         match candidate(&ground(), call, &facts) {
             Candidate::Settled(verdict) => verdict,
-            Candidate::Outward(to, _) => panic!("{call:?} went outward to {to}"),
+            going => panic!("{call:?} went to {going:?}"),
         }
     }
 
@@ -407,18 +431,12 @@ mod tests {
             assert_eq!(candidate(&ground, call, &facts), Candidate::Settled(Verdict::InPlace(reason)));
         };
         kept(&call, SocketFacts { bound: Bound::Address, ..fresh(NESTED) }, Reason::Bound);
-        kept(&connect("127.0.0.1:80"), fresh(NESTED), Reason::VirtualAddress);
         kept(&Call::Listen { backlog: 1 }, fresh(NESTED), Reason::NotConnect);
     }
 
     #[test]
     fn addresses_that_stay_inside() {
         let cases = [
-            ("127.0.0.1:80", Reason::VirtualAddress),
-            ("[::1]:80", Reason::VirtualAddress),
-            ("0.0.0.0:80", Reason::VirtualAddress),
-            ("[::]:80", Reason::VirtualAddress),
-            ("[::ffff:127.0.0.1]:80", Reason::VirtualAddress),
             ("[::ffff:0.0.0.0]:80", Reason::VirtualAddress),
             ("10.0.2.2:80", Reason::VirtualAddress),
             ("[fd00::3]:53", Reason::VirtualAddress),
@@ -441,6 +459,26 @@ mod tests {
             let call = Call::Connect(RawAddress::new(bytes));
             assert_eq!(settled(&call, fresh(WORKSPACE)), Verdict::InPlace(Reason::NotAnAddress));
         }
+    }
+
+    #[test]
+    fn the_loopback_may_have_programs_of_the_host() {
+        for (asked, to) in [
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("127.9.9.9:80", "127.9.9.9:80"),
+            ("0.0.0.0:80", "127.0.0.1:80"),
+            ("[::1]:80", "[::1]:80"),
+            ("[::]:80", "[::1]:80"),
+            ("[::ffff:127.0.0.1]:80", "[::ffff:127.0.0.1]:80"),
+        ] {
+            let facts = SocketFacts { ipv6: asked.starts_with('['), ..fresh(WORKSPACE) };
+            let inward = Candidate::Inward(to.parse().unwrap());
+            assert_eq!(candidate(&ground(), &connect(asked), &facts), inward, "{asked}");
+        }
+        let ground = Ground { extent: Extent { udp: true, ..Extent::default() }, ..ground() };
+        let udp = SocketFacts { kind: Kind::Udp, ..fresh(WORKSPACE) };
+        let in_place = Candidate::Settled(Verdict::InPlace(Reason::VirtualAddress));
+        assert_eq!(candidate(&ground, &connect("127.0.0.1:80"), &udp), in_place);
     }
 
     #[test]
@@ -469,10 +507,8 @@ mod tests {
         // A connect from a closed host socket is decided anew, like one from a fresh socket.
         let again = candidate(&ground(), &elsewhere, &in_state(TcpState::Closed));
         assert_eq!(again, Candidate::Outward("192.0.2.9:80".parse().unwrap(), Transport::Tcp));
-        assert_eq!(
-            settled(&connect("127.0.0.1:80"), in_state(TcpState::Closed)),
-            Verdict::InPlace(Reason::VirtualAddress)
-        );
+        let inward = candidate(&ground(), &connect("127.0.0.1:80"), &in_state(TcpState::Closed));
+        assert_eq!(inward, Candidate::Inward("127.0.0.1:80".parse().unwrap()));
     }
 
     fn request(destination: &str, transport: Transport) -> Request {
@@ -482,7 +518,7 @@ mod tests {
     #[test]
     fn routes_and_policy() {
         let tcp = request("192.0.2.1:80", Transport::Tcp);
-        let out = Verdict::Bypass(Exit { to: tcp.destination, device: None });
+        let out = Verdict::Bypass(Exit { to: tcp.destination, device: None, program: None });
         let tap = InsideRoute::OurTap { source: None };
         let one = HostRoute::One { device: 3 };
         let cases = [
@@ -545,7 +581,7 @@ mod tests {
         assert_eq!(candidate(&ground, &bind, &fresh_udp(HOST)), Candidate::Settled(refused));
 
         let udp = request("192.0.2.1:53", Transport::Udp);
-        let out = Verdict::Bypass(Exit { to: udp.destination, device: Some(3) });
+        let out = Verdict::Bypass(Exit { to: udp.destination, device: Some(3), program: None });
         let kept = Verdict::InPlace(Reason::HostRoute);
         let cases = [
             (HostRoute::One { device: 3 }, out),

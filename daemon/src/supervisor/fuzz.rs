@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet, VirtualNetwork};
 use sidestep_forwarder::policy::{Action, Egress, Policy, Request, Rule, Transport};
+use sidestep_forwarder::ports::Shadow;
 use sidestep_seccomp_profile::syscalls::Stopped;
 
 use super::Extent;
@@ -29,6 +30,9 @@ const SOAK: Duration = Duration::from_secs(600);
 const HOST: NetnsCookie = NetnsCookie(1);
 const WORKSPACE: NetnsCookie = NetnsCookie(2);
 const NESTED: NetnsCookie = NetnsCookie(3);
+
+const PROGRAM: Shadow =
+    Shadow { program: 1, port: 1, guest_port: 80, to: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 80) };
 
 /// What a process says with a call, before anything is known to make sense.
 #[derive(Clone, Debug)]
@@ -184,7 +188,7 @@ fn holds(
             prop_assert!(facts.kind == Kind::NotIp, "an IP socket's call goes on");
             prop_assert!(!matches!(call, Call::Listen { .. }), "a listen goes on");
         }
-        Verdict::Bypass(Exit { to, device }) => {
+        Verdict::Bypass(Exit { to, device, program }) => {
             let Call::Connect(address) = call else { return Err(TestCaseError::fail("not a connect")) };
             prop_assert!(said.address.starts_with(address.bytes()), "not the address that was copied");
             let transport = match facts.kind {
@@ -199,6 +203,9 @@ fn holds(
                 facts.netns == HOST || !(facts.bound != Bound::No || facts.signals),
                 "a swap would lose something"
             );
+            if program.is_some() {
+                return is_inward(facts, to);
+            }
             is_outward(ground, to)?;
             let Meaning::Ip(asked) = address.meaning() else { return Err(TestCaseError::fail("no address")) };
             prop_assert_eq!(asked.is_ipv6(), facts.ipv6, "no address of the socket's family");
@@ -233,6 +240,12 @@ fn is_outward(ground: &Ground, to: SocketAddr) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+fn is_inward(facts: &SocketFacts, to: SocketAddr) -> Result<(), TestCaseError> {
+    prop_assert!(to.ip().to_canonical().is_loopback() && to.port() != 0, "{to} is not on the loopback");
+    prop_assert!(facts.kind == Kind::Tcp && to.is_ipv6() == facts.ipv6);
+    Ok(())
+}
+
 #[test]
 fn arbitrary_notifications() {
     let soak = std::env::var_os("LAB_SOAK").map(|_| Instant::now() + SOAK);
@@ -251,6 +264,7 @@ fn arbitrary_notifications() {
             let ground = ground(flags);
             let verdict = match candidate(&ground, &call, &facts) {
                 Candidate::Settled(verdict) => verdict,
+                Candidate::Inward(to) => Verdict::Bypass(Exit { to, device: None, program: Some(PROGRAM) }),
                 Candidate::Outward(destination, transport) => {
                     with_routes(&ground, Request { destination, transport }, ways)
                 }

@@ -9,7 +9,7 @@
 //! bind or listen inside that the shadow would be in the way of.
 //!
 //! Limits: what a program has copied (dup, fork) before it listens stays the old socket, and listens at the shadow, as
-//! one of those who accept there. Rules of the workspace's netfilter, whatever they say, keep its listeners in place.
+//! one of those who accept there. Rules that the workspace's netfilter gets after that are for the shadow only.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sidestep_forwarder::policy::{Request, Transport};
 use sidestep_forwarder::ports::{Entry, Shadow};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
@@ -32,11 +33,16 @@ use super::facts::{SocketCookie, SocketFacts, TcpState};
 use super::host_socket;
 use super::ledger::Phase;
 use super::link::Link;
-use super::listening::Listening;
+use super::listening::{LOOPBACK, Listening};
+use super::netfilter::{Netfilter, Way};
 use super::ports::Ports;
+use super::route::InsideRoute;
 use super::session::{Outcome, Session, Stopped};
 use super::sockaddr::RawAddress;
 
+/// Addresses of RFC 5737 and RFC 3849: what the workspace would come from, if it went there, its clients come to.
+const SOMEWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const SOMEWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 /// Between two looks at what still listens.
 const PERIOD: Duration = Duration::from_millis(250);
 
@@ -81,7 +87,7 @@ impl HostListeners {
     pub fn make_room(&self, guest_port: u16) {
         // One that is being removed is not among the shadows any more, and may still be there.
         let _turn = self.event_loop.block_on(self.removing.lock());
-        let shadows = self.link.shadows().into_iter().filter(|shadow| shadow.guest_port == guest_port).collect();
+        let shadows = self.link.shadows_at(guest_port).into_iter().map(|(shadow, _)| shadow).collect();
         self.event_loop.block_on(self.remove(self.gone(shadows)));
     }
 
@@ -138,12 +144,10 @@ impl Session {
         if stopped.facts.state == TcpState::Listening && stopped.slot.phase() != Phase::Acting {
             return Err(Reason::InUse);
         }
-        let family = family(stopped.copy.as_fd(), &stopped.facts);
+        let family = family(stopped.copy.as_fd());
         let untouched = self.swap.workspace.of(&stopped.facts).ok_or(Reason::NoFamily)?;
         let difference = untouched.difference_listening(stopped.copy.as_fd(), self.ledger.touched.to_be_read())?;
-        if self.netfilter.has_rules() {
-            return Err(Reason::Netfilter);
-        }
+        self.clients_are_untouched(family, port, stopped.facts.uid)?;
         let share = self.host_listeners.share(port, family)?;
         self.host_listeners.make_room(port);
         let host = host_socket::like(&stopped.facts).ok().flatten().ok_or(Reason::NoFamily)?;
@@ -151,7 +155,7 @@ impl Session {
             return Err(Reason::NotTaken);
         }
         let shared = share.place.take(&host, share.ours.as_fd()).map_err(io::Error::from);
-        let cookie = shared.and_then(|()| socket::u64_option(host.as_fd(), libc::SOL_SOCKET, libc::SO_COOKIE));
+        let cookie = shared.and_then(|()| cookie(host.as_fd()));
         let (Ok(program), Ok(shadow_socket)) = (&cookie, stopped.copy.try_clone()) else {
             tracing::debug!(tid = stopped.tid, port, ?cookie, "a published port cannot be shared");
             return Err(Reason::HostPort);
@@ -181,6 +185,28 @@ impl Session {
                 Err(Reason::HostPort)
             }
         }
+    }
+
+    /// Err where the workspace's netfilter could touch a client: one that the forwarder would have led in by the TAP, from
+    /// anywhere, or one of the host's loopback, which it knows by its own address.
+    fn clients_are_untouched(&self, family: Family, port: u16, uid: u32) -> Result<(), Reason> {
+        if self.netfilter.is_empty() {
+            return Ok(());
+        }
+        let tap = self.ground.tap_ifindex;
+        let v4 = (family != Family::V6).then_some(SOMEWHERE_V4);
+        let v6 = (family != Family::V4 && self.ground.network.v6.is_some()).then_some(SOMEWHERE_V6);
+        for somewhere in v4.into_iter().chain(v6) {
+            let InsideRoute::OurTap { source: Some(own) } = self.inside.inside(somewhere, uid, tap) else {
+                return Err(Reason::Netfilter);
+            };
+            let request = Request { destination: SocketAddr::new(own, port), transport: Transport::Tcp };
+            let ways = [(None, Way::Inward(tap)), (Some(own), Way::Within(LOOPBACK))];
+            if ways.iter().any(|&(from, way)| self.netfilter.ask(from, request, way) == Netfilter::CouldTouch) {
+                return Err(Reason::Netfilter);
+            }
+        }
+        Ok(())
     }
 
     /// listen(2) on a host socket that listens: another backlog. Where a supervisor died before it could keep the
@@ -237,7 +263,7 @@ impl HostListeners {
         let mut name = [0; 128];
         let length = socket::name(stopped.copy.as_fd(), &mut name).ok()?;
         let host_port = RawAddress::new(name.get(..length)?).port();
-        let family = family(stopped.copy.as_fd(), &stopped.facts);
+        let family = family(stopped.copy.as_fd());
         let (entry, place) = self.ports.at(host_port, &self.event_loop).into_iter().find_map(|entry| {
             let place = Place::of(&entry.publication, family)?;
             entry.publication.guest.is_none().then_some((entry, place))
@@ -247,12 +273,16 @@ impl HostListeners {
     }
 }
 
-fn family(socket: BorrowedFd<'_>, facts: &SocketFacts) -> Family {
-    match facts.ipv6 {
-        false => Family::V4,
-        true if rustix::net::sockopt::ipv6_v6only(socket).unwrap_or(false) => Family::V6,
-        true => Family::Both,
+pub fn family(socket: BorrowedFd<'_>) -> Family {
+    match socket::int_option(socket, libc::SOL_SOCKET, libc::SO_DOMAIN) {
+        Ok(libc::AF_INET6) if rustix::net::sockopt::ipv6_v6only(socket).unwrap_or(false) => Family::V6,
+        Ok(libc::AF_INET6) => Family::Both,
+        _ => Family::V4,
     }
+}
+
+pub fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    socket::u64_option(socket, libc::SOL_SOCKET, libc::SO_COOKIE)
 }
 
 fn bind_anywhere(socket: BorrowedFd<'_>, ipv6: bool, port: u16) -> io::Result<()> {

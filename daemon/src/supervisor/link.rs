@@ -194,6 +194,18 @@ impl Link {
         self.news.notify_one();
     }
 
+    /// Our socket of a published port.
+    pub fn socket_of(&self, number: u64) -> Option<Arc<OwnedFd>> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.published.get(&number).map(|(_, socket)| Arc::clone(socket))
+    }
+
+    /// The shadows at this port of the workspace, with their sockets.
+    pub fn shadows_at(&self, guest_port: u16) -> Vec<(Shadow, Arc<OwnedFd>)> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.shadows.values().filter(|(shadow, _)| shadow.guest_port == guest_port).cloned().collect()
+    }
+
     /// All shadows that there are.
     pub fn shadows(&self) -> Vec<Shadow> {
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,6 @@
 //! Which TCP sockets listen in a namespace, the workspace's or the host's: a dump of the listening ones from a kept
-//! NETLINK_SOCK_DIAG socket of it (sock_diag(7)). Only those are walked, so connections cost nothing.
+//! NETLINK_SOCK_DIAG socket of it (sock_diag(7)). Only those are walked, so connections cost nothing. Which one a client
+//! would come to is a question of its own, at a tenth of that.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,10 +16,14 @@ use super::netlink::{Message, Messages, Request, array, malformed};
 
 /// linux/sock_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// TCP_LISTEN (linux/tcp_states.h), as a bit of idiag_states.
-const LISTEN: u32 = 1 << 10;
+/// TCP_LISTEN (linux/tcp_states.h), in idiag_states as a bit.
+const LISTEN: u8 = 10;
 /// struct inet_diag_sockid: the source's port first; what is zero is any.
 const SOCKET_ID: usize = 48;
+/// Whatever cookie the socket has (INET_DIAG_NOCOOKIE).
+const ANY_COOKIE: [u8; 8] = [0xff; 8];
+/// Index of a namespace's loopback device (LOOPBACK_IFINDEX).
+pub const LOOPBACK: u32 = 1;
 /// Sockets looked at: more ports than are ever published by themselves, and a bound on a workspace with a million.
 const SOCKETS_MAX: usize = 4096;
 
@@ -41,6 +46,30 @@ impl Listening {
         Ok(self.sockets(port)?.into_iter().map(|(_, cookie)| cookie).collect())
     }
 
+    /// The socket that a client with this address gets to, over the loopback. Of those that share a port it is one that
+    /// depends on the client (a program of theirs that chooses is not asked).
+    pub fn reached(&self, to: SocketAddr, client: IpAddr) -> io::Result<Option<SocketCookie>> {
+        let mut netlink = self.0.lock().map_err(|_| io::Error::other("a thread died while asking for sockets"))?;
+        let (socket, sequence) = &mut *netlink;
+        *sequence = sequence.wrapping_add(1);
+        send(&*socket, &question(to, client, *sequence), SendFlags::empty())?;
+        let mut buffer = [0; 4096];
+        loop {
+            let (length, _) = recv(&*socket, &mut buffer, RecvFlags::empty())?;
+            let message = Messages(buffer.get(..length).unwrap_or(&[])).next().ok_or_else(malformed)??;
+            if message.sequence != *sequence {
+                continue;
+            }
+            if i32::from(message.kind) == libc::NLMSG_ERROR {
+                return match message.errno()? {
+                    libc::ENOENT => Ok(None),
+                    errno => Err(io::Error::from_raw_os_error(errno)),
+                };
+            }
+            return Ok(Some(listener(&message).ok_or_else(malformed)?.1));
+        }
+    }
+
     /// Port 0: all.
     fn sockets(&self, port: u16) -> io::Result<Vec<(SocketAddr, SocketCookie)>> {
         let mut netlink = self.0.lock().map_err(|_| io::Error::other("a thread died while asking for sockets"))?;
@@ -56,13 +85,34 @@ impl Listening {
 }
 
 fn request(family: i32, port: u16, sequence: u32) -> Vec<u8> {
+    let mut id = [0; SOCKET_ID];
+    id[..2].copy_from_slice(&port.to_be_bytes());
+    request_about(family, &id, libc::NLM_F_DUMP, sequence)
+}
+
+/// No connection has a client at port 0, so what is found listens.
+fn question(to: SocketAddr, client: IpAddr, sequence: u32) -> Vec<u8> {
+    let mut id = [0; SOCKET_ID];
+    id[..2].copy_from_slice(&to.port().to_be_bytes());
+    let mut put = |at: usize, ip: IpAddr| match ip {
+        IpAddr::V4(v4) => id[at..at + 4].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => id[at..at + 16].copy_from_slice(&v6.octets()),
+    };
+    let at = to.ip().to_canonical();
+    put(4, at);
+    put(20, client);
+    id[36..40].copy_from_slice(&LOOPBACK.to_ne_bytes());
+    id[40..].copy_from_slice(&ANY_COOKIE);
+    request_about(if at.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, &id, 0, sequence)
+}
+
+/// struct inet_diag_req_v2: family, protocol, extensions, padding, states, socket.
+fn request_about(family: i32, id: &[u8; SOCKET_ID], flags: i32, sequence: u32) -> Vec<u8> {
     let byte = |number: i32| u8::try_from(number).unwrap_or(0);
-    // struct inet_diag_req_v2: family, protocol, extensions, padding, states, socket.
     let mut header = vec![byte(family), byte(libc::IPPROTO_TCP), 0, 0];
-    header.extend(LISTEN.to_ne_bytes());
-    header.extend(port.to_be_bytes());
-    header.resize(header.len() + SOCKET_ID - size_of_val(&port), 0);
-    Request::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, sequence, &header).bytes()
+    header.extend((1_u32 << LISTEN).to_ne_bytes());
+    header.extend(id);
+    Request::new(SOCK_DIAG_BY_FAMILY, flags, sequence, &header).bytes()
 }
 
 fn dump(socket: &OwnedFd, sequence: u32, found: &mut Vec<(SocketAddr, SocketCookie)>) -> io::Result<()> {
@@ -120,6 +170,11 @@ mod tests {
         }
         let cookie = SocketFacts::of(v4.as_fd()).unwrap().cookie;
         assert_eq!(listening.at(v4.local_addr().unwrap().port()).unwrap(), [cookie]);
+        let reached = |to, client: &str| listening.reached(to, client.parse().unwrap()).unwrap();
+        assert_eq!(reached(v4.local_addr().unwrap(), "127.0.0.1"), Some(cookie));
+        let cookie = SocketFacts::of(v6.as_fd()).unwrap().cookie;
+        assert_eq!(reached(v6.local_addr().unwrap(), "::5"), Some(cookie));
+        assert_eq!(reached(SocketAddr::new([127, 0, 0, 2].into(), v4.local_addr().unwrap().port()), "127.0.0.1"), None);
         let gone = v4.local_addr().unwrap();
         drop((v4, client));
         assert!(!listening.addresses().unwrap().contains(&gone));

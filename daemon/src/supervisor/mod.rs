@@ -3,8 +3,8 @@
 //! The way of a call, one type per arrow: [`receivers`] take it from the kernel into a slot of the [`ledger`]; a
 //! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
 //! names; [`decide`] gives a verdict, with what the [`ways`] are: [`route`]s and [`netfilter`] rules, for containers by
-//! way of [`nested`]; [`swap`], [`host_listener`] or [`in_place`] act on it; what takes time goes to [`waits`]; [`session`] holds it all
-//! together and sends the reply.
+//! way of [`nested`], to the workspace's own programs [`straight`]; [`swap`], [`host_listener`] or [`in_place`] act on it;
+//! what takes time goes to [`waits`]; [`session`] holds it all together and sends the reply.
 
 mod active;
 mod auto;
@@ -40,6 +40,7 @@ pub(crate) mod resolvers;
 mod route;
 mod session;
 mod sockaddr;
+mod straight;
 mod swap;
 mod touched;
 pub(crate) mod tracee;

@@ -1,7 +1,7 @@
 //! The pipeline of one call: receive → copy → decode → facts → decide → act → reply.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -217,7 +217,8 @@ impl Session {
         };
         match verdict {
             Verdict::Bypass(exit) => {
-                let bypassed = self.swap.bypass(&self.listener, &stopped, exit, &self.ledger.touched);
+                let is_wrong = |host: BorrowedFd<'_>| self.host_listeners.has_missed(host, exit.program?, exit.to);
+                let bypassed = self.swap.bypass(&self.listener, &stopped, exit, &self.ledger.touched, is_wrong);
                 drop(turn);
                 match bypassed {
                     Ok(outcome) => {

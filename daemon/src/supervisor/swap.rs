@@ -81,13 +81,15 @@ struct Parked {
 }
 
 impl Swap {
-    /// Connects a host socket and puts it in the process's descriptor. Err: why the socket must stay where it is.
+    /// Connects a host socket and puts it in the process's descriptor, unless `is_wrong` is said of it by then. Err: why
+    /// the socket must stay where it is.
     pub fn bypass(
         &self,
         listener: &Listener,
         stopped: &Stopped<'_>,
         exit: Exit,
         touched: &Touched,
+        is_wrong: impl Fn(BorrowedFd<'_>) -> Option<Reason>,
     ) -> Result<Outcome, Reason> {
         if let Some(host) = self.memory.unpark(stopped.facts.cookie, exit.to) {
             // It was about to be given away with the caller's mode.
@@ -127,7 +129,10 @@ impl Swap {
         stopped.begin_act();
         match host_socket::start_connect(host.as_fd(), exit.to, &stopped.facts) {
             Progress::Failed(errno) => Ok(Outcome::errno(errno)),
-            Progress::Connected | Progress::Underway => Ok(self.place(listener, stopped, host, exit.to)),
+            Progress::Connected | Progress::Underway => match is_wrong(host.as_fd()) {
+                Some(reason) => Err(reason),
+                None => Ok(self.place(listener, stopped, host, exit.to)),
+            },
         }
     }
 

@@ -23,11 +23,10 @@ impl Session {
         let (destination, transport) = match candidate(&self.ground, call, &stopped.facts) {
             Candidate::Settled(verdict) => return verdict,
             Candidate::Outward(destination, transport) => (destination, transport),
+            Candidate::Inward(to) => return self.inward(to, stopped),
         };
         let request = Request { destination, transport };
-        let ways = if stopped.facts.netns == self.ground.workspace
-            || stopped.facts.netns == self.ground.host && stopped.netns.is_none()
-        {
+        let ways = if self.is_of_workspace(stopped) {
             self.ways(request, stopped.facts.uid)
         } else {
             match self.nested_ways(request, stopped) {
@@ -39,6 +38,12 @@ impl Session {
             }
         };
         with_routes(&self.ground, request, ways)
+    }
+
+    /// Whether it is a socket of the workspace's own namespace, or a host socket of a caller there.
+    pub(super) fn is_of_workspace(&self, stopped: &Stopped<'_>) -> bool {
+        stopped.facts.netns == self.ground.workspace
+            || stopped.facts.netns == self.ground.host && stopped.netns.is_none()
     }
 
     /// Cheap questions first; what an answer makes superfluous is not asked.
@@ -84,7 +89,7 @@ impl Session {
         Ok(Ways { inside, netfilter, host })
     }
 
-    fn host_route(&self, destination: IpAddr) -> HostRoute {
+    pub(super) fn host_route(&self, destination: IpAddr) -> HostRoute {
         self.host.host(destination, self.swap.outbound.source(destination))
     }
 }

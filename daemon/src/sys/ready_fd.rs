@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use anyhow::Context;
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -19,4 +19,15 @@ pub fn take(option: &str, number: RawFd) -> anyhow::Result<File> {
     // SAFETY: it is open, was opened before we were executed, and this is called once for a number, before anything else of ours
     // has taken a descriptor from outside.
     Ok(unsafe { File::from_raw_fd(number) })
+}
+
+/// The same of any descriptor: standard input, output and error stay what they are, and a copy is taken.
+pub fn take_any(option: &str, number: RawFd) -> anyhow::Result<OwnedFd> {
+    let copied = match number {
+        0 => io::stdin().as_fd().try_clone_to_owned(),
+        1 => io::stdout().as_fd().try_clone_to_owned(),
+        2 => io::stderr().as_fd().try_clone_to_owned(),
+        _ => return take(option, number).map(OwnedFd::from),
+    };
+    copied.with_context(|| format!("{option} {number}"))
 }

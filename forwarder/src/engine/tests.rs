@@ -14,6 +14,9 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use super::Engine;
 use crate::edge::Edge;
 use crate::hot::{self, GATEWAY, GUEST, MACS};
+use crate::neighbours::sought;
+use crate::network::Ipv4Subnet;
+use crate::wire::build::Macs;
 use crate::wire::checksum::Sum;
 use crate::wire::transport::IcmpHeader;
 use crate::wire::{
@@ -34,7 +37,8 @@ pub struct Lab {
 
 impl Lab {
     pub fn new() -> Self {
-        let (edge, engine, guest) = hot::set_up();
+        let (mut edge, engine, guest) = hot::set_up();
+        edge.heard(GUEST.into(), MACS.gateway);
         Self { edge, engine, guest, buffer: FrameBuffer::default() }
     }
 
@@ -55,6 +59,7 @@ impl Lab {
             self.engine.timer(&mut self.edge, id);
         }
         self.engine.run_ready(&mut self.edge);
+        sought::ask(&mut self.edge);
         self.edge.tap_writable();
     }
 
@@ -90,7 +95,7 @@ impl Lab {
         let len = self.buffer.put_payload(b"abc");
         let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
         let whole = self.buffer.icmp_whole(ends, header, len);
-        self.buffer.icmp(MACS, ends, whole, 64).to_vec()
+        self.buffer.icmp(MACS, ends, whole, 64, 0).to_vec()
     }
 
     /// The workspace's word for a packet that it was sent: fragmentation needed, and how much its link takes.
@@ -100,7 +105,7 @@ impl Lab {
         let header = IcmpHeader { kind: 3, code: 4, checksum: 0.into(), id: 0.into(), sequence: mtu.into() };
         let ends = (IpAddr::V4(GUEST), IpAddr::V4(GATEWAY));
         let whole = self.buffer.icmp_whole(ends, header, len);
-        self.buffer.icmp(MACS, ends, whole, 64).to_vec()
+        self.buffer.icmp(MACS, ends, whole, 64, 0).to_vec()
     }
 
     /// Whether the gateway still answers a ping.
@@ -225,6 +230,8 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
 
 mod fuzz;
 mod gateway;
+mod neighbours;
+mod ping;
 mod ports;
 mod tcp;
 mod udp;

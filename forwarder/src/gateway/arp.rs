@@ -1,14 +1,15 @@
 //! ARP (RFC 826) for the gateway and the resolver: both have the gateway's hardware address. Nobody else answers, so
-//! the workspace's duplicate address detection finds its own address free. What others say of themselves is learned.
+//! the workspace's duplicate address detection finds its own address free. What others say of themselves is learned, and
+//! asked for where it is not known.
 #![forbid(unsafe_code)]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
 
 use crate::edge::Edge;
 use crate::network::{Role, VirtualNetwork};
-use crate::wire::{EthernetHeader, Frame, Malformed};
+use crate::wire::{EVERYBODY, EthernetHeader, Frame, Malformed};
 
 /// Notes who asks, and answers a request about one of ours.
 pub fn frame_from_tap(edge: &mut Edge, frame: &Frame<'_>) -> Result<(), Malformed> {
@@ -20,8 +21,23 @@ pub fn frame_from_tap(edge: &mut Edge, frame: &Frame<'_>) -> Result<(), Malforme
     let Some(reply) = answer(&edge.config.network, message) else { return Ok(()) };
     let len = reply.buffer_len();
     reply.emit(&mut ArpPacket::new_unchecked(edge.frame.payload_mut(len)));
-    edge.ethernet_to_tap(EthernetHeader::ARP, len);
+    edge.ethernet_to_tap(frame.ethernet.src, EthernetHeader::ARP, len);
     Ok(())
+}
+
+/// Asks who has `address`.
+pub fn ask(edge: &mut Edge, address: Ipv4Addr) {
+    let network = &edge.config.network;
+    let request = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: EthernetAddress(network.gateway_mac),
+        source_protocol_addr: network.v4.gateway(),
+        target_hardware_addr: EthernetAddress::default(),
+        target_protocol_addr: address,
+    };
+    let len = request.buffer_len();
+    request.emit(&mut ArpPacket::new_unchecked(edge.frame.payload_mut(len)));
+    edge.ethernet_to_tap(EVERYBODY, EthernetHeader::ARP, len);
 }
 
 fn answer(network: &VirtualNetwork, message: ArpRepr) -> Option<ArpRepr> {

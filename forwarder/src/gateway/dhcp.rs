@@ -10,7 +10,8 @@
 //! | RELEASE, DECLINE | none: the address is free, or nobody's for a while |
 //!
 //! Every answer says all there is to say, whatever was asked for: it fits in the 576 bytes that each client takes. It
-//! goes to the hardware address that the message came from, which is the client's: no relay is on this link.
+//! goes to the hardware address that the message came from, which is the client's, for no relay is on this link; or to
+//! everybody's, as the client wishes.
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr};

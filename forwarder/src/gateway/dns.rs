@@ -3,8 +3,8 @@
 //!
 //! Each query has a host socket of its own, connected to one resolver: its port is as random as the kernel makes it,
 //! and only that resolver can answer. Silence for [`FAILOVER_MS`], or an ICMP error, moves the query to the next
-//! resolver, while those asked before may still answer; the one that answered last is asked first. A query is known by its sender and identifier, so one sent
-//! again by the workspace is sent again. DNS over TCP is an ordinary flow (see `tcp`).
+//! resolver, while those asked before may still answer; the one that answered last is asked first. A query is known by its
+//! sender and identifier, so one sent again by the workspace is sent again. DNS over TCP is an ordinary flow (see `tcp`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;

@@ -36,8 +36,8 @@ const PREFIX_LIFETIME_S: u32 = 86_400;
 const SEARCH_MAX: usize = 256;
 const HOP_LIMIT: u8 = 64;
 
-/// An answer: its ends, its first eight bytes, and the rest.
-struct Answer {
+/// What is sent: its ends, its first eight bytes, and the rest.
+struct Message {
     ends: (Ipv6Addr, Ipv6Addr),
     header: IcmpHeader,
     body: Vec<u8>,
@@ -60,6 +60,11 @@ pub fn packet_from_tap(edge: &mut Edge, ip: &IpPacket<'_>) -> Result<bool, Malfo
     let answer = match kind {
         ROUTER_SOLICITATION => router_advertisement(&edge.config.network, &edge.config.search, ip.src),
         NEIGHBOUR_SOLICITATION => neighbour_advertisement(&edge.config.network, ip)?,
+        NEIGHBOUR_ADVERTISEMENT => {
+            // Mostly from the target itself, of which the packet has told by its source then.
+            edge.heard(target(ip)?.into(), edge.speaker());
+            None
+        }
         _ => None,
     };
     if let Some(answer) = answer {
@@ -76,16 +81,38 @@ pub fn advertise(edge: &mut Edge) {
     }
 }
 
-fn send(edge: &mut Edge, answer: &Answer) {
-    let len = edge.frame.put_payload(&answer.body);
-    let ends = (IpAddr::V6(answer.ends.0), IpAddr::V6(answer.ends.1));
-    edge.icmp_to_tap(ends, answer.header, len, NDP_HOP_LIMIT);
+fn send(edge: &mut Edge, message: &Message) {
+    let len = edge.frame.put_payload(&message.body);
+    let ends = (IpAddr::V6(message.ends.0), IpAddr::V6(message.ends.1));
+    edge.icmp_to_tap(ends, message.header, len, NDP_HOP_LIMIT);
 }
 
-fn neighbour_advertisement(network: &VirtualNetwork, ip: &IpPacket<'_>) -> Result<Option<Answer>, Malformed> {
-    let target =
-        ip.payload.get(8..24).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).ok_or(Malformed::Truncated)?;
-    let target = Ipv6Addr::from(target);
+/// Asks who has `address` (RFC 4861 7.2.2).
+pub fn ask(edge: &mut Edge, address: Ipv6Addr) {
+    let network = &edge.config.network;
+    let from = network.v6.filter(|v6| v6.contains(address)).map_or(ROUTER, |v6| v6.gateway());
+    let mut body = address.octets().to_vec();
+    // Source link-layer address.
+    body.extend_from_slice(&[1, 1]);
+    body.extend_from_slice(&network.gateway_mac);
+    let ends = (from, solicited_node(address));
+    send(edge, &Message { ends, header: header(NEIGHBOUR_SOLICITATION, 0, 0), body });
+}
+
+/// The group that whoever has `address` listens to (RFC 4291 2.7.1).
+fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
+    let [.., low, last] = address.segments();
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | low & 0xff, last)
+}
+
+/// Of a neighbour solicitation or advertisement.
+fn target(ip: &IpPacket<'_>) -> Result<Ipv6Addr, Malformed> {
+    let octets = ip.payload.get(8..24).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+    octets.map(Ipv6Addr::from).ok_or(Malformed::Truncated)
+}
+
+fn neighbour_advertisement(network: &VirtualNetwork, ip: &IpPacket<'_>) -> Result<Option<Message>, Malformed> {
+    let target = target(ip)?;
     let role = network.role(IpAddr::V6(target));
     let is_router = target == ROUTER || role == Some(Role::Gateway);
     if network.v6.is_none() || !(is_router || role == Some(Role::Resolver)) {
@@ -97,20 +124,20 @@ fn neighbour_advertisement(network: &VirtualNetwork, ip: &IpPacket<'_>) -> Resul
         _ => (ALL_NODES, 0),
     };
     let flags = FLAG_OVERRIDE | solicited | if is_router { FLAG_ROUTER } else { 0 };
-    let header = message(NEIGHBOUR_ADVERTISEMENT, flags, 0);
+    let header = header(NEIGHBOUR_ADVERTISEMENT, flags, 0);
     let mut body = target.octets().to_vec();
     body.extend_from_slice(&[2, 1]);
     body.extend_from_slice(&network.gateway_mac);
-    Ok(Some(Answer { ends: (target, to), header, body }))
+    Ok(Some(Message { ends: (target, to), header, body }))
 }
 
-fn router_advertisement(network: &VirtualNetwork, search: &[String], src: IpAddr) -> Option<Answer> {
+fn router_advertisement(network: &VirtualNetwork, search: &[String], src: IpAddr) -> Option<Message> {
     let v6 = network.v6?;
     let to = match src {
         IpAddr::V6(src) if !src.is_unspecified() => src,
         _ => ALL_NODES,
     };
-    let header = message(ROUTER_ADVERTISEMENT, u16::from_be_bytes([HOP_LIMIT, 0]), ROUTER_LIFETIME_S);
+    let header = header(ROUTER_ADVERTISEMENT, u16::from_be_bytes([HOP_LIMIT, 0]), ROUTER_LIFETIME_S);
     let (lifetime, dns_lifetime) = (PREFIX_LIFETIME_S.to_be_bytes(), u32::from(ROUTER_LIFETIME_S).to_be_bytes());
     // Reachable time and retransmission timer: unspecified.
     let mut body = vec![0; 8];
@@ -140,10 +167,10 @@ fn router_advertisement(network: &VirtualNetwork, search: &[String], src: IpAddr
         body.extend_from_slice(&dns_lifetime);
         body.extend_from_slice(&list);
     }
-    Some(Answer { ends: (ROUTER, to), header, body })
+    Some(Message { ends: (ROUTER, to), header, body })
 }
 
-fn message(kind: u8, high: u16, low: u16) -> IcmpHeader {
+fn header(kind: u8, high: u16, low: u16) -> IcmpHeader {
     IcmpHeader { kind, code: 0, checksum: 0.into(), id: high.into(), sequence: low.into() }
 }
 

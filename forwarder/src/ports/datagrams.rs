@@ -1,6 +1,7 @@
 //! Clients of published UDP ports: the workspace sees each under an address and port of its own, and what it sends there
-//! leaves by the published socket, from the very address the client wrote to; what comes together leaves together
-//! (UDP_SEGMENT). What it sends to anybody else is not ours to carry: the egress policy decides about that.
+//! leaves by the published socket, from the very address the client wrote to; what comes together leaves together, both
+//! ways (UDP_SEGMENT, UDP_GRO, USO). What it sends to anybody else is not ours to carry: the egress policy decides about
+//! that.
 //!
 //! Limits: [`MAX_CLIENTS`], of which the one that was used longest ago gives way; a client that the workspace does not
 //! answer is forgotten after [`UNANSWERED_MS`]. A client is known by the address of its own family, if the workspace has
@@ -20,10 +21,10 @@ use crate::flow::list::{Listed, Page, Protocol, State};
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::path_mtu::PathMtu;
 use crate::recency::Recency;
-use crate::sys::datagram::{self, Local};
-use crate::tap::Written;
+use crate::sys::datagram::{self, Local, Received};
 use crate::timer::{Time, TimerId};
-use crate::udp::{retry, send_segments};
+use crate::udp::{RECEIVES_A_TURN, Train, retry, send_segments};
+use crate::wire::build::Datagrams;
 use crate::wire::{IpPacket, Quote, UdpDatagram};
 
 /// Clients at once: they cost no descriptor, and anybody can send from any number of addresses.
@@ -68,33 +69,54 @@ impl Clients {
         Self { clients: Table::new(Kind::PortClient, MAX_CLIENTS), by_address: HashMap::new(), recency: Recency::new() }
     }
 
-    /// Takes one datagram off the port's socket to the workspace. False: that has to wait for the TAP.
-    pub fn datagram_to_tap(
+    /// One turn of what has come to the port's socket. True: there is no more.
+    pub fn datagrams_to_tap(
         &mut self,
         edge: &mut Edge,
         (port, publication, socket): (FlowId, &Publication, &OwnedFd),
-    ) -> rustix::io::Result<bool> {
-        if edge.is_tap_full() {
-            return Ok(false);
-        }
-        let buffer = edge.frame.payload_mut(usize::from(u16::MAX));
-        let Some(received) = datagram::receive(socket, buffer)? else { return Ok(true) };
-        let found = self.by_address.get(&(port.index, received.source)).copied();
-        let index = match found.or_else(|| self.open(edge, port, publication, received.source)) {
-            Some(index) => index,
-            None => {
-                edge.counters.ports.exhausted += 1;
-                return Ok(true);
+    ) -> bool {
+        let mut train = Train::default();
+        let mut is_empty = false;
+        for _ in 0..RECEIVES_A_TURN {
+            if edge.is_tap_full() {
+                break;
             }
-        };
-        let Some(client) = self.clients.get_mut(index) else { return Ok(true) };
+            let received = match datagram::receive(socket, train.room(edge)) {
+                Ok(Some(received)) => received,
+                Err(Errno::AGAIN) => {
+                    is_empty = true;
+                    break;
+                }
+                // From nobody, or what became of an earlier answer.
+                Ok(None) | Err(_) => continue,
+            };
+            match self.seen_inside(edge, (port, publication), &received) {
+                Some((datagrams, path)) => train.add(edge, datagrams, path),
+                None => edge.counters.ports.exhausted += 1,
+            }
+        }
+        train.send(edge);
+        is_empty
+    }
+
+    /// What has been received as the workspace is to see it, and by which way. None: there is no room for its client.
+    fn seen_inside(
+        &mut self,
+        edge: &mut Edge,
+        (port, publication): (FlowId, &Publication),
+        received: &Received,
+    ) -> Option<(Datagrams, PathMtu)> {
+        let found = self.by_address.get(&(port.index, received.source)).copied();
+        let index = found.or_else(|| self.open(edge, port, publication, received.source))?;
+        let client = self.clients.get_mut(index)?;
         self.recency.touch(index);
         client.local = received.local;
         client.last_used = edge.now;
         client.to_tap += received.len as u64;
         let FlowKey { guest, guest_port, remote, remote_port } = client.key;
         let (src, dst) = ((remote, remote_port), (guest, guest_port));
-        Ok(edge.udp_to_tap_within(client.path_mtu, src, dst, received.len) != Written::Full)
+        let datagrams = Datagrams { src, dst, tos: received.tos, size: received.size, len: received.len };
+        Some((datagrams, client.path_mtu))
     }
 
     fn open(&mut self, edge: &mut Edge, port: FlowId, publication: &Publication, address: SocketAddr) -> Option<u32> {

@@ -2,12 +2,21 @@
 //! another one or DHCP gives it one. What else speaks on the TAP, machines bridged to it, changes nothing about it: the
 //! workspace is at the hardware address that spoke first, or where its address was heard from since.
 //!
-//! A lease counts at once, for a server inside may never speak by itself; a client that asks for a lease and then goes
+//! A successor goes on from where it was, for a server inside may never speak by itself.
+//!
+//! A lease counts at once, for the same reason; a client that asks for a lease and then goes
 //! on with the address that it had is taken at its word as soon as it does.
 
 use std::net::Ipv4Addr;
 
 use crate::network::{Ipv4Subnet, MacAddr};
+
+/// What has been told about where the workspace is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    pub mac: Option<MacAddr>,
+    pub address: Option<Ipv4Addr>,
+}
 
 #[derive(Debug)]
 pub struct Guest {
@@ -26,6 +35,23 @@ impl Guest {
 
     pub fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// The hardware address that the workspace is at, once somebody has spoken.
+    pub fn mac(&self) -> Option<MacAddr> {
+        self.mac
+    }
+
+    pub fn whereabouts(&self) -> Whereabouts {
+        Whereabouts { mac: self.mac, address: (!self.is_assumed).then_some(self.address) }
+    }
+
+    /// What a predecessor knew.
+    pub fn recall(&mut self, Whereabouts { mac, address }: Whereabouts) {
+        self.mac = mac;
+        if let Some(address) = address.filter(|&address| self.subnet.may_be_guest(address)) {
+            (self.address, self.is_assumed) = (address, false);
+        }
     }
 
     /// Any frame from `mac`.

@@ -8,10 +8,11 @@
 //! Under the bypass a program may have the clients itself, on a socket beside ours that the kernel prefers; what it used
 //! to listen at inside is then a [`shadow`] that leads to it.
 //!
-//! Limits: [`MAX_PORTS`] sockets; [`ACCEPTS_A_TURN`] clients before others have their turn; a client for whom there is
-//! no descriptor or no room is left in the queue and looked for again after [`PAUSE_MS`].
+//! Limits: [`MAX_PORTS`] sockets; so many clients and datagrams before others have their turn; a client for whom there is no
+//! descriptor or no room is left in the queue and looked for again soon ([`arrivals`]).
 #![forbid(unsafe_code)]
 
+mod arrivals;
 mod client;
 mod datagrams;
 mod guest;
@@ -20,8 +21,8 @@ mod shadow;
 mod splice;
 mod stock;
 
-pub use guest::Guest;
-pub use shadow::Shadow;
+pub use guest::{Guest, Whereabouts};
+pub use shadow::{EVERYWHERE_V4, Shadow};
 pub use stock::Stock;
 
 use std::io::IoSlice;
@@ -29,8 +30,6 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::EventFlags;
-use rustix::io::Errno;
-use rustix::net::SocketFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::edge::Edge;
@@ -42,18 +41,13 @@ use crate::tcp::{Tcp, reset_at_death};
 use crate::timer::{Time, TimerId};
 use crate::turns::Turns;
 use crate::wire::{IpPacket, Quote, UdpDatagram};
+use arrivals::Arrivals;
 use datagrams::Clients;
 use shadow::Shadowed;
 use splice::Splices;
 
 /// Sockets at once: the monitor holds all of them, within the usual soft limit of 1024 descriptors.
 pub const MAX_PORTS: usize = 512;
-/// Clients accepted at one port before others have their turn.
-const ACCEPTS_A_TURN: usize = 16;
-/// Datagrams taken at one port before others have their turn.
-const DATAGRAMS_A_TURN: usize = 32;
-/// How soon a port is tried again after it could not be served.
-const PAUSE_MS: u64 = 100;
 
 /// Where one port of the host leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,10 +135,15 @@ impl Ports {
     pub fn add(&mut self, edge: &mut Edge, Published { entry, socket }: Published) -> bool {
         let publication = entry.publication;
         let added = self.published.insert((publication.transport, publication.host_addr()), |id| {
-            if publication.transport == Transport::Udp && publication.host.is_none_or(|host| host.is_unspecified()) {
-                // The answer leaves by the address that was written to. A host without IPv6 has a socket of the other
-                // family.
-                datagram::receive_local(&socket, false).or_else(|_| datagram::receive_local(&socket, true)).ok()?;
+            if publication.transport == Transport::Udp {
+                if publication.host.is_none_or(|host| host.is_unspecified()) {
+                    // The answer leaves by the address that was written to. A host without IPv6 has a socket of the
+                    // other family.
+                    datagram::receive_local(&socket, false).or_else(|_| datagram::receive_local(&socket, true)).ok()?;
+                }
+                // One of both families takes both; where the kernel refuses, each datagram comes by itself.
+                let _ = datagram::receive_offloaded(&socket, false);
+                let _ = datagram::receive_offloaded(&socket, true);
             }
             if publication.transport == Transport::Tcp {
                 edge.stock.want();
@@ -285,7 +284,7 @@ impl Ports {
     fn turn(&mut self, edge: &mut Edge, tcp: &mut Tcp, index: u32) {
         let Some(port) = self.published.get(index) else { return };
         let is_done = match port.entry.publication.transport {
-            Transport::Udp => datagrams_to_tap(&mut self.clients, edge, port),
+            Transport::Udp => self.clients.datagrams_to_tap(edge, (port.id, &port.entry.publication, &port.socket)),
             _ => accept(edge, tcp, &mut self.splices, port),
         };
         while let Some(program) = self.splices.next_lost() {
@@ -305,54 +304,21 @@ impl Ports {
     }
 }
 
-/// True: there are no more.
-fn datagrams_to_tap(clients: &mut Clients, edge: &mut Edge, port: &Port) -> bool {
-    for _ in 0..DATAGRAMS_A_TURN {
-        match clients.datagram_to_tap(edge, (port.id, &port.entry.publication, &port.socket)) {
-            Ok(true) => {}
-            Ok(false) => return false,
-            Err(Errno::AGAIN) => return true,
-            // What became of an earlier answer.
-            Err(_) => {}
-        }
-    }
-    false
-}
-
 /// True: there is nobody more, or nobody more can be served for now.
 fn accept(edge: &mut Edge, tcp: &mut Tcp, splices: &mut Splices, port: &Port) -> bool {
-    for _ in 0..ACCEPTS_A_TURN {
-        if !tcp.has_room_for_client() {
-            edge.counters.ports.exhausted += 1;
-            edge.timers.set(port.timer, edge.now.after(PAUSE_MS));
-            return true;
+    let mut arrivals = Arrivals::new(&port.socket, port.timer);
+    while let Some((socket, client)) = arrivals.next(edge, tcp.has_room_for_client()) {
+        if splices.is_relay(client) {
+            // A shadow's, of a program that listens no more: dropped, and so is the shadow.
+            continue;
         }
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        match rustix::net::acceptfrom_with(&port.socket, flags) {
-            Ok((socket, address)) => {
-                let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) else { continue };
-                if splices.is_relay(client) {
-                    // A shadow's, of a program that listens no more: dropped, and so is the shadow.
-                    continue;
-                }
-                edge.counters.ports.accepted += 1;
-                let [first, other] =
-                    client::keys(&edge.config.network, edge.guest.address(), &port.entry.publication, client);
-                if let Some(key) = first {
-                    lead_inside(edge, tcp, splices, (socket, client), (key, other));
-                }
-            }
-            Err(Errno::AGAIN) => return true,
-            // It has left again.
-            Err(Errno::CONNABORTED | Errno::INTR) => {}
-            Err(_) => {
-                edge.counters.ports.exhausted += 1;
-                edge.timers.set(port.timer, edge.now.after(PAUSE_MS));
-                return true;
-            }
+        edge.counters.ports.accepted += 1;
+        let [first, other] = client::keys(&edge.config.network, edge.guest.address(), &port.entry.publication, client);
+        if let Some(key) = first {
+            lead_inside(edge, tcp, splices, (socket, client), (key, other));
         }
     }
-    false
+    arrivals.is_over()
 }
 
 /// Past the TAP where the client's address would be lost in any case; and to the workspace's loopback there is no other

@@ -14,11 +14,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, getsockname, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, getsockname, socket_with};
 use serde::{Deserialize, Serialize};
 
+use super::arrivals::Arrivals;
 use super::splice::Splices;
-use super::{ACCEPTS_A_TURN, PAUSE_MS};
 use crate::edge::Edge;
 use crate::flow::{FlowId, FlowKey};
 use crate::timer::TimerId;
@@ -26,6 +26,10 @@ use crate::timer::TimerId;
 /// Addresses of RFC 5737 and RFC 3849, to which nothing is sent: the host's route to them says which of its own it uses.
 const SOMEWHERE_V4: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 const SOMEWHERE_V6: (Ipv6Addr, u16) = (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9);
+
+/// Where a program that listens at every IPv4 address of the host is reached: at one of the loopback's that nobody else
+/// has. The same port of 127.0.0.1 may be another program's, which shares it (SO_REUSEPORT).
+pub const EVERYWHERE_V4: Ipv4Addr = Ipv4Addr::new(127, 83, 68, 83);
 
 /// Whose shadow, and where it leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,28 +76,11 @@ impl Shadowed {
 
     /// True: there is nobody more, or nobody more can be served for now.
     pub fn accept(&self, edge: &mut Edge, splices: &mut Splices) -> bool {
-        for _ in 0..ACCEPTS_A_TURN {
-            let accepted = if splices.is_full() {
-                Err(Errno::NFILE)
-            } else {
-                acceptfrom_with(&self.socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
-            };
-            match accepted {
-                Ok((socket, address)) => {
-                    if let Some(client) = address.and_then(|address| SocketAddr::try_from(address).ok()) {
-                        self.relay(edge, splices, socket, client);
-                    }
-                }
-                Err(Errno::AGAIN) => return true,
-                Err(Errno::CONNABORTED | Errno::INTR) => {}
-                Err(_) => {
-                    edge.counters.ports.exhausted += 1;
-                    edge.timers.set(self.timer, edge.now.after(PAUSE_MS));
-                    return true;
-                }
-            }
+        let mut arrivals = Arrivals::new(&self.socket, self.timer);
+        while let Some((socket, client)) = arrivals.next(edge, !splices.is_full()) {
+            self.relay(edge, splices, socket, client);
         }
-        false
+        arrivals.is_over()
     }
 
     /// A client for whom there is no way is reset, as by a program that has just gone.
@@ -128,7 +115,7 @@ fn not_by_loopback(to: SocketAddr) -> SocketAddr {
         Some(SocketAddr::new(probe.local_addr().ok()?.ip(), to.port()))
     };
     let is_everywhere = match to.ip() {
-        IpAddr::V4(v4) => v4 == Ipv4Addr::LOCALHOST,
+        IpAddr::V4(v4) => v4 == EVERYWHERE_V4,
         IpAddr::V6(v6) => v6 == Ipv6Addr::LOCALHOST,
     };
     if is_everywhere { own().unwrap_or(to) } else { to }

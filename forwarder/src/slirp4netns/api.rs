@@ -1,6 +1,6 @@
 //! The requests of slirp4netns's API socket, and what is answered: one JSON object each way.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::{Deserializer, Value, json};
 use thiserror::Error;
@@ -63,11 +63,13 @@ pub fn listed(entries: &[Entry]) -> String {
             "proto": if publication.transport == Transport::Udp { "udp" } else { "tcp" },
             "host_addr": publication.host,
             "host_port": publication.host_port,
-            "guest_addr": publication.guest,
+            "guest_addr": publication.guest.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
             "guest_port": publication.guest_port,
         })
     };
-    json!({"return": {"entries": entries.iter().map(entry).collect::<Vec<_>>()}}).to_string()
+    let entries: Vec<_> = entries.iter().map(entry).collect();
+    // Where slirp4netns's manual has them, and where slirp4netns has them.
+    json!({"return": {"entries": entries}, "entries": entries}).to_string()
 }
 
 /// Reads what has come so far; None: there may be more of it, and it has not `ended`. What follows the first value is
@@ -116,11 +118,13 @@ fn publication(arguments: &Value, guest: Ipv4Addr) -> Result<Publication, &'stat
     let host_port = port("host_port")?;
     let guest = address("guest_addr", guest)?;
     // Nobody could listen there, or be reached from outside.
-    if guest.is_unspecified() || guest.is_multicast() || guest.is_loopback() {
+    if guest.is_multicast() || guest.is_loopback() {
         return Err("guest_addr");
     }
     let guest_port = port("guest_port")?;
-    Ok(Publication { transport, host: Some(host.into()), host_port, guest: Some(guest.into()), guest_port })
+    // Whoever has DHCP's first address, for slirp4netns: the workspace, wherever it is.
+    let guest = Some(IpAddr::V4(guest)).filter(|guest| !guest.is_unspecified());
+    Ok(Publication { transport, host: Some(host.into()), host_port, guest, guest_port })
 }
 
 #[cfg(test)]
@@ -145,9 +149,11 @@ mod tests {
         };
         let default = some(Transport::Tcp, [0; 4], 8080, GUEST.octets(), 80);
         let whole = some(Transport::Udp, [127, 0, 0, 1], 5353, [10, 0, 2, 15], 53);
+        let anywhere = Publication { guest: None, ..default };
         let cases = [
             (r#"{"proto":"tcp","host_port":8080,"guest_port":80}"#, default),
             (r#"{"proto":"tcp","host_addr":"","host_port":8080,"guest_addr":"","guest_port":80}"#, default),
+            (r#"{"proto":"tcp","host_port":8080,"guest_addr":"0.0.0.0","guest_port":80}"#, anywhere),
             (
                 r#"{"proto":"udp","host_addr":"127.0.0.1","host_port":5353,"guest_addr":"10.0.2.15","guest_port":53}"#,
                 whole,
@@ -157,19 +163,22 @@ mod tests {
             assert_eq!(add(arguments), Some(Ok(Request::AddHostfwd(want))), "{arguments}");
         }
         let entry = |number, publication| Entry { number, origin: Origin::Added, publication };
+        let entries = json!([
+            {"id": 1, "proto": "tcp", "host_addr": "0.0.0.0", "host_port": 8080,
+             "guest_addr": "10.0.2.100", "guest_port": 80},
+            {"id": 7, "proto": "udp", "host_addr": "127.0.0.1", "host_port": 5353,
+             "guest_addr": "10.0.2.15", "guest_port": 53},
+            {"id": 8, "proto": "tcp", "host_addr": "0.0.0.0", "host_port": 8080,
+             "guest_addr": "0.0.0.0", "guest_port": 80},
+        ]);
         assert_eq!(
-            serde_json::from_str::<Value>(&listed(&[entry(1, default), entry(7, whole)])).unwrap(),
-            json!({"return": {"entries": [
-                {"id": 1, "proto": "tcp", "host_addr": "0.0.0.0", "host_port": 8080,
-                 "guest_addr": "10.0.2.100", "guest_port": 80},
-                {"id": 7, "proto": "udp", "host_addr": "127.0.0.1", "host_port": 5353,
-                 "guest_addr": "10.0.2.15", "guest_port": 53},
-            ]}})
+            serde_json::from_str::<Value>(&listed(&[entry(1, default), entry(7, whole), entry(8, anywhere)])).unwrap(),
+            json!({"return": {"entries": entries}, "entries": entries})
         );
         assert_eq!(
             (listed(&[]), added(1), removed()),
             (
-                r#"{"return":{"entries":[]}}"#.to_owned(),
+                r#"{"entries":[],"return":{"entries":[]}}"#.to_owned(),
                 r#"{"return":{"id":1}}"#.to_owned(),
                 r#"{"return":{}}"#.to_owned()
             )
@@ -208,6 +217,7 @@ mod tests {
             (format!(r#"{{"proto":"tcp","host_addr":"::1",{ports}}}"#), "host_addr"),
             (format!(r#"{{"proto":"tcp","guest_addr":"x",{ports}}}"#), "guest_addr"),
             (format!(r#"{{"proto":"tcp","guest_addr":"127.0.0.1",{ports}}}"#), "guest_addr"),
+            (format!(r#"{{"proto":"udp","guest_addr":"224.0.0.1",{ports}}}"#), "guest_addr"),
             (r#"{"proto":"tcp","host_port":0,"guest_port":1}"#.to_owned(), "host_port"),
             (r#"{"proto":"tcp","host_port":65536,"guest_port":1}"#.to_owned(), "host_port"),
             (r#"{"proto":"tcp","host_port":"1","guest_port":1}"#.to_owned(), "host_port"),

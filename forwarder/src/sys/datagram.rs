@@ -53,8 +53,8 @@ pub fn receive_offloaded(socket: &OwnedFd, is_ipv4: bool) -> rustix::io::Result<
 
 /// Receives into `buffer`, with what was asked for. None: from nobody that could be answered.
 pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<Option<Received>> {
-    // Two messages of one int each, or the larger of the local addresses; words, since the kernel's headers are aligned.
-    let mut control = [0u64; 8];
+    // Two messages of one int each, and the larger of the local addresses; words, since the kernel's headers are aligned.
+    let mut control = [0u64; 11];
     let mut parts = [IoSliceMut::new(buffer)];
     let descriptor = socket.as_fd().as_raw_fd();
     let message =

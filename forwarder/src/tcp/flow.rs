@@ -405,7 +405,7 @@ mod tests {
             }
             assert_eq!(flow.peek(10, &mut buffer, &mut scratch), Ok(Peeked::Empty));
             flow.send.sent(6, Time(0));
-            let ack = Ack { number: Seq(7), window: 60_000, bare: true };
+            let ack = Ack { seq: Seq(1), number: Seq(7), window: 60_000, bare: true };
             flow.send.acknowledge(ack, [].into_iter(), Time(0));
             flow.discard_acknowledged(&mut scratch[..4]);
             assert_eq!(flow.send.unread(), 0);

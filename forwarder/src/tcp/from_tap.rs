@@ -108,13 +108,13 @@ impl Tcp {
                 };
             }
         };
-        let (ledger, guest_mac) = (&mut self.ledger, edge.mac_of(key.guest));
+        let ledger = &mut self.ledger;
         let inserted = self.flows.insert(*key, |id| {
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
             let mut flow = Flow::new(id, *key, socket, receive, send, segment.seq, ours, timer, edge.now);
             flow.resolver = resolver;
-            flow.record = ledger.note(key, guest_mac);
+            flow.record = ledger.note(key);
             flow.deadline.1 = edge.now.after(dial_limit(edge, resolver));
             edge.timers.set(timer, flow.deadline.1);
             Some(flow)
@@ -223,7 +223,8 @@ impl Tcp {
         if is_old && segment.ack == flow.send.una() {
             return;
         }
-        let ack = Ack { number: segment.ack, window: segment.window, bare: segment.seq_len() == 0 };
+        let TcpSegment { seq, ack: number, window, .. } = *segment;
+        let ack = Ack { seq, number, window, bare: segment.seq_len() == 0 };
         let acked = flow.send.acknowledge(ack, segment.sack_blocks(), edge.now);
         if acked.progress {
             flow.tries = 0;

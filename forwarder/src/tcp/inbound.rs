@@ -42,7 +42,7 @@ impl Tcp {
         let options = SynOptions { mss: link_mss(edge, &key), window_scale: true, sack: true };
         // The workspace's SYN-ACK says the rest.
         let (receive, send) = (Receive::new(Seq(0), true), Send::new(iss, 0, 0, options.mss));
-        let (ledger, guest_mac) = (&mut self.ledger, edge.mac_of(key.guest));
+        let ledger = &mut self.ledger;
         let inserted = self.flows.insert(key, |id| {
             edge.watch(&socket, id).ok()?;
             let timer = edge.timers.insert(id);
@@ -51,7 +51,7 @@ impl Tcp {
             flow.send.syn_sent(edge.now);
             flow.inbound = Some(Inbound { other });
             flow.readable = true;
-            flow.record = ledger.note(&key, guest_mac);
+            flow.record = ledger.note(&key);
             flow.deadline = (Deadline::Retransmit, edge.now.after(limits::SYN_RTO_MS));
             edge.timers.set(timer, flow.deadline.1);
             Some(flow)

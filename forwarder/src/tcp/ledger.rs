@@ -1,19 +1,20 @@
 //! Which connections there are, in memory that outlives a forwarder, so that its successor can end them: the workspace
 //! may be waiting for data on one, and would for ever.
 //!
-//! Kept are the ends only. Everything else about a connection died with its host socket.
+//! Kept are the ends only. Everything else about a connection died with its host socket. Beside them is where the
+//! workspace is, which a server that never speaks by itself would not tell again.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::limits::MAX_FLOWS;
 use crate::flow::FlowKey;
-use crate::network::MacAddr;
+use crate::ports::Whereabouts;
 
 /// Both addresses, then [`USED`] and both ports.
 const RECORD_WORDS: usize = 5;
-/// Before the records: the workspace's hardware address, with [`USED`].
-const HEAD_WORDS: usize = 1;
+/// Before the records: the workspace's hardware address and its IPv4 address, each with [`USED`].
+const HEAD_WORDS: usize = 2;
 const USED: u64 = 1 << 63;
 
 /// Words of the memory.
@@ -21,7 +22,8 @@ pub const WORDS: usize = HEAD_WORDS + MAX_FLOWS * RECORD_WORDS;
 
 #[derive(Debug)]
 pub struct Ledger {
-    head: Option<&'static AtomicU64>,
+    head: &'static [AtomicU64],
+    whereabouts: Whereabouts,
     records: &'static [[AtomicU64; RECORD_WORDS]],
     /// No record from here on has been used.
     next: usize,
@@ -43,21 +45,30 @@ impl Ledger {
         let next = left.last().map_or(0, |(record, _)| record.0 + 1);
         let used = |index: &usize| left.binary_search_by_key(index, |(record, _)| record.0).is_ok();
         let free = (0..next).filter(|index| !used(index)).collect();
-        (Self { head: head.first(), records, next, free }, left)
+        (Self { head, whereabouts: read_head(head), records, next, free }, left)
     }
 
-    pub fn guest_mac(&self) -> Option<MacAddr> {
-        let word = self.head?.load(Ordering::Acquire);
-        let [_, _, mac @ ..] = word.to_be_bytes();
-        (word & USED != 0).then_some(mac)
+    /// Where the workspace is, or was when a predecessor last knew.
+    pub fn whereabouts(&self) -> Whereabouts {
+        self.whereabouts
     }
 
-    pub fn note(&mut self, key: &FlowKey, guest_mac: MacAddr) -> Option<Record> {
+    pub fn note_whereabouts(&mut self, whereabouts: Whereabouts) {
+        if self.whereabouts == whereabouts {
+            return;
+        }
+        self.whereabouts = whereabouts;
+        let mac = whereabouts.mac.map_or(0, |[a, b, c, d, e, f]| USED | u64::from_be_bytes([0, 0, a, b, c, d, e, f]));
+        let address = whereabouts.address.map_or(0, |address| USED | u64::from(address.to_bits()));
+        for (word, value) in self.head.iter().zip([mac, address]) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    pub fn note(&mut self, key: &FlowKey) -> Option<Record> {
         let index = self.free.pop().unwrap_or(self.next);
         let record = self.records.get(index)?;
         self.next = self.next.max(index + 1);
-        let [a, b, c, d, e, f] = guest_mac;
-        self.head?.store(USED | u64::from_be_bytes([0, 0, a, b, c, d, e, f]), Ordering::Release);
         let ([a, b], [c, d]) = (address_words(key.guest), address_words(key.remote));
         let ports = USED | u64::from(key.guest_port) << 16 | u64::from(key.remote_port);
         for (word, value) in record.iter().zip([a, b, c, d, ports]) {
@@ -72,6 +83,20 @@ impl Ledger {
             self.free.push(record.0);
         }
     }
+}
+
+fn read_head(head: &[AtomicU64]) -> Whereabouts {
+    let [mac, address] = head else { return Whereabouts::default() };
+    let used = |word: &AtomicU64| Some(word.load(Ordering::Acquire)).filter(|word| word & USED != 0);
+    let mac = used(mac).map(|word| {
+        let [_, _, mac @ ..] = word.to_be_bytes();
+        mac
+    });
+    let address = used(address).map(|word| {
+        let [.., a, b, c, d] = word.to_be_bytes();
+        [a, b, c, d].into()
+    });
+    Whereabouts { mac, address }
 }
 
 fn read(record: &[AtomicU64; RECORD_WORDS]) -> Option<FlowKey> {
@@ -118,26 +143,30 @@ mod tests {
     fn connections_are_found_by_the_next_forwarder() {
         let words = memory(WORDS);
         let (mut ledger, left) = Ledger::open(words);
-        assert!(left.is_empty() && ledger.guest_mac().is_none());
+        assert_eq!((left, ledger.whereabouts()), (Vec::new(), Whereabouts::default()));
+        let somewhere = Whereabouts { mac: Some([2, 0, 0, 0, 0, 1]), address: Some([10, 0, 2, 15].into()) };
+        ledger.note_whereabouts(somewhere);
         let keys = [key(1, "192.0.2.1"), key(65535, "2001:db8::1"), key(3, "192.0.2.3")];
-        let records = keys.map(|key| ledger.note(&key, [2, 0, 0, 0, 0, 1]).unwrap());
+        let records = keys.map(|key| ledger.note(&key).unwrap());
         ledger.forget(records[0]);
 
         let (mut next, left) = Ledger::open(words);
         assert_eq!(left, [(records[1], keys[1]), (records[2], keys[2])]);
-        assert_eq!(next.guest_mac(), Some([2, 0, 0, 0, 0, 1]));
-        assert_eq!(next.note(&keys[0], [2; 6]), Some(records[0]), "the free one first");
-        assert_ne!(next.note(&key(4, "192.0.2.4"), [2; 6]).unwrap(), records[1], "never one that is left");
+        assert_eq!(next.whereabouts(), somewhere);
+        next.note_whereabouts(Whereabouts { address: None, ..somewhere });
+        assert_eq!(Ledger::open(words).0.whereabouts(), Whereabouts { address: None, ..somewhere });
+        assert_eq!(next.note(&keys[0]), Some(records[0]), "the free one first");
+        assert_ne!(next.note(&key(4, "192.0.2.4")).unwrap(), records[1], "never one that is left");
     }
 
     #[test]
     fn what_finds_no_room_is_not_kept() {
         let (mut none, _) = Ledger::open(&[]);
-        assert_eq!(none.note(&key(1, "192.0.2.1"), [2; 6]), None);
+        assert_eq!(none.note(&key(1, "192.0.2.1")), None);
         let (mut one, _) = Ledger::open(memory(HEAD_WORDS + RECORD_WORDS));
-        let record = one.note(&key(1, "192.0.2.1"), [2; 6]).unwrap();
-        assert_eq!(one.note(&key(2, "192.0.2.1"), [2; 6]), None);
+        let record = one.note(&key(1, "192.0.2.1")).unwrap();
+        assert_eq!(one.note(&key(2, "192.0.2.1")), None);
         one.forget(record);
-        assert_eq!(one.note(&key(2, "192.0.2.1"), [2; 6]), Some(record));
+        assert_eq!(one.note(&key(2, "192.0.2.1")), Some(record));
     }
 }

@@ -106,11 +106,14 @@ impl Tcp {
         }
     }
 
-    /// The hardware address at which a predecessor's connections are.
+    /// Where a predecessor's workspace was.
     pub fn recall(&self, edge: &mut Edge) {
-        if let Some(mac) = self.ledger.guest_mac() {
-            edge.recall_mac(mac);
-        }
+        edge.recall(self.ledger.whereabouts());
+    }
+
+    /// Keeps where the workspace is for a successor.
+    pub fn note_whereabouts(&mut self, edge: &Edge) {
+        self.ledger.note_whereabouts(edge.guest.whereabouts());
     }
 
     /// When [`Self::probe_orphans`] has something to do.

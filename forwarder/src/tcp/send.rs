@@ -24,6 +24,8 @@ const DUPLICATE_ACKS: u8 = 3;
 /// What a segment says about our half.
 #[derive(Clone, Copy, Debug)]
 pub struct Ack {
+    /// Where the segment begins that says so.
+    pub seq: Seq,
     pub number: Seq,
     /// The window as in the header.
     pub window: u16,
@@ -49,6 +51,8 @@ pub struct Send {
     nxt: Seq,
     max: Seq,
     window: u32,
+    /// Where the segment began that said so (RFC 9293's SND.WL1).
+    window_from: Option<Seq>,
     widest: u32,
     shift: u8,
     mss: u16,
@@ -81,6 +85,7 @@ impl Send {
             nxt: iss + 1,
             max: iss + 1,
             window: u32::from(window),
+            window_from: None,
             widest: u32::from(window),
             shift,
             mss,
@@ -165,19 +170,22 @@ impl Send {
 
     /// Takes in an acknowledgement, and the stretches it names.
     pub fn acknowledge(&mut self, ack: Ack, sack: impl Iterator<Item = (Seq, Seq)>, now: Time) -> Acked {
-        let Ack { number, window, bare } = ack;
+        let Ack { seq, number, window, bare } = ack;
         if self.max.before(number) {
             return Acked { unsent: true, ..Acked::default() };
         }
         if number.before(self.una) {
             return Acked::default();
         }
-        let old_window = self.window;
-        self.set_window(window);
+        let (old_window, said) = (self.window, u32::from(window) << self.shift);
         let progress = number != self.una;
+        if progress || self.is_newer_window(seq, said) {
+            self.window_from = Some(seq);
+            self.set_window(window);
+        }
         if progress {
             self.advance(number, now);
-        } else if bare && self.window == old_window && self.in_flight() {
+        } else if bare && said == old_window && self.in_flight() {
             self.duplicates = self.duplicates.saturating_add(1);
         }
         for (from, to) in sack {
@@ -191,6 +199,13 @@ impl Send {
             self.resent = self.una;
         }
         Acked { progress, retransmit: self.lost(1).is_some(), unsent: false }
+    }
+
+    /// Whether a segment at `seq` that acknowledges nothing new comes after the one that said the window. Of two at one
+    /// place the larger window is, for what was promised is not taken back, and one that closes (as tcp_ack of Linux has
+    /// it): what came late would make the window small for good.
+    fn is_newer_window(&self, seq: Seq, said: u32) -> bool {
+        self.window_from.is_none_or(|from| from.before(seq) || (from == seq && (said > self.window || said == 0)))
     }
 
     fn advance(&mut self, una: Seq, now: Time) {
@@ -299,15 +314,16 @@ impl Send {
         u16::try_from(end - seq).ok()
     }
 
-    /// How many bytes may be sent from `nxt`: at most `frame`, cut to whole segments, and nothing silly (RFC 1122
-    /// 4.2.3.4) while something is in flight.
+    /// How many bytes may be sent from `nxt`: at most `frame`, cut to whole segments, and nothing new that is silly (RFC
+    /// 1122 4.2.3.4) while something is in flight.
     pub fn sendable(&self, frame: usize) -> usize {
         let mss = usize::from(self.mss).max(1);
         if self.fin.is_some_and(|fin| !self.nxt.before(fin)) {
             return 0;
         }
         let room = self.room() as usize;
-        let silly = room < mss && (room as u64) < u64::from(self.widest / 2) && self.in_flight();
+        let is_new = self.nxt == self.max;
+        let silly = is_new && room < mss && (room as u64) < u64::from(self.widest / 2) && self.in_flight();
         if silly {
             return 0;
         }

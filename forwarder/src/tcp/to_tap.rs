@@ -50,6 +50,9 @@ impl Tcp {
             }
             if flow.ack_due || flow.receive.should_update() {
                 send_ack(flow, edge);
+                if flow.ack_due {
+                    self.ready.wait(index);
+                }
             }
             if flow.is_finished() {
                 return self.remove(edge, index);
@@ -110,9 +113,10 @@ fn send_turn(flow: &mut Flow, edge: &mut Edge, scratch: &mut [u8]) -> Turn {
                 return Turn::More;
             }
             let seq = flow.send.nxt();
-            if send_segment(flow, edge, seq, TcpFlags::FIN.with(TcpFlags::ACK), 0) != Written::Full {
-                flow.send.sent(1, edge.now);
+            if send_segment(flow, edge, seq, TcpFlags::FIN.with(TcpFlags::ACK), 0) == Written::Full {
+                return Turn::More;
             }
+            flow.send.sent(1, edge.now);
             return Turn::Done;
         }
         // Bytes seen before are in the queue whatever was said about it since.

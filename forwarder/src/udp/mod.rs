@@ -4,8 +4,8 @@
 //! table is full and it was used longest ago.
 //!
 //! - [`from_tap`]: datagrams of one mapping that come together leave together (UDP_SEGMENT).
-//! - [`to_tap`]: datagrams of one sender that wait together go in as one frame (USO), and what the host's network said
-//!   about others as ICMP errors.
+//! - [`to_tap`]: datagrams of one sender that wait together go in as one frame ([`train`], USO), and what the host's
+//!   network said about others as ICMP errors.
 //!
 //! Datagrams that the host's socket does not take are dropped and counted, as a network would. So are broadcast and
 //! multicast: nobody beyond the gateway is meant.
@@ -15,6 +15,7 @@ mod from_tap;
 mod gather;
 mod mapping;
 mod to_tap;
+mod train;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -34,6 +35,7 @@ use crate::turns::Turns;
 use crate::wire::{IpPacket, Quote, UdpDatagram};
 pub use gather::{Gather, MAX_SEGMENTS, Way, retry, send_segments};
 use mapping::Mapping;
+pub use train::{RECEIVES_A_TURN, Train};
 
 /// Mappings at once: each holds a descriptor, and busy resolvers or peer-to-peer programs open thousands. What waits in
 /// them is in the host's socket buffers, which the kernel bounds.

@@ -3,7 +3,7 @@
 //! pseudo-header's sum in the field), as a local sender's device would.
 #![forbid(unsafe_code)]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 
 use zerocopy::IntoBytes;
@@ -12,8 +12,8 @@ use super::checksum::Sum;
 use super::ip::{FRAGMENT, Ipv4Header, Ipv6Header};
 use super::transport::{IcmpHeader, TcpHeader, UdpHeader};
 use super::{
-    ETHERNET_LEN, EthernetHeader, FRAGMENT_LEN, Fragment, ICMP_LEN, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
-    PROTOCOL_TCP, PROTOCOL_UDP, TCP_LEN, UDP_LEN, VNET_LEN, VnetHeader,
+    ETHERNET_LEN, EVERYBODY, EthernetHeader, FRAGMENT_LEN, Fragment, ICMP_LEN, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMP,
+    PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, TCP_LEN, UDP_LEN, VNET_LEN, VnetHeader,
 };
 use crate::network::MacAddr;
 
@@ -40,13 +40,15 @@ pub struct Macs {
 }
 
 impl Macs {
-    /// The guest's end as whoever hears `to`: of an IPv6 multicast group that is the group's address (RFC 2464 7).
+    /// The guest's end as whoever hears `to`: of an IPv6 multicast group that is the group's address (RFC 2464 7), of
+    /// everybody's IPv4 address everybody's.
     pub fn towards(self, to: IpAddr) -> Self {
         match to {
             IpAddr::V6(group) if group.is_multicast() => {
                 let [.., a, b, c, d] = group.octets();
                 Self { guest: [0x33, 0x33, a, b, c, d], ..self }
             }
+            IpAddr::V4(Ipv4Addr::BROADCAST) => Self { guest: EVERYBODY, ..self },
             _ => self,
         }
     }
@@ -185,10 +187,11 @@ impl FrameBuffer {
         self.bytes[TRANSPORT..HEADROOM].copy_from_slice(header.as_bytes());
     }
 
-    /// An ICMP or ICMPv6 message that [`Self::icmp_whole`] prepared.
-    pub fn icmp(&mut self, macs: Macs, ends: (IpAddr, IpAddr), len: usize, hop_limit: u8) -> &[u8] {
+    /// An ICMP or ICMPv6 message that [`Self::icmp_whole`] prepared. `id` is its IPv4 identification, for a smaller link
+    /// to cut it.
+    pub fn icmp(&mut self, macs: Macs, ends: (IpAddr, IpAddr), len: usize, hop_limit: u8, id: u16) -> &[u8] {
         let protocol = if ends.1.is_ipv4() { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 };
-        let ip = IpFields { protocol, hop_limit, tos: 0, cutting: Cutting::Forbidden };
+        let ip = IpFields { protocol, hop_limit, tos: 0, cutting: Cutting::Allowed(id) };
         self.ip(macs, ends, ip, TRANSPORT..TRANSPORT + len, HEADROOM, &Offload::NONE)
     }
 
@@ -399,7 +402,7 @@ mod tests {
         let ends = ("fd00::2".parse().unwrap(), "fd00::64".parse().unwrap());
         let len = buffer.put_payload(b"ping!");
         let whole = buffer.icmp_whole(ends, echo, len);
-        let frame = Frame::parse(buffer.icmp(MACS, ends, whole, HOP_LIMIT)).unwrap();
+        let frame = Frame::parse(buffer.icmp(MACS, ends, whole, HOP_LIMIT, 7)).unwrap();
         let ip = IpPacket::parse(frame.ethernet.ethertype.get(), frame.body).unwrap();
         let echo = super::super::IcmpEcho::parse_request(&ip).unwrap().unwrap();
         assert_eq!((echo.id, echo.sequence, echo.payload), (1, 2, &b"ping!"[..]));

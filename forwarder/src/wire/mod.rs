@@ -23,6 +23,8 @@ use crate::network::MacAddr;
 /// Bytes of the virtio-net header in front of every frame (the version with num_buffers).
 pub const VNET_LEN: u8 = 12;
 pub const ETHERNET_LEN: usize = 14;
+/// The hardware address that every machine on a link listens to.
+pub const EVERYBODY: MacAddr = [0xff; 6];
 pub const IPV4_LEN: usize = 20;
 pub const IPV6_LEN: usize = 40;
 /// The IPv6 fragment header.

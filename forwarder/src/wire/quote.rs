@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use zerocopy::FromBytes;
 
 use super::ip::{FRAGMENT, Ipv4Header, Ipv6Header};
-use super::{EthernetHeader, FRAGMENT_LEN, IPV4_LEN};
+use super::transport::{ICMP_ECHO_REPLY, ICMPV6_ECHO_REPLY};
+use super::{EthernetHeader, FRAGMENT_LEN, IPV4_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use crate::flow::FlowKey;
 use crate::tcp::Seq;
 
@@ -52,6 +53,18 @@ impl Quote {
         Some(Self { src: (src, src_port), dst: (dst, dst_port), protocol, seq })
     }
 
+    /// The pings whose reply it was, sent to the workspace, with their identifier as its port. None: it was no such reply.
+    pub fn echo_reply(&self) -> Option<FlowKey> {
+        // An ICMP header has its type and code where others have a port, and the identifier behind the checksum.
+        let [kind, _] = self.src.1.to_be_bytes();
+        let [i1, i0, _, _] = self.seq.0.to_be_bytes();
+        let is_reply =
+            matches!((self.protocol, kind), (PROTOCOL_ICMP, ICMP_ECHO_REPLY) | (PROTOCOL_ICMPV6, ICMPV6_ECHO_REPLY));
+        let id = u16::from_be_bytes([i1, i0]);
+        let (guest, remote) = (self.dst.0, self.src.0);
+        is_reply.then_some(FlowKey { guest, guest_port: id, remote, remote_port: 0 })
+    }
+
     /// The flow whose packet it was, sent to the workspace.
     pub fn flow(&self) -> FlowKey {
         let ((remote, remote_port), (guest, guest_port)) = (self.src, self.dst);
@@ -92,6 +105,23 @@ mod tests {
             let quote = Quote::parse(ethertype, &bytes);
             assert_eq!(quote.map(|quote| quote.src), want.map(|src| (src.parse().unwrap(), 80)), "{bytes:?}");
             assert!(quote.is_none_or(|quote| (quote.dst.1, quote.protocol, quote.seq) == (4000, 6, Seq(0x102))));
+        }
+    }
+
+    #[test]
+    fn replies_are_known_by_their_identifier() {
+        let (guest, remote) = ("fd00::64".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        let quote = |protocol, kind: u8| Quote {
+            src: (remote, u16::from(kind) << 8),
+            dst: (guest, 0x1c4f),
+            protocol,
+            seq: Seq(0x1234_0001),
+        };
+        let key = FlowKey { guest, guest_port: 0x1234, remote, remote_port: 0 };
+        for (protocol, kind, want) in
+            [(58, 129, Some(key)), (1, 0, Some(key)), (58, 128, None), (58, 0, None), (6, 0, None)]
+        {
+            assert_eq!(quote(protocol, kind).echo_reply(), want, "{protocol} {kind}");
         }
     }
 }

@@ -22,6 +22,9 @@
 //! the TAP's address anyhow), and a policy of drop. Everything not understood may match or does something; whatever
 //! goes wrong in reading is an answer, too: it could.
 //!
+//! A client of a published port is asked about as a packet that comes in, from anywhere; one that stays on the loopback is
+//! at every hook with each of its packets.
+//!
 //! A connection of a nested namespace is asked about twice: in that one, on its way out, and in the workspace, on its way
 //! through. Whether the workspace masquerades it must then be certain, for that decides which address later hooks see.
 //!
@@ -120,15 +123,15 @@ impl Oracle {
         }
     }
 
-    /// Whether there are any rules at all, or may be.
-    pub fn has_rules(&self) -> bool {
+    /// Whether there are no rules at all.
+    pub fn is_empty(&self) -> bool {
         let legacy =
             self.legacy.iter().flatten().any(|names| !matches!(rustix::io::pread(names, &mut [0; 1], 0), Ok(0)));
         let any = |rules: &Mutex<Rules>| {
             let mut rules = rules.lock().ok()?;
             Some(!rules.current().ok()?.is_empty())
         };
-        legacy || self.rules.as_ref().is_some_and(|rules| any(rules).unwrap_or(true))
+        !legacy && !self.rules.as_ref().is_some_and(|rules| any(rules).unwrap_or(true))
     }
 
     fn could_touch(&self, source: Option<IpAddr>, request: Request, way: Way<u32>) -> io::Result<bool> {

@@ -55,6 +55,10 @@ pub enum Way<D> {
     Nested(D),
     /// Forwarded: in by `input`, out by our TAP. `outer` is the address that masquerading would give it.
     Through { input: D, tap: D, outer: Option<IpAddr> },
+    /// From anywhere to a socket here, in by our TAP.
+    Inward(D),
+    /// From a socket here to another one, over the loopback.
+    Within(D),
 }
 
 impl Way<u32> {
@@ -62,6 +66,8 @@ impl Way<u32> {
         Ok(match self {
             Self::ByTap(tap) => Way::ByTap(device(tap)?),
             Self::Nested(out) => Way::Nested(device(out)?),
+            Self::Inward(tap) => Way::Inward(device(tap)?),
+            Self::Within(loopback) => Way::Within(device(loopback)?),
             Self::Through { input, tap, outer } => Way::Through { input: device(input)?, tap: device(tap)?, outer },
         })
     }
@@ -142,8 +148,9 @@ pub struct Packet {
     pub input: Port,
     pub output: Port,
     near: Near,
-    /// Whether the connection is forwarded: the source is then no address of this namespace.
-    forwarded: bool,
+    /// Whether the connection begins, and ends, at a socket of this namespace.
+    begins_here: bool,
+    ends_here: bool,
 }
 
 impl Packet {
@@ -182,7 +189,8 @@ impl Packet {
                 transport.set(at, &port.to_be_bytes());
             }
         }
-        let forwarded = matches!(of.way, Way::Through { .. });
+        let begins_here = !matches!(of.way, Way::Through { .. } | Way::Inward(_));
+        let ends_here = matches!(of.way, Way::Inward(_) | Way::Within(_));
         Some(Self {
             stage,
             ipv6,
@@ -194,7 +202,8 @@ impl Packet {
             input,
             output,
             near,
-            forwarded,
+            begins_here,
+            ends_here,
         })
     }
 
@@ -215,10 +224,13 @@ impl Packet {
     /// RTN_*: what the tables of local addresses say. None: it depends on a translation.
     pub fn address_type(&self, of_source: bool) -> Option<u8> {
         let is_near = of_source == (self.stage != Stage::Reply);
-        match (is_near, self.forwarded, self.near) {
-            (false, ..) | (_, true, Near::Source) => Some(libc::RTN_UNICAST),
-            (_, false, _) | (_, _, Near::Outer) => Some(libc::RTN_LOCAL),
-            (_, _, Near::Unknown) => None,
+        match (is_near, self.near) {
+            (false, _) if self.ends_here => Some(libc::RTN_LOCAL),
+            (false, _) => Some(libc::RTN_UNICAST),
+            (true, _) if self.begins_here => Some(libc::RTN_LOCAL),
+            (true, Near::Source) => Some(libc::RTN_UNICAST),
+            (true, Near::Outer) => Some(libc::RTN_LOCAL),
+            (true, Near::Unknown) => None,
         }
     }
 }
@@ -226,29 +238,34 @@ impl Packet {
 /// Input and output device at a hook; None: the packet does not come there.
 fn ports(base: &Base, stage: Stage, way: Way<Device>) -> Option<(Port, Port)> {
     let out = stage != Stage::Reply;
-    let (inward, outward, forwarded) = match way {
-        Way::ByTap(device) | Way::Nested(device) => (device, device, false),
-        Way::Through { input, tap, .. } if out => (input, tap, true),
-        Way::Through { input, tap, .. } => (tap, input, true),
+    let forwarded = matches!(way, Way::Through { .. });
+    let (inward, outward) = match way {
+        Way::ByTap(device) | Way::Nested(device) | Way::Inward(device) | Way::Within(device) => (device, device),
+        Way::Through { input, tap, .. } if out => (input, tap),
+        Way::Through { input, tap, .. } => (tap, input),
+    };
+    let (enters, leaves) = match way {
+        Way::ByTap(_) | Way::Nested(_) => (!out, out),
+        Way::Inward(_) => (out, !out),
+        Way::Through { .. } | Way::Within(_) => (true, true),
     };
     let (inward, outward) = (Port::Is(inward), Port::Is(outward));
     match (i32::from(base.family), base.hook) {
         (libc::NFPROTO_INET | libc::NFPROTO_IPV4 | libc::NFPROTO_IPV6, hook) => match hook {
             // A bridge and its port both have the hook.
             NF_INET_INGRESS if forwarded && out => Some((Port::Unknown, Port::None)),
-            NF_INET_INGRESS if !out => Some((inward, Port::None)),
-            NF_INET_PRE_ROUTING if forwarded || !out => Some((inward, Port::None)),
-            NF_INET_LOCAL_IN if !forwarded && !out => Some((inward, Port::None)),
+            NF_INET_INGRESS | NF_INET_PRE_ROUTING if enters => Some((inward, Port::None)),
+            NF_INET_LOCAL_IN if !forwarded && enters => Some((inward, Port::None)),
             NF_INET_FORWARD if forwarded => Some((inward, outward)),
-            NF_INET_LOCAL_OUT if !forwarded && out => Some((Port::None, outward)),
+            NF_INET_LOCAL_OUT if !forwarded && leaves => Some((Port::None, outward)),
             NF_INET_POST_ROUTING if forwarded => Some((inward, outward)),
-            NF_INET_POST_ROUTING if out => Some((Port::None, outward)),
+            NF_INET_POST_ROUTING if leaves => Some((Port::None, outward)),
             _ => None,
         },
         (libc::NFPROTO_NETDEV, NF_NETDEV_INGRESS) if forwarded && out => Some((Port::Unknown, Port::None)),
-        (libc::NFPROTO_NETDEV, NF_NETDEV_INGRESS) if !out => Some((inward, Port::None)),
+        (libc::NFPROTO_NETDEV, NF_NETDEV_INGRESS) if enters => Some((inward, Port::None)),
         (libc::NFPROTO_NETDEV, NF_NETDEV_EGRESS) if forwarded && !out => Some((Port::None, Port::Unknown)),
-        (libc::NFPROTO_NETDEV, NF_NETDEV_EGRESS) if out => Some((Port::None, outward)),
+        (libc::NFPROTO_NETDEV, NF_NETDEV_EGRESS) if leaves => Some((Port::None, outward)),
         // Between a bridge's port and the bridge, which need not be there: whatever is known of them is left out.
         (libc::NFPROTO_BRIDGE, _) if forwarded => Some((Port::Unknown, Port::Unknown)),
         _ => None,

@@ -375,6 +375,60 @@ fn a_forwarded_packet() {
     assert!(!leaving(&ruleset(forward, &[&[&[drop()]]])));
 }
 
+/// A client from anywhere, in by tap0 to 10.0.2.100:80; one from 127.0.0.1 to itself.
+#[test]
+fn packets_to_a_socket_here() {
+    let drop = || verdict(DROP, "");
+    let name = |key, name: &[u8; 4]| vec![meta(key), cmp(0, name)];
+    let at = |hook| Base { hook, ..OUTPUT };
+    let port = |offset, port: u16| vec![payload(2, offset, 2), cmp(0, &port.to_be_bytes())];
+    let address = |offset, address: [u8; 4]| vec![payload(1, offset, 4), cmp(0, &address)];
+    let of_type = |of, kind: u32| {
+        vec![expression("fib", &[number(1, REGISTER), number(2, 3), number(3, of)]), cmp(0, &kind.to_ne_bytes())]
+    };
+    let state = |bit: u32| vec![ct_state(), and(&bit.to_ne_bytes()), cmp(1, &[0; 4])];
+    let with_drop = |steps: Vec<Vec<u8>>| [steps, vec![drop()]].concat();
+    const LOCAL: u32 = 2;
+    const UNICAST: u32 = 1;
+    // The rule at its hook; whether the client is touched by the TAP, and over the loopback.
+    type Case<'a> = (&'a str, Base, Vec<Vec<u8>>, [bool; 2]);
+    let cases: Vec<Case<'_>> = vec![
+        ("all that comes in", at(NF_INET_LOCAL_IN), vec![drop()], [true, true]),
+        ("before routing", at(NF_INET_PRE_ROUTING), vec![drop()], [true, true]),
+        ("what is forwarded", at(NF_INET_FORWARD), vec![drop()], [false, false]),
+        ("its port", at(NF_INET_LOCAL_IN), with_drop(port(2, 80)), [true, true]),
+        // Over the loopback answers come in, too, and nobody knows to which port.
+        ("another port", at(NF_INET_LOCAL_IN), with_drop(port(2, 81)), [false, true]),
+        ("the client's port", at(NF_INET_LOCAL_IN), with_drop(port(0, 4000)), [true, true]),
+        ("answers from its port", at(NF_INET_LOCAL_OUT), with_drop(port(0, 80)), [true, true]),
+        ("the TAP", at(NF_INET_LOCAL_IN), with_drop(name(6, b"tap0")), [true, false]),
+        ("out by the TAP", at(NF_INET_POST_ROUTING), with_drop(name(7, b"tap0")), [true, false]),
+        ("the loopback", at(NF_INET_LOCAL_IN), with_drop(name(6, b"lo\0\0")), [false, true]),
+        ("out by the loopback", at(NF_INET_LOCAL_OUT), with_drop(name(7, b"lo\0\0")), [false, true]),
+        ("its address", at(NF_INET_LOCAL_IN), with_drop(address(16, [10, 0, 2, 100])), [true, false]),
+        ("anybody's address", at(NF_INET_LOCAL_IN), with_drop(address(12, [192, 0, 2, 1])), [true, false]),
+        ("a new one", at(NF_INET_LOCAL_IN), with_drop(state(8)), [true, true]),
+        ("a new one out", at(NF_INET_LOCAL_OUT), with_drop(state(8)), [false, true]),
+        ("a local source", at(NF_INET_LOCAL_IN), with_drop(of_type(1, LOCAL)), [false, true]),
+        ("a local destination", at(NF_INET_LOCAL_IN), with_drop(of_type(2, LOCAL)), [true, true]),
+        ("a remote destination", at(NF_INET_LOCAL_IN), with_drop(of_type(2, UNICAST)), [false, false]),
+        ("masquerading", Base { nat: true, ..at(NF_INET_POST_ROUTING) }, vec![expression("masq", &[])], [false, true]),
+        ("a redirection", Base { nat: true, ..at(NF_INET_PRE_ROUTING) }, vec![expression("redir", &[])], [true, true]),
+        ("the same out", Base { nat: true, ..OUTPUT }, vec![expression("redir", &[])], [false, true]),
+        ("at the device", Base { family: 5, hook: NF_NETDEV_EGRESS, ..OUTPUT }, with_drop(port(0, 80)), [true, true]),
+    ];
+    for (what, base, rule, want) in cases {
+        let rules = ruleset(base, &[&[&rule]]);
+        let touches = |source: Option<&str>, destination: &str, way| {
+            let source = source.and_then(|text| text.parse().ok());
+            rules.could_touch(&Connection { source, destination: destination.parse().unwrap(), l4proto: TCP, way })
+        };
+        let inward = touches(None, "10.0.2.100:80", Way::Inward(Device::new(2, b"tap0")));
+        let within = touches(Some("127.0.0.1"), "127.0.0.1:80", Way::Within(Device::new(1, b"lo")));
+        assert_eq!([inward, within], want, "{what}");
+    }
+}
+
 #[test]
 fn sets() {
     let port = |port: u16| port.to_be_bytes().to_vec();

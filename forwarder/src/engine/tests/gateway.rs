@@ -89,7 +89,7 @@ fn try_all(lab: &mut Lab, to: IpAddr, port: u16) {
     let datagram = lab.udp_from((guest, 4000), (to, port), &[0; 20]);
     let echo = IcmpHeader { kind: 8, code: 0, checksum: 0.into(), id: 0.into(), sequence: 1.into() };
     let len = lab.buffer.icmp_whole((guest, to), echo, 0);
-    let ping = lab.buffer.icmp(MACS, (guest, to), len, 64).to_vec();
+    let ping = lab.buffer.icmp(MACS, (guest, to), len, 64, 0).to_vec();
     lab.feed(&[syn, datagram, ping]);
 }
 

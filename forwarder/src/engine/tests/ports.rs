@@ -3,11 +3,11 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd as _;
 
-use super::udp::{host, taken, udp_from};
+use super::udp::{datagrams, host, taken, udp_from};
 use super::*;
 use crate::policy::Transport;
 use crate::ports::{Entry, Origin, Publication, Published};
-use crate::sys::datagram::receive_offloaded;
+use crate::sys::datagram::{receive_offloaded, send};
 
 const SYN_ACK: TcpFlags = TcpFlags(0x12);
 /// The workspace's first sequence number.
@@ -22,10 +22,10 @@ struct Inbound {
     syn: u32,
 }
 
-/// At the workspace's IPv4 address only: where else it is tried is told by the whole program's tests.
-fn publish(lab: &mut Lab, transport: Transport, at: SocketAddr, socket: OwnedFd) {
+/// At one address inside only: where else it is tried is told by the whole program's tests.
+pub fn publish(lab: &mut Lab, transport: Transport, guest: IpAddr, at: SocketAddr, socket: OwnedFd) {
     let (host, host_port) = (Some(at.ip()), at.port());
-    let publication = Publication { transport, host, host_port, guest: Some(GUEST.into()), guest_port: PORT };
+    let publication = Publication { transport, host, host_port, guest: Some(guest), guest_port: PORT };
     let entry = Entry { number: 1, origin: Origin::Start, publication };
     assert!(lab.engine.publish(&mut lab.edge, Published { entry, socket }));
 }
@@ -35,7 +35,7 @@ impl Inbound {
         let mut lab = Lab::new();
         let listener = listener();
         let to = listener.local_addr().unwrap();
-        publish(&mut lab, Transport::Tcp, to, listener.into());
+        publish(&mut lab, Transport::Tcp, GUEST.into(), to, listener.into());
         let client = TcpStream::connect(to).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         let port = client.local_addr().unwrap().port();
@@ -142,6 +142,34 @@ fn a_client_that_leaves_takes_its_connection_along() {
     assert_eq!(inbound.lab.edge.counters.tcp.flows.closed, 1);
 }
 
+/// As from those that the workspace has called: trains of the host's kernel and datagrams that wait go in as one frame.
+#[test]
+fn datagrams_that_come_together_go_in_together() {
+    let mut lab = Lab::new();
+    let published = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    published.set_nonblocking(true).unwrap();
+    let port = published.local_addr().unwrap().port();
+    publish(&mut lab, Transport::Udp, GUEST.into(), (Ipv4Addr::UNSPECIFIED, port).into(), published.into());
+    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let [(one, _), (other, _)] = [host(), host()];
+    let train: Vec<u8> = (0..14_000u32).map(|n| n.to_be_bytes()[3]).collect();
+    let socket = one.as_fd().try_clone_to_owned().unwrap();
+    send(&socket, &[std::io::IoSlice::new(&train)], Some(1400), None, to).unwrap();
+    for len in [700, 700, 20] {
+        other.send_to(&vec![1; len], to).unwrap();
+    }
+    rustix::net::sockopt::set_ip_tos(&one, 0xb8).unwrap();
+    one.send_to(b"marked", to).unwrap();
+    lab.turn(1);
+    let (got, frames) = datagrams(&mut lab);
+    let mut want: Vec<_> = train.chunks(1400).map(|piece| (0, piece.to_vec())).collect();
+    want.extend([700, 700, 20].map(|len| (0, vec![1; len])));
+    want.push((0xb8, b"marked".to_vec()));
+    assert!(got == want, "{:?}", got.iter().map(|(tos, bytes)| (tos, bytes.len())).collect::<Vec<_>>());
+    assert_eq!(frames, 3);
+    assert_eq!(lab.edge.counters.ports.udp_clients, 2);
+}
+
 /// As over the outbound path: one call, and for the client the same datagrams.
 #[test]
 fn answers_that_come_together_leave_together() {
@@ -149,7 +177,7 @@ fn answers_that_come_together_leave_together() {
     let published = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     published.set_nonblocking(true).unwrap();
     let at = published.local_addr().unwrap();
-    publish(&mut lab, Transport::Udp, at, published.into());
+    publish(&mut lab, Transport::Udp, GUEST.into(), at, published.into());
     let (client, port) = host();
     receive_offloaded(&client.as_fd().try_clone_to_owned().unwrap(), true).unwrap();
     client.send_to(b"question", at).unwrap();

@@ -12,13 +12,13 @@ fn open() -> Send {
 }
 
 fn ack(send: &mut Send, number: u32, window: u16, bare: bool) -> Acked {
-    send.acknowledge(Ack { number: Seq(number), window, bare }, [].into_iter(), NOW)
+    send.acknowledge(Ack { seq: Seq(0), number: Seq(number), window, bare }, [].into_iter(), NOW)
 }
 
 /// A bare acknowledgement that names stretches.
 fn sack(send: &mut Send, number: u32, stretches: &[(u32, u32)]) -> Acked {
     let stretches = stretches.iter().map(|&(from, to)| (Seq(from), Seq(to)));
-    send.acknowledge(Ack { number: Seq(number), window: 10_000, bare: true }, stretches, NOW)
+    send.acknowledge(Ack { seq: Seq(0), number: Seq(number), window: 10_000, bare: true }, stretches, NOW)
 }
 
 #[test]
@@ -40,6 +40,37 @@ fn frames_are_whole_segments_within_the_window() {
         send.set_window(window);
         assert_eq!(send.sendable(frame), want, "{flight} {window} {frame}");
     }
+}
+
+/// An acknowledgement that another one has overtaken makes no window smaller.
+#[test]
+fn windows_follow_the_newest_segment() {
+    let mut send = open();
+    send.sent(3000, NOW);
+    for (seq, number, window, want) in [
+        (10, 1, 9000, 9000),
+        (10, 1, 1000, 9000),
+        (9, 1, 20_000, 9000),
+        (11, 1, 1000, 1000),
+        (11, 1, 2000, 2000),
+        (11, 1, 0, 0),
+        (11, 1, 500, 500),
+        (5, 1001, 400, 400),
+    ] {
+        send.acknowledge(Ack { seq: Seq(seq), number: Seq(number), window, bare: true }, [].into_iter(), NOW);
+        assert_eq!(send.window, want, "{seq} {number} {window}");
+    }
+}
+
+/// A timeout sends what fits in however small a window: waiting for a larger one would be waiting for ever.
+#[test]
+fn small_windows_do_not_keep_what_is_lost() {
+    let mut send = open();
+    send.sent(5000, NOW);
+    send.set_window(300);
+    assert_eq!(send.sendable(65_000), 0);
+    send.timed_out();
+    assert_eq!(send.sendable(65_000), 300);
 }
 
 #[test]
@@ -167,7 +198,7 @@ fn the_timeout_follows_the_round_trip() {
     let trip = |send: &mut Send, millis| {
         send.sent(1000, NOW);
         send.sent(1000, NOW.after(1));
-        let ack = Ack { number: send.max(), window: 10_000, bare: true };
+        let ack = Ack { seq: Seq(0), number: send.max(), window: 10_000, bare: true };
         send.acknowledge(ack, [].into_iter(), NOW.after(millis));
     };
     trip(&mut send, 400);
@@ -181,7 +212,7 @@ fn the_timeout_follows_the_round_trip() {
     send.sent(1000, NOW);
     send.timed_out();
     send.sent(1000, NOW);
-    let ack = Ack { number: send.max(), window: 10_000, bare: true };
+    let ack = Ack { seq: Seq(0), number: send.max(), window: 10_000, bare: true };
     send.acknowledge(ack, [].into_iter(), NOW.after(9000));
     assert_eq!(send.round_trip, before);
 }
