@@ -78,7 +78,8 @@ impl Peer {
         }
         let arguments = json!({ "proto": "tcp", "host_port": port, "guest_port": port });
         let mut api = poll("slirp4netns's API", DEADLINE, || Ok(UnixStream::connect(api()).ok()))?;
-        write!(api, "{}", json!({ "execute": "add_hostfwd", "arguments": arguments }))?;
+        // In one piece: it reads once.
+        api.write_all(json!({ "execute": "add_hostfwd", "arguments": arguments }).to_string().as_bytes())?;
         let mut answer = String::new();
         api.read_to_string(&mut answer)?;
         ensure!(answer.contains("return"), "slirp4netns does not publish port {port}: {answer}");
