@@ -4,7 +4,7 @@
 //! remote namespace; it closes first, so that TIME_WAIT is its own and the client's ports stay free.
 
 use std::io::Read as _;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Instant;
 
@@ -23,7 +23,9 @@ use crate::times::{Recorder, Times};
 
 pub const PORT: u16 = 7000;
 /// A tenth of a second of the host's, half a second of the TAP's.
-const COUNT: u32 = 4000;
+pub const COUNT: u32 = 4000;
+/// What [`close`] prints once it is ready, as iperf3 does.
+pub const LISTENING: &str = "Server listening";
 
 /// What one run of the client found.
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -68,16 +70,16 @@ pub fn in_place(arguments: &Arguments, report: &Report) -> Result<()> {
     Ok(())
 }
 
-fn figure(name: String, targets: Vec<Target>) -> Figure {
+pub fn figure(name: String, targets: Vec<Target>) -> Figure {
     Figure { name, unit: "/s", comparison: Comparison::Rate, targets }
 }
 
-fn said(threads: u32) -> String {
+pub fn said(threads: u32) -> String {
     if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") }
 }
 
 /// Measures, and adds the rates and the times behind them.
-fn add(
+pub fn add(
     arguments: &Arguments,
     report: &Report,
     figure: &Figure,
@@ -145,6 +147,14 @@ pub fn connect_in_place(count: u32, threads: u32) -> Result<Cycles> {
 /// Accepts and closes until the process ends.
 pub fn serve(netns: &Netns, addr: IpAddr) -> Result<()> {
     close_all(netns.within(|| TcpListener::bind((addr, PORT))).with_context(|| format!("listen at {addr}"))?);
+    Ok(())
+}
+
+/// The same as a program by itself, until the end of its standard input.
+pub fn close(port: u16) -> Result<()> {
+    close_all(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("listen at port {port}"))?);
+    println!("{LISTENING}");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     Ok(())
 }
 

@@ -33,6 +33,7 @@ mod nested;
 mod peers;
 mod plot;
 mod progress;
+mod published;
 mod redis;
 mod report;
 mod server;
@@ -125,6 +126,8 @@ enum Name {
     Parallel,
     /// Bulk TCP from a container inside: bridge, veth, masquerade
     Nested,
+    /// Bulk TCP and new connections a second from the remote to a published port
+    Published,
     /// Bulk TCP from the host's loopback to a published port
     Loopback,
     /// New connections a second, and how long each takes
@@ -161,6 +164,9 @@ enum Inside {
     /// The same to itself, by 127.0.0.1
     #[command(hide = true)]
     ConnectInPlace { count: u32, threads: u32 },
+    /// Close every connection to the port at once, until the end of standard input
+    #[command(hide = true)]
+    Close { port: u16 },
     /// Print the times of bytes that are sent back
     #[command(hide = true)]
     PingPong { addr: SocketAddr, count: u32 },
@@ -251,6 +257,7 @@ impl Arguments {
             Name::Bulk => bulk::measure(self, report),
             Name::Parallel => bulk::parallel(self, report),
             Name::Nested => bulk::nested(self, report),
+            Name::Published => published::measure(self, report),
             Name::Loopback => loopback::measure(self, report),
             Name::Connections => connections::measure(self, report),
             Name::InPlace => connections::in_place(self, report),
@@ -268,7 +275,7 @@ impl Arguments {
 
     /// In labs, or on the machine; without those that do not run here.
     fn stations(&self, contenders: &[Contender]) -> Result<Vec<Station>> {
-        let run = |contender: &Contender| !(self.no_bypass && *contender == Contender::Bypass);
+        let run = |contender: &Contender| !(self.no_bypass && contender.has_bypass());
         let contenders: Vec<Contender> = contenders.iter().copied().filter(run).collect();
         if self.servers.is_empty() { Station::all(&contenders) } else { Station::of_the_machine(&contenders) }
     }
@@ -307,6 +314,7 @@ impl Inside {
         match self {
             Self::Connect { addr, count, threads } => say(&connections::connect(addr, count, threads)?),
             Self::ConnectInPlace { count, threads } => say(&connections::connect_in_place(count, threads)?),
+            Self::Close { port } => connections::close(port),
             Self::PingPong { addr, count } => say(&latency::ping_pong(addr, count)?),
             Self::Hold { held, closed, count } => idle::open(held, closed, count),
             Self::Calls { call } => say(&call.nanoseconds()?),

@@ -4,18 +4,20 @@
 //! without a workspace. slirp4netns is not in it: its published ports lead through its TAP.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::Arguments;
-use crate::bulk::{self, DIRECTIONS, Transfer};
+use crate::bulk::{self, DIRECTIONS};
 use crate::figure::{Baseline, Target};
 use crate::lab::CUBIC;
-use crate::lab::command::{Program, Running};
+use crate::lab::command::Program;
 use crate::peers::{self, Peer};
+use crate::published;
 use crate::report::Report;
-use crate::station::{Contender, PUBLISHED, Station};
+use crate::station::{Contender, Station};
+
+const FORWARDER: Contender = Contender::Published { bypass: false };
 
 /// Runs its arguments with cubic on the namespace's own addresses, too, as everywhere in the lab.
 const WITH_CUBIC: &str = "ip -4 route show table local type local | while read -r route; do
@@ -27,17 +29,15 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
     if bulk::without_iperf3("loopback", report) {
         return Ok(());
     }
-    let ours = [Contender::Host, Contender::HostAgain, Contender::Published];
+    let ours = [Contender::Host, Contender::HostAgain, FORWARDER];
     let pasta = peers::installed(report).into_iter().filter(|&peer| peer == Contender::Peer(Peer::Pasta));
     let stations = Station::all(&ours.into_iter().chain(pasta).collect::<Vec<_>>())?;
     for station in &stations {
-        Program::new(with_cubic(&["true"])).run(&station.workspace.lab.host)?.succeeded()?;
+        Program::new(with_cubic(&["true".to_owned()])).run(&station.workspace.lab.host)?.succeeded()?;
     }
     for (direction, flag) in DIRECTIONS {
-        let targets = vec![
-            Target::of(Contender::Published, Baseline::Host, 0.7),
-            Target::of(Contender::Published, Baseline::BetterPeer, 1.0),
-        ];
+        let targets =
+            vec![Target::of(FORWARDER, Baseline::Host, 0.7), Target::of(FORWARDER, Baseline::BetterPeer, 1.0)];
         let figure = bulk::figure(format!("{direction}, by the host's loopback"), targets);
         let one = |station: &Station| gbits(station, flag, arguments.duration);
         report.add(figure.measure(report, &stations, arguments.rounds, one)?);
@@ -46,35 +46,17 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
 }
 
 fn gbits(station: &Station, flag: Option<&str>, seconds: u32) -> Result<f64> {
-    let server = serve(station, seconds)?;
-    let argv = bulk::iperf3(Ipv4Addr::LOCALHOST.into(), PUBLISHED, "", flag, seconds);
-    let client = station.workspace.outside(argv).deadline(deadline(seconds));
-    let text = client.run(&station.workspace.lab.host)?.output();
-    let transfer = Transfer::parse(&text.with_context(|| format!("measuring {}", station.contender))?)?;
-    // To the end: of a killed pasta the port stays with the command it started.
-    server.finish()?;
-    Ok(transfer.gbits)
-}
-
-fn deadline(seconds: u32) -> Duration {
-    Duration::from_secs(u64::from(seconds) + 30)
-}
-
-/// An iperf3 server behind the published port, or at it, for one client.
-fn serve(station: &Station, seconds: u32) -> Result<Running> {
-    let port = PUBLISHED.to_string();
-    let server = ["iperf3", "--server", "--one-off", "--forceflush", "--port", &port];
-    let program = match station.contender {
-        Contender::Peer(_) => peers::pasta_with(&station.workspace, &["--tcp-ports", &port], &with_cubic(&server)),
-        Contender::Published => station.program(&with_cubic(&server)),
-        _ => station.program(&server.map(str::to_owned)),
+    let server = published::iperf3_server();
+    let server = match station.contender {
+        // Its namespace has it already.
+        Contender::Host | Contender::HostAgain => server,
+        _ => with_cubic(&server),
     };
-    let mut running = program.deadline(deadline(seconds)).start(&station.workspace.lab.host)?;
-    running.line_with("Server listening").with_context(|| running.stderr())?;
-    Ok(running)
+    let server = published::serve(station, &server, seconds)?;
+    published::gbits(station, server, &station.workspace.lab.host, Ipv4Addr::LOCALHOST.into(), flag, seconds)
 }
 
-fn with_cubic(argv: &[&str]) -> Vec<String> {
+fn with_cubic(argv: &[String]) -> Vec<String> {
     let script = WITH_CUBIC.replace("CUBIC", CUBIC);
-    ["sh", "-c", &script, "sh"].iter().chain(argv).map(|&word| word.to_owned()).collect()
+    ["sh", "-c", &script, "sh"].map(str::to_owned).iter().chain(argv).cloned().collect()
 }

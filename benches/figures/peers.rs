@@ -1,13 +1,18 @@
 //! The systems that do the same job, each in a user and network namespace of its own, called by the same user.
 
 use std::fmt;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
 
-use crate::lab::CUBIC;
-use crate::lab::command::Program;
+use crate::lab::command::{DEADLINE, Program};
 use crate::lab::workspace::Workspace;
+use crate::lab::world::runtime_dir;
+use crate::lab::{CUBIC, poll};
 use crate::machine::find;
 use crate::report::Report;
 use crate::station::Contender;
@@ -31,6 +36,11 @@ pub fn installed(report: &Report) -> Vec<Contender> {
     here.into_iter().map(Contender::Peer).collect()
 }
 
+/// One slirp4netns at a time has it.
+fn api() -> PathBuf {
+    runtime_dir().join("slirp4netns.sock")
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, MTU {BEST_MTU}", self.program())
@@ -52,36 +62,67 @@ impl Peer {
             Self::Pasta => run_pasta(workspace, argv, deadline),
         }
     }
+
+    /// A server behind this peer, at a port of its own that is to be published. Once it listens, see [`Self::publish`].
+    pub fn server(self, workspace: &Workspace, port: u16, argv: &[String]) -> Program {
+        match self {
+            Self::Slirp4netns => slirp4netns_with(workspace, &format!("--api-socket {}", api().display()), argv),
+            Self::Pasta => pasta_with(workspace, &["--tcp-ports", &port.to_string()], argv),
+        }
+    }
+
+    /// Has slirp4netns publish the port; pasta has it since its start.
+    pub fn publish(self, port: u16) -> Result<()> {
+        if self == Self::Pasta {
+            return Ok(());
+        }
+        let arguments = json!({ "proto": "tcp", "host_port": port, "guest_port": port });
+        let mut api = poll("slirp4netns's API", DEADLINE, || Ok(UnixStream::connect(api()).ok()))?;
+        // In one piece: it reads once.
+        api.write_all(json!({ "execute": "add_hostfwd", "arguments": arguments }).to_string().as_bytes())?;
+        let mut answer = String::new();
+        api.read_to_string(&mut answer)?;
+        ensure!(answer.contains("return"), "slirp4netns does not publish port {port}: {answer}");
+        Ok(())
+    }
 }
 
 /// A command behind pasta with further flags of its own.
-pub fn pasta_with(workspace: &Workspace, flags: &[&str], argv: &[String]) -> Program {
+fn pasta_with(workspace: &Workspace, flags: &[&str], argv: &[String]) -> Program {
+    let script = script();
     let line = format!("pasta --quiet --config-net --mtu {BEST_MTU} {PASTA_ADDRESSES}");
     let argv = argv.iter().map(String::as_str);
-    workspace.program(line.split(' ').chain(flags.iter().copied()).chain(["--"]).chain(argv))
+    let argv = ["--", "sh", "-c", &script, "sh"].into_iter().chain(argv);
+    workspace.program(line.split(' ').chain(flags.iter().copied()).chain(argv))
 }
 
 fn run_pasta(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
-    let waiting = ["sh", "-c", &script(), "sh"].map(str::to_owned);
-    let program = pasta_with(workspace, &[], &[&waiting, argv].concat());
+    let program = pasta_with(workspace, &[], argv);
     after_ready(&program.deadline(deadline).run(&workspace.lab.host)?.output()?)
+}
+
+fn run_slirp4netns(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
+    after_ready(&slirp4netns_with(workspace, "", argv).deadline(deadline).run(&workspace.lab.host)?.output()?)
 }
 
 /// slirp4netns is given a process that waits in its namespaces until it has a default route. Both have one parent: where
 /// there is one id, a user namespace of its own around each would hide them from each other.
-fn run_slirp4netns(workspace: &Workspace, argv: &[String], deadline: Duration) -> Result<String> {
-    let program = workspace.outside(["sh", "-c", &BOTH.replace("MTU", BEST_MTU)]).arg("sh").arg(script());
-    let program = argv.iter().fold(program, |program, word| program.arg(word));
-    after_ready(&program.deadline(deadline).run(&workspace.lab.host)?.output()?)
+fn slirp4netns_with(workspace: &Workspace, flags: &str, argv: &[String]) -> Program {
+    let both = BOTH.replace("MTU", BEST_MTU).replace("FLAGS", flags);
+    workspace.outside(["sh", "-c", &both, "sh", &script()].into_iter().chain(argv.iter().map(String::as_str)))
 }
 
+/// What a shell starts in the background has its standard input from elsewhere.
 const BOTH: &str = r#"script=$1; shift
-unshare --user --map-root-user --net sh -c "$script" sh "$@" & inside=$!
+exec 3<&0
+unshare --user --map-root-user --net sh -c "$script" sh "$@" <&3 & inside=$!
 until net=$(readlink /proc/$inside/ns/net) && test "$net" != "$(readlink /proc/self/ns/net)"; do sleep 0.01; done
-slirp4netns --configure --enable-ipv6 --mtu MTU $inside tap0 >&2 & network=$!
+slirp4netns --configure --enable-ipv6 --mtu MTU FLAGS $inside tap0 >&2 & network=$!
 status=0
 wait $inside || status=$?
 kill $network
+# The next one's API has the same path.
+wait $network || :
 exit $status"#;
 
 /// Without its own it takes the host's address, and old versions then get no answer across the lab's cable.

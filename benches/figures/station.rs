@@ -37,8 +37,10 @@ pub enum Contender {
     /// The TAP, from a namespace within the workspace.
     Nested,
     Bypass,
-    /// A published port, by the host's loopback.
-    Published,
+    /// A published port: by the forwarder, unless the bypass has taken it out.
+    Published {
+        bypass: bool,
+    },
     Peer(Peer),
     Bypass4netns,
 }
@@ -60,6 +62,11 @@ impl Contender {
         matches!(self, Self::Peer(_) | Self::Bypass4netns)
     }
 
+    /// `sidestep run --bypass`.
+    pub fn has_bypass(self) -> bool {
+        matches!(self, Self::Bypass | Self::Published { bypass: true })
+    }
+
     /// What `sidestep run` is called with; None without it.
     fn flags(self) -> Option<Vec<String>> {
         match self {
@@ -67,7 +74,10 @@ impl Contender {
             Self::Tap { mtu } => Some(vec![format!("--mtu={mtu}")]),
             Self::Nested => Some(Vec::new()),
             Self::Bypass => Some(vec!["--bypass=require".to_owned()]),
-            Self::Published => Some(vec![format!("--publish=127.0.0.1:{PUBLISHED}:{PUBLISHED}")]),
+            Self::Published { bypass } => {
+                let bypass = bypass.then(|| "--bypass=require".to_owned());
+                Some(bypass.into_iter().chain([format!("--publish={PUBLISHED}:{PUBLISHED}")]).collect())
+            }
         }
     }
 }
@@ -80,7 +90,8 @@ impl fmt::Display for Contender {
             Self::Tap { mtu } => write!(f, "TAP, MTU {mtu}"),
             Self::Nested => f.pad("TAP, bridge and masquerade inside"),
             Self::Bypass => f.pad("bypass"),
-            Self::Published => f.pad("published port"),
+            Self::Published { bypass: false } => f.pad("published port"),
+            Self::Published { bypass: true } => f.pad("published port, bypass"),
             Self::Peer(peer) => peer.fmt(f),
             Self::Bypass4netns => f.pad("bypass4netns"),
         }
