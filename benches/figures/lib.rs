@@ -35,15 +35,16 @@ mod plot;
 mod progress;
 mod redis;
 mod report;
+mod server;
 mod station;
 mod statistics;
 mod times;
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 
 use calls::Call;
@@ -147,7 +148,6 @@ enum Name {
 
 /// What this program does where it is itself the measured command.
 #[derive(Debug, Subcommand)]
-#[command(hide = true)]
 enum Inside {
     /// Print how many connections a second it makes, and their times
     #[command(hide = true)]
@@ -183,7 +183,7 @@ impl Arguments {
             return Ok(ExitCode::SUCCESS);
         }
         if let Some(server) = &self.server {
-            self.servers = resolve(server)?;
+            self.servers = server::resolve(server)?;
         }
         if let Some(code) = world::enter(self.server.is_none())? {
             return Ok(code);
@@ -242,18 +242,6 @@ impl Arguments {
             self.servers.clone()
         }
     }
-}
-
-/// The first address of each family.
-fn resolve(server: &str) -> Result<Vec<SocketAddr>> {
-    let bare = server.trim_start_matches('[').trim_end_matches(']');
-    let looked_up = server.to_socket_addrs().or_else(|_| (bare, IPERF3_PORT).to_socket_addrs());
-    let all: Vec<SocketAddr> = looked_up.with_context(|| format!("cannot resolve the server {server:?}"))?.collect();
-    let first = |wanted: fn(&SocketAddr) -> bool| all.iter().find(|addr| wanted(addr)).copied();
-    let chosen: Vec<SocketAddr> =
-        [first(SocketAddr::is_ipv4), first(SocketAddr::is_ipv6)].into_iter().flatten().collect();
-    ensure!(!chosen.is_empty(), "the server {server:?} has no address");
-    Ok(chosen)
 }
 
 /// At ^C: this is pid 1 of its namespace, so everything that still runs ends with it.
