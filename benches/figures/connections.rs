@@ -4,7 +4,7 @@
 //! remote namespace; it closes first, so that TIME_WAIT is its own and the client's ports stay free.
 
 use std::io::Read as _;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Instant;
 
@@ -125,7 +125,7 @@ pub fn cycle(addr: SocketAddr) -> std::io::Result<()> {
 
 /// The same with client and server in one network namespace, over the loopback device.
 pub fn connect_in_place(count: u32, threads: u32) -> Result<Cycles> {
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let addr = listener.local_addr()?;
     close_all(listener);
     connect(addr, count, threads)
