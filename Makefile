@@ -4,9 +4,13 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 # The binary the tests and figures run; demo, bench and soak measure the release build.
 SIDESTEP := target/release/sidestep
+# One file for every Linux of this processor; built with --target, so that what runs while it is built stays dynamic.
+STATIC_TARGET := $(shell uname -m)-unknown-linux-gnu
+STATIC := target/$(STATIC_TARGET)/dist/sidestep
+DIST := sidestep-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)-$(shell uname -m)-linux
 
 # Debian packages: what it is built with, what it runs with, what the tests run inside it, whom it is compared with.
-BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config
+BUILD_PACKAGES := binutils gcc libc6-dev libseccomp-dev pkg-config
 RUN_PACKAGES := iproute2 uidmap
 TEST_PACKAGES := bash bind9-dnsutils busybox-static chromium crun curl hey iperf3 iptables iputils-ping libevent-dev mawk mount \
 	nftables nginx-light nodejs openjdk-17-jdk-headless passwd podman procps psmisc python3 redis-server redis-tools \
@@ -16,7 +20,7 @@ PEER_PACKAGES := passt slirp4netns
 BENCH_PACKAGES := postgresql-15 runc wrk
 PACKAGES := $(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES) $(PEER_PACKAGES)
 
-.PHONY: help deps build test demo bench soak fmt lint clippy deny install clean
+.PHONY: help build-deps deps can-build build test demo bench soak fmt lint clippy deny install static dist dist-test clean
 
 # Man pages and completions of the binary $(1) to where programs look for them under $(2).
 define share
@@ -30,16 +34,26 @@ endef
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-deps: ## install what is missing of the Debian packages (as root or by sudo)
+build-deps: ## install what is missing of the Debian packages that building and running take (as root or by sudo)
+	@.ci/deps $(BUILD_PACKAGES) $(RUN_PACKAGES)
+
+deps: ## the same for all tests and peers, 1.4 GB on a bare system
 	@.ci/deps $(PACKAGES)
 
-build: ## the release binary
+# Said here, rather than by the linker after minutes of compiling.
+can-build:
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: https://rustup.rs has it (Rust 1.91 or newer)" >&2; exit 1; }
+	@command -v cc >/dev/null && pkg-config --exists libseccomp || { echo "a C compiler, pkg-config or libseccomp with its \
+	headers is missing: \`make build-deps\` installs them on Debian" >&2; exit 1; }
+
+build: can-build ## the release binary
 	$(CARGO) build --release --locked
 
 test: deps ## every test, those in the lab included
 	$(CARGO) test --workspace --locked
 
-demo: deps build ## iperf3 on the host, through the TAP and with the bypass, in one table
+demo: build-deps build ## iperf3 on the host, through the TAP and with the bypass, in one table
+	@.ci/deps iperf3
 	$(SIDESTEP) bench --demo
 
 bench: deps build ## every figure of `sidestep bench` as for a promise, in an hour (ARGS="--only bulk --rounds 5 --report DIR")
@@ -61,10 +75,32 @@ clippy: lint
 deny: ## licences and advisories of the dependencies (needs cargo-deny and the network)
 	$(CARGO) deny --locked check
 
-install: build ## the binary, man pages and completions into PREFIX (default /usr/local); SLIRP4NETNS=1: under that name, too
+# Builds nothing: it is called as root, who mostly has no cargo and should leave no files in target/.
+install: ## what `make build` made, man pages and completions, into PREFIX (default /usr/local); SLIRP4NETNS=1: under that name, too
+	@test -x $(SIDESTEP) || { echo "there is no $(SIDESTEP) yet: \`make build\` makes it" >&2; exit 1; }
 	install -D -m 0755 $(SIDESTEP) $(DESTDIR)$(PREFIX)/bin/sidestep
 	$(if $(SLIRP4NETNS),ln -sf sidestep $(DESTDIR)$(PREFIX)/bin/slirp4netns)
 	$(call share,$(SIDESTEP),$(DESTDIR)$(PREFIX)/share)
 
-clean: ## what cargo built
+# getaddrinfo(3), getpwnam(3) and their like would load modules of the very same C library; each leaves a .gnu.warning.
+static: can-build
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static \
+		LIBSECCOMP_LIB_PATH=$$(pkg-config --variable=libdir libseccomp) \
+		$(CARGO) build --profile dist --locked --package sidestep --target $(STATIC_TARGET)
+	! readelf --wide --dynamic --program-headers --sections $(STATIC) | grep -E 'NEEDED|INTERP|\.gnu\.warning\.get'
+
+dist: static ## one static binary with man pages and completions, as a tar.gz in dist/
+	rm -rf dist
+	install -D -m 0755 $(STATIC) dist/$(DIST)/bin/sidestep
+	install -m 0644 LICENSE README.md CHANGELOG.md dist/$(DIST)
+	$(call share,$(STATIC),dist/$(DIST)/share)
+	cd dist && tar --sort=name --owner=0 --group=0 --numeric-owner -czf $(DIST).tar.gz $(DIST) && \
+		sha256sum $(DIST).tar.gz > $(DIST).tar.gz.sha256
+	ls -l $(STATIC) dist/*.tar.gz*
+
+dist-test: deps static ## that binary as the entrypoint of an image that holds nothing else
+	SIDESTEP_BIN=$(CURDIR)/$(STATIC) $(CARGO) test --locked --package sidestep --test whole -- image
+
+clean: ## what cargo and `make dist` built
 	$(CARGO) clean
+	rm -rf dist

@@ -17,7 +17,7 @@ crate::cases! {
     TAP: nothing_missing, output, no_tun, no_user_namespaces, no_network_namespaces, masked_proc, no_resolv_conf,
         no_state_dir, no_ping_sockets;
     BYPASS: second_listener;
-    USER: closed_tun, no_newuidmap;
+    USER: closed_tun, no_newuidmap, nobody_reads;
 }
 
 const DOCTOR: [&str; 3] = [SIDESTEP, "doctor", "--json"];
@@ -223,4 +223,12 @@ fn no_newuidmap(ws: Workspace) -> Result<()> {
     ensure!(said.status == "warn" && said.sentence.contains("newuidmap is not installed"), "{said:?}");
     ensure!(examined.ailing()? == ["ids"], "{:#}", examined.json);
     contains(&without(&[SIDESTEP, "run", "--", "/bin/true"])?.succeeded()?.stderr, &said.sentence)
+}
+
+/// It ends as other programs do: in silence by SIGPIPE, or with a sentence.
+fn nobody_reads(ws: Workspace) -> Result<()> {
+    let left = ws.shell(&format!("{} | true", DOCTOR.join(" "))).run(&ws.lab.host)?.succeeded()?;
+    ensure!(left.stderr.is_empty(), "{left}");
+    let full = ws.shell(&format!("{} > /dev/full", DOCTOR.join(" "))).run(&ws.lab.host)?.exited(125)?;
+    contains(&full.stderr, "cannot write to standard output")
 }

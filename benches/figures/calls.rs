@@ -3,7 +3,7 @@
 //! A run is the median of many short batches, so that being scheduled away in some of them does not show.
 
 use std::fs::File;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -58,7 +58,7 @@ impl Call {
                 repeat(|| Ok(rustix::io::read(&zero, &mut byte).map(drop)?))
             }
             Self::Setsockopt => {
-                let listener = TcpListener::bind(("127.0.0.1", 0))?;
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
                 let stream = TcpStream::connect(listener.local_addr()?)?;
                 repeat(|| Ok(stream.set_nodelay(true)?))
             }

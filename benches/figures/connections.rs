@@ -138,7 +138,7 @@ pub fn cycle(addr: SocketAddr) -> std::io::Result<()> {
 
 /// The same with client and server in one network namespace, over the loopback device.
 pub fn connect_in_place(count: u32, threads: u32) -> Result<Cycles> {
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let addr = listener.local_addr()?;
     close_all(listener);
     connect(addr, count, threads)

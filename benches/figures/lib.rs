@@ -156,7 +156,6 @@ enum Name {
 
 /// What this program does where it is itself the measured command.
 #[derive(Debug, Subcommand)]
-#[command(hide = true)]
 enum Inside {
     /// Print how many connections a second it makes, and their times
     #[command(hide = true)]

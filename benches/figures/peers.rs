@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -28,12 +29,21 @@ const BEST_MTU: &str = "65520";
 
 /// Those on this machine; the report names the others.
 pub fn installed(report: &Report) -> Vec<Contender> {
-    let (here, missing): (Vec<Peer>, Vec<Peer>) =
-        [Peer::Slirp4netns, Peer::Pasta].into_iter().partition(|peer| find(peer.program()).is_some());
-    for peer in missing {
-        report.left_out(peer.program(), "not installed");
+    let mut here = Vec::new();
+    for peer in [Peer::Slirp4netns, Peer::Pasta] {
+        match find(peer.program()) {
+            None => report.left_out(peer.program(), "not installed"),
+            Some(program) if is_sidestep(&program) => report.left_out(peer.program(), "is sidestep by that name"),
+            Some(_) => here.push(Contender::Peer(peer)),
+        }
     }
-    here.into_iter().map(Contender::Peer).collect()
+    here
+}
+
+/// As `make install SLIRP4NETNS=1` has it.
+fn is_sidestep(program: &Path) -> bool {
+    let said = Command::new(program).arg("--version").output();
+    said.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).contains("sidestep"))
 }
 
 /// One slirp4netns at a time has it.

@@ -1,16 +1,17 @@
 //! Somebody's iperf3 server, for `--server`: where it is, whether it answers, and what is to be done where it does not.
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+mod name;
+
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::bulk::{iperf3, said};
 use crate::lab::command::Program;
 use crate::lab::netns::Netns;
 use crate::lab::world;
 use crate::machine::find;
-use crate::station::IPERF3_PORT;
 
 /// For an answer from anywhere; iperf3 waits for ever for one that is no iperf3 server.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -22,7 +23,7 @@ pub fn find_out(server: &str) -> Result<(Vec<SocketAddr>, Option<String>)> {
     ensure!(find("iperf3").is_some(), "--server takes the program iperf3 here, too, and it is not installed");
     let here = Netns::current()?;
     let (mut answering, mut wrong) = (Vec::new(), None);
-    for addr in resolve(server)? {
+    for addr in name::resolve(server)? {
         match ask(addr, &here) {
             Ok(()) => answering.push(addr),
             Err(error) => wrong = Some(error.to_string()),
@@ -32,18 +33,6 @@ pub fn find_out(server: &str) -> Result<(Vec<SocketAddr>, Option<String>)> {
         Some(wrong) if answering.is_empty() => bail!("{wrong}"),
         wrong => Ok((answering, wrong)),
     }
-}
-
-/// The first address of each family.
-fn resolve(server: &str) -> Result<Vec<SocketAddr>> {
-    let bare = server.trim_start_matches('[').trim_end_matches(']');
-    let looked_up = server.to_socket_addrs().or_else(|_| (bare, IPERF3_PORT).to_socket_addrs());
-    let all: Vec<SocketAddr> = looked_up.with_context(|| format!("cannot resolve the server {server:?}"))?.collect();
-    let first = |wanted: fn(&SocketAddr) -> bool| all.iter().find(|addr| wanted(addr)).copied();
-    let chosen: Vec<SocketAddr> =
-        [first(SocketAddr::is_ipv4), first(SocketAddr::is_ipv6)].into_iter().flatten().collect();
-    ensure!(!chosen.is_empty(), "the server {server:?} has no address");
-    Ok(chosen)
 }
 
 /// Sends to it for the shortest time that iperf3 knows, a second.

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::say;
 use crate::doctor::{self, Check, Finding, Mode, Status};
 use crate::logging::{self, LogFormat, LogLevel, LogSettings};
 
@@ -54,10 +55,10 @@ impl Doctor {
         logging::init(LogSettings { level: LogLevel::Error, format: LogFormat::Text });
         let findings = doctor::examine()?;
         if self.json {
-            println!("{:#}", as_json(&findings));
+            say(format_args!("{:#}\n", as_json(&findings)))?;
         } else {
             let colour = stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            print!("{}", Table { findings: &findings, colour });
+            say(Table { findings: &findings, colour })?;
         }
         Ok(ExitCode::from(exit_code(&findings)))
     }

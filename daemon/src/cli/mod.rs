@@ -10,12 +10,16 @@ mod run;
 mod stats;
 mod supervisor;
 
+use std::fmt::Display;
+use std::io::{Write as _, stdout};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::logging::{self, LogSettings};
 use crate::slirp4netns;
+use crate::sys::disposition;
 
 /// Exit code of a failure of sidestep itself, as env(1) and docker have it.
 pub const FAILURE: u8 = 125;
@@ -49,6 +53,12 @@ enum Command {
     Init(init::Init),
 }
 
+/// The last thing a command does: a reader that has seen enough, as head(1), ends it without a word.
+fn say(text: impl Display) -> anyhow::Result<()> {
+    disposition::restore_sigpipe()?;
+    write!(stdout(), "{text}").context("cannot write to standard output")
+}
+
 /// Parses the command line, runs the command and gives its exit code.
 pub fn run() -> anyhow::Result<ExitCode> {
     if slirp4netns::is_our_name() {
@@ -71,7 +81,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
             bench.run()
         }
         Command::Doctor(doctor) => doctor.run(),
-        Command::Completions(completions) => Ok(completions.run()),
+        Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),
         Command::Supervisor => supervisor::run(),
         Command::Forwarder => forwarder::run(),

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::say;
 use crate::logging::{self, LogSettings};
 use crate::monitor::state_dir::{self, CONTROL_SOCKET};
 use crate::supervisor::Flows;
@@ -61,15 +62,15 @@ impl Stats {
         };
         let socket = dir.join(CONTROL_SOCKET);
         if self.json {
-            println!("{}", client::get(&socket, "/v1/counters")?);
+            say(client::get(&socket, "/v1/counters")? + "\n")?;
         } else if self.prometheus {
-            print!("{}", client::get(&socket, "/metrics")?);
+            say(client::get(&socket, "/metrics")?)?;
         } else {
             let state = parse(&client::get(&socket, "/v1/state")?)?;
             let all = parse(&client::get(&socket, "/v1/counters")?)?;
             // A forwarder that does not answer is said to, and the rest shown.
             let flows = client::get(&socket, "/v1/flows").and_then(|text| parse(&text)).ok();
-            print!("{}", Table { state, all, flows });
+            say(Table { state, all, flows })?;
         }
         Ok(ExitCode::SUCCESS)
     }
