@@ -56,9 +56,10 @@ demo: build-deps build ## iperf3 on the host, through the TAP and with the bypas
 	@.ci/deps iperf3
 	$(SIDESTEP) bench --demo
 
-bench: deps build ## every figure of `sidestep bench` as for a promise, in an hour (ARGS="--only bulk --rounds 5 --report DIR")
+bench: deps build ## the short form of every figure, then of the pieces; ROUNDS=15: as for a promise (ARGS="--only bulk --report DIR")
 	@.ci/deps $(BENCH_PACKAGES)
-	$(SIDESTEP) bench --rounds 15 $(ARGS)
+	$(SIDESTEP) bench --rounds $(or $(ROUNDS),3) $(ARGS)
+	$(if $(ARGS),,$(CARGO) bench --locked --package sidestep --bench hot -- --quick)
 
 soak: deps build ## what is too long for CI, hours, reported in docs/soak.md (ONLY="attacks crash": those; ROUNDS=n: make test's n times)
 	SIDESTEP_BIN=$(CURDIR)/$(SIDESTEP) ONLY="$(ONLY)" .ci/soak $(ROUNDS)
