@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -290,7 +291,7 @@ for line in sys.stdin:
 
 /// Clients inside by the thousand, while server processes take over and supervisors die: nobody is lost.
 fn straight_and_restarted(ws: Workspace) -> Result<()> {
-    let ws = ws.flag("-p=5000:5000");
+    let ws = ws.flag("-p=5000:5000").deadline(effort::lasting(DEADLINE, Duration::from_secs(600)));
     let mut running = ws.start_python(&format!(
         "{SERVER}
 l = listen('0.0.0.0', 5000)

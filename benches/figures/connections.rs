@@ -150,11 +150,14 @@ pub fn serve(netns: &Netns, addr: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// The same as a program by itself, until the end of its standard input.
-pub fn close(port: u16) -> Result<()> {
-    close_all(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("listen at port {port}"))?);
+/// The same as a program by itself, for so many.
+pub fn close(port: u16, count: u32) -> Result<()> {
+    let listener =
+        TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("listen at port {port}"))?;
     println!("{LISTENING}");
-    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    for _ in 0..count {
+        drop(listener.accept());
+    }
     Ok(())
 }
 

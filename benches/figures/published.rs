@@ -49,7 +49,7 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
 }
 
 fn cycles(station: &Station, threads: u32) -> Result<Cycles> {
-    let server = serve(station, &inside(&["close", &PUBLISHED.to_string()]), 0)?;
+    let server = serve(station, &inside(&["close", &PUBLISHED.to_string(), &COUNT.to_string()]), 0)?;
     let to = SocketAddr::new(HOST_V4.into(), PUBLISHED).to_string();
     let client = station.workspace.outside(inside(&["connect", &to, &COUNT.to_string(), &threads.to_string()]));
     let text = ask(station, client.deadline(deadline(station, 0)), &station.workspace.lab.remote, server)?;
