@@ -284,8 +284,7 @@ impl Edge {
         let is_one = len <= size;
         let mtu = path.within(self.config.network.mtu, self.now);
         if ip_len + UDP_LEN + size <= usize::from(mtu) && (is_one || self.tap.cuts_datagrams()) {
-            let [_, _, i1, i0] = self.take_ids(if is_one { 1 } else { len.div_ceil(size) }).to_be_bytes();
-            let id = u16::from_be_bytes([i1, i0]);
+            let id = self.take_ids(if is_one { 1 } else { len.div_ceil(size) });
             return self.frame_to_tap(dst.0, |frame, macs| frame.udp(macs, datagrams, id));
         }
         if is_one {
@@ -353,8 +352,7 @@ impl Edge {
         if ip_len + whole > usize::from(mtu) {
             return self.fragments_to_tap(ends, (protocol, 0), whole, mtu);
         }
-        let [_, _, i1, i0] = self.take_ids(1).to_be_bytes();
-        let id = u16::from_be_bytes([i1, i0]);
+        let id = self.take_ids(1);
         self.frame_to_tap(ends.1, |frame, macs| frame.icmp(macs, ends, whole, hop_limit, id))
     }
 

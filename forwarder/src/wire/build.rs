@@ -84,7 +84,7 @@ struct IpFields {
 enum Cutting {
     Forbidden,
     /// Routers inside may cut the packet: identifications must differ.
-    Allowed(u16),
+    Allowed(u32),
     Done(Fragment),
 }
 
@@ -162,7 +162,7 @@ impl FrameBuffer {
 
     /// Datagrams whose payload is in place; several are left to the workspace's kernel to cut (USO). `id` is the first
     /// one's IPv4 identification.
-    pub fn udp(&mut self, macs: Macs, datagrams: &Datagrams, id: u16) -> &[u8] {
+    pub fn udp(&mut self, macs: Macs, datagrams: &Datagrams, id: u32) -> &[u8] {
         let Datagrams { src, dst, tos, size, len } = *datagrams;
         self.udp_header(src, dst, len, Sum::fold);
         let is_several = len > size;
@@ -189,7 +189,7 @@ impl FrameBuffer {
 
     /// An ICMP or ICMPv6 message that [`Self::icmp_whole`] prepared. `id` is its IPv4 identification, for a smaller link
     /// to cut it.
-    pub fn icmp(&mut self, macs: Macs, ends: (IpAddr, IpAddr), len: usize, hop_limit: u8, id: u16) -> &[u8] {
+    pub fn icmp(&mut self, macs: Macs, ends: (IpAddr, IpAddr), len: usize, hop_limit: u8, id: u32) -> &[u8] {
         let protocol = if ends.1.is_ipv4() { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 };
         let ip = IpFields { protocol, hop_limit, tos: 0, cutting: Cutting::Allowed(id) };
         self.ip(macs, ends, ip, TRANSPORT..TRANSPORT + len, HEADROOM, &Offload::NONE)
@@ -267,12 +267,9 @@ impl FrameBuffer {
                 let (id, flags_offset) = match fields.cutting {
                     Cutting::Forbidden => (0, DONT_FRAGMENT),
                     Cutting::Allowed(id) => (id, 0),
-                    Cutting::Done(f) => {
-                        let [_, _, i1, i0] = f.id.to_be_bytes();
-                        let more = if f.more { MORE_FRAGMENTS } else { 0 };
-                        (u16::from_be_bytes([i1, i0]), (f.offset >> 3) | more)
-                    }
+                    Cutting::Done(f) => (f.id, (f.offset >> 3) | if f.more { MORE_FRAGMENTS } else { 0 }),
                 };
+                let [_, _, id @ ..] = u32::to_be_bytes(id);
                 let mut header = Ipv4Header {
                     version_ihl: 0x45,
                     tos: fields.tos,
