@@ -88,6 +88,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ports::lifetime::CASES,
         ports::loopback::CASES,
         published::CASES,
+        published::inside::CASES,
         routes::CASES,
         netfilter::CASES,
         nested::CASES,

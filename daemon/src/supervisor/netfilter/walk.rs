@@ -67,7 +67,7 @@ impl Ruleset {
             (Way::Through { .. }, Truth::Yes) => true,
             (_, Truth::No) => false,
             // What the workspace sees of it is not known.
-            (_, _) => return Err(Touched),
+            _ => return Err(Touched),
         };
         for stage in [Stage::First, Stage::Later, Stage::Reply] {
             // Address translation is decided about with the first packet.
