@@ -3,17 +3,17 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::lab::servers::TcpServer;
-use crate::lab::workspace::{Caller, Workspace, contains};
+use crate::lab::workspace::{Caller, UNREAD, Workspace, contains};
 use crate::lab::{REMOTE, world};
 
 crate::cases! {
     EVERY_WAY: exit_codes, start_line, environment, descriptors, own_failures, resolv_conf, limits_and_signals,
         privileges, own_tun, nested, pid_namespace;
     BOTH_PATHS: ready_fd, mtu, names_of_the_network, ipv6, standard_streams, bypass_by_environment;
-    USER: ids, subordinate_ids, keep_id, without_pid_namespace, help;
+    USER: ids, subordinate_ids, keep_id, without_pid_namespace, help, standard_output;
 }
 
 fn exit_codes(ws: Workspace) -> Result<()> {
@@ -213,4 +213,18 @@ fn help(ws: Workspace) -> Result<()> {
         "--log-format",
     ];
     flags.into_iter().try_for_each(|flag| contains(&done.stdout, flag))
+}
+
+/// What cannot be written is told; a reader that has seen enough ends a command without a word.
+fn standard_output(ws: Workspace) -> Result<()> {
+    let script = format!(
+        "{s} completions bash > /dev/full; echo $?; {s} man /nowhere; echo $?
+{UNREAD}; {s} run --help >&4; echo $?; {s} completions bash >&4; echo $?",
+        s = world::SIDESTEP
+    );
+    let done = ws.shell(&script).run(&ws.lab.host)?.succeeded()?;
+    ensure!(done.stdout == "125\n125\n141\n141\n", "{done}");
+    let [full, nowhere] = done.stderr.lines().collect::<Vec<_>>()[..] else { bail!("not two lines: {done}") };
+    contains(full, "sidestep: cannot write to standard output: No space left on device")?;
+    contains(nowhere, "sidestep: cannot write man pages into /nowhere: ")
 }

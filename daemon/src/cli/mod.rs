@@ -56,7 +56,8 @@ enum Command {
 /// The last thing a command does: a reader that has seen enough, as head(1), ends it without a word.
 fn say(text: impl Display) -> anyhow::Result<()> {
     disposition::restore_sigpipe()?;
-    write!(stdout(), "{text}").context("cannot write to standard output")
+    let said = write!(stdout(), "{text}").and_then(|()| stdout().flush());
+    said.context("cannot write to standard output")
 }
 
 /// Parses the command line, runs the command and gives its exit code.
@@ -68,6 +69,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() { FAILURE } else { 0 };
+            disposition::restore_sigpipe()?;
             error.print()?;
             return Ok(ExitCode::from(code));
         }
