@@ -1,4 +1,4 @@
-//! The command line: one file per command.
+//! The command line: one file per command; `egress` and `running` are what several flags and commands have in common.
 
 mod completions;
 mod doctor;
@@ -7,6 +7,7 @@ mod forwarder;
 mod init;
 mod ports;
 mod run;
+mod running;
 mod stats;
 mod supervisor;
 

@@ -10,9 +10,9 @@ use serde_json::json;
 use sidestep_forwarder::policy::Transport;
 use sidestep_forwarder::ports::{Entry, Origin};
 
-use super::{say, stats};
+use super::running::{self, parse};
+use super::say;
 use crate::logging::{self, LogSettings};
-use crate::monitor::state_dir::{self, CONTROL_SOCKET};
 use crate::publish::Spec;
 use crate::supervisor::control::client;
 
@@ -62,12 +62,9 @@ enum Action {
 impl Ports {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         logging::init(LogSettings::default());
-        let dir = match self.state_dir {
-            Some(dir) => dir,
-            None => stats::choose(&state_dir::usual_parent(), self.pid)?,
-        };
+        let socket = running::control_socket(self.state_dir, self.pid, "ports --pid")?;
         let mut shown = String::new();
-        let done = self.action.carry_out(&dir.join(CONTROL_SOCKET), self.json, &mut shown);
+        let done = self.action.carry_out(&socket, self.json, &mut shown);
         // What was done before something failed is told, too.
         say(shown)?;
         done.map(|()| ExitCode::SUCCESS)
@@ -101,8 +98,7 @@ fn lines(answer: String, json: bool) -> anyhow::Result<String> {
     if json {
         return Ok(answer + "\n");
     }
-    let entries: Vec<Entry> =
-        serde_json::from_str(&answer).context("the workspace was started by another version of sidestep")?;
+    let entries: Vec<Entry> = parse(&answer)?;
     Ok(entries.iter().map(|entry| line(entry) + "\n").collect())
 }
 
