@@ -113,8 +113,11 @@ impl Monitor {
                 }
                 return exit_code(status).context("the workspace ended without a code").map(Some);
             }
-            if self.workers.ended(pid, status)? {
-                self.write_state()?;
+            if self.workers.ended(pid, status)?
+                && let Err(error) = self.write_state()
+            {
+                // Somebody has taken the directory away, say: the workspace needs none.
+                tracing::warn!("others are not told of the new process: {error:#}");
             }
         }
     }
