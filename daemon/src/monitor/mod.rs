@@ -23,7 +23,7 @@ use nix::unistd::{getpid, getsid};
 
 use crate::init::{exit_code, mask_to_bits};
 use crate::launcher::{self, Active, Made, Plan, Settings, Workspace};
-use crate::sys::{descriptors, disposition, ready_fd};
+use crate::sys::{descriptors, disposition, inherited};
 use signals::Origin;
 use state_dir::{State, StateDir};
 use terminal::Terminal;
@@ -39,7 +39,7 @@ struct Monitor {
 
 /// Makes the workspace, runs the command in it and gives the command's exit code.
 pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
-    let ready = settings.ready_fd.map(|fd| ready_fd::take("--ready-fd", fd)).transpose()?;
+    let ready = settings.ready_fd.map(|fd| inherited::take("--ready-fd", fd)).transpose()?;
     let terminal = Terminal::of_caller();
     let caller_mask = SigSet::thread_get_mask()?;
     disposition::default_sigchld()?;
