@@ -28,7 +28,6 @@ use crate::sys::listener::Caller;
 use crate::sys::socket;
 
 use super::auto::Auto;
-use super::decide::Reason;
 use super::facts::{SocketCookie, SocketFacts, TcpState};
 use super::host_socket;
 use super::ledger::Phase;
@@ -36,6 +35,7 @@ use super::link::Link;
 use super::listening::{LOOPBACK, Listening};
 use super::netfilter::{Netfilter, Way};
 use super::ports::Ports;
+use super::reason::Reason;
 use super::route::InsideRoute;
 use super::session::{Outcome, Session, Stopped};
 use super::sockaddr::RawAddress;

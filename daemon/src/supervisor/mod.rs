@@ -35,6 +35,7 @@ pub(crate) mod notification;
 mod options;
 pub(crate) mod ports;
 mod privileged_port;
+mod reason;
 mod receivers;
 pub(crate) mod resolvers;
 mod route;

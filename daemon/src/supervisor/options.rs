@@ -19,8 +19,8 @@ use sidestep_seccomp_profile::rare_options::{
 
 use crate::sys::socket;
 
-use super::decide::Reason;
 use super::facts::Kind;
+use super::reason::Reason;
 use super::touched::OptionSet;
 
 /// The largest option below: struct timeval, 16 bytes; a congestion control's name has as many.

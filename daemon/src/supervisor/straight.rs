@@ -20,11 +20,12 @@ use sidestep_forwarder::ports::Shadow;
 
 use crate::publish::group::Family;
 
-use super::decide::{Exit, Reason, Verdict};
+use super::decide::{Exit, Verdict};
 use super::facts::{self, SocketCookie, TcpState};
 use super::host_listener::{HostListeners, cookie, family};
 use super::listening::LOOPBACK;
 use super::netfilter::{Netfilter, Way};
+use super::reason::Reason;
 use super::route::{HostRoute, Packet, Route};
 use super::session::{Session, Stopped};
 

@@ -29,12 +29,13 @@ use sidestep_forwarder::outbound::Outbound;
 use crate::sys::listener::{Caller, Listener, Reply};
 use crate::sys::{namespace, socket};
 
-use super::decide::{Exit, Reason};
+use super::decide::Exit;
 use super::epoll::{self, Epolls};
 use super::factory::Factory;
 use super::facts::{self, Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
 use super::host_socket::{self, Progress, Untouched};
 use super::notification::Notification;
+use super::reason::Reason;
 use super::session::{Outcome, Stopped, Wait};
 use super::touched::{OptionSet, Touched};
 use super::turns::Turns;

@@ -10,10 +10,11 @@ use sidestep_forwarder::policy::Request;
 
 use crate::sys::namespace;
 
-use super::decide::{Candidate, Reason, Verdict, Ways, candidate, with_routes};
+use super::decide::{Candidate, Verdict, Ways, candidate, with_routes};
 use super::decode::Call;
 use super::nested;
 use super::netfilter::{Netfilter, Way};
+use super::reason::Reason;
 use super::route::{HostRoute, InsideRoute};
 use super::session::{Session, Stopped};
 
