@@ -68,6 +68,10 @@ struct PristineValue {
 }
 
 impl PristineValue {
+    fn is_on(&self, socket: BorrowedFd<'_>) -> bool {
+        Value::read(socket, self.option) == Some(self.value)
+    }
+
     fn differs(&self, socket: BorrowedFd<'_>) -> Option<(SocketOption, Value)> {
         Value::read(socket, self.option).filter(|value| *value != self.value).map(|value| (self.option, value))
     }
@@ -110,10 +114,9 @@ impl Pristine {
 
     /// What differs on `socket`, or why it must stay in its namespace. On it nothing else was set than what is `touched`.
     pub fn difference(&self, socket: BorrowedFd<'_>, touched: OptionSet) -> Result<Difference, Reason> {
-        let differs = |pristine: &PristineValue| {
-            if pristine.changed_by.meets(touched) { pristine.differs(socket) } else { None }
-        };
-        if self.keeps_in_place.iter().any(|entry| differs(entry).is_some()) {
+        let is_read = |pristine: &&PristineValue| pristine.changed_by.meets(touched);
+        // One that cannot be read is not known to be as it was.
+        if self.keeps_in_place.iter().filter(is_read).any(|pristine| !pristine.is_on(socket)) {
             return Err(Reason::SocketOption);
         }
         let any = |options: &[SocketOption]| options.iter().any(|option| option.named().meets(touched));
@@ -123,7 +126,8 @@ impl Pristine {
         if self.ipv6 && any(&IPV6_HEADERS) && has_ipv6_headers(socket) {
             return Err(Reason::ExtensionHeaders);
         }
-        let mut values: Vec<_> = self.carried.iter().filter_map(differs).collect();
+        let carried = self.carried.iter().filter(is_read);
+        let mut values: Vec<_> = carried.filter_map(|pristine| pristine.differs(socket)).collect();
         if values.iter().any(|(option, value)| takes_privilege(*option, value)) {
             return Err(Reason::Priority);
         }
