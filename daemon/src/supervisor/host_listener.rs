@@ -37,8 +37,9 @@ use super::netfilter::{Netfilter, Way};
 use super::ports::Ports;
 use super::reason::Reason;
 use super::route::InsideRoute;
-use super::session::{Outcome, Session, Stopped};
+use super::session::Session;
 use super::sockaddr::RawAddress;
+use super::stopped::{Outcome, Stopped};
 
 /// Addresses of RFC 5737 and RFC 3849: what the workspace would come from, if it went there, its clients come to.
 const SOMEWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));

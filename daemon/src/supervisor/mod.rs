@@ -41,6 +41,7 @@ pub(crate) mod resolvers;
 mod route;
 mod session;
 mod sockaddr;
+mod stopped;
 mod straight;
 mod swap;
 mod touched;

@@ -27,7 +27,8 @@ use super::listening::LOOPBACK;
 use super::netfilter::{Netfilter, Way};
 use super::reason::Reason;
 use super::route::{HostRoute, Packet, Route};
-use super::session::{Session, Stopped};
+use super::session::Session;
+use super::stopped::Stopped;
 
 /// How long a connection over the loopback may take to get to its listener.
 const ARRIVES_WITHIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };

@@ -36,7 +36,7 @@ use super::facts::{self, Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState}
 use super::host_socket::{self, Progress, Untouched};
 use super::notification::Notification;
 use super::reason::Reason;
-use super::session::{Outcome, Stopped, Wait};
+use super::stopped::{Outcome, Stopped, Wait};
 use super::touched::{OptionSet, Touched};
 use super::turns::Turns;
 use super::waits::End;

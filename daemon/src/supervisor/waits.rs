@@ -15,7 +15,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use crate::sys::readiness;
 
 use super::ledger::Slot;
-use super::session::{Session, Wait};
+use super::session::Session;
+use super::stopped::Wait;
 
 /// How soon a caller that left is noticed.
 const LOOK: Duration = Duration::from_millis(250);

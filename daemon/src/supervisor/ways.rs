@@ -16,7 +16,8 @@ use super::nested;
 use super::netfilter::{Netfilter, Way};
 use super::reason::Reason;
 use super::route::{HostRoute, InsideRoute};
-use super::session::{Session, Stopped};
+use super::session::Session;
+use super::stopped::Stopped;
 
 impl Session {
     /// What is to be done about a call. Nothing is asked where the call itself settles it.
