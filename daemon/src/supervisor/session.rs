@@ -197,7 +197,9 @@ impl Session {
                 let &Call::Listen { backlog } = call else { return Outcome::errno(libc::EIO) };
                 match self.listen_on_host(&stopped, port, backlog) {
                     Ok(outcome) => {
-                        self.counters.listening.count();
+                        if matches!(outcome, Outcome::Reply(Reply::Return(_))) {
+                            self.counters.listening.count();
+                        }
                         outcome
                     }
                     Err(reason) => in_place(stopped, reason),
