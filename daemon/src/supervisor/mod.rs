@@ -4,7 +4,8 @@
 //! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
 //! names; [`decide`] gives a verdict, with what the [`ways`] are: [`route`]s and [`netfilter`] rules, for containers by
 //! way of [`nested`], to the workspace's own programs [`straight`]; [`swap`], [`host_listener`] or [`in_place`] act on it;
-//! what takes time goes to [`waits`]; [`session`] holds it all together and sends the reply.
+//! what takes time goes to [`waits`]; [`session`] holds it all together and sends the reply; the [`watch`] looks after what
+//! does not come to an end.
 
 mod active;
 mod auto;
@@ -48,28 +49,27 @@ mod touched;
 pub(crate) mod tracee;
 mod turns;
 mod waits;
+mod watch;
 mod ways;
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::network::VirtualNetwork;
 use sidestep_forwarder::outbound::Outbound;
 use sidestep_forwarder::policy::Policy;
-use tokio::io::Interest;
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::publish::Sharing;
 use crate::sys::listener::Listener;
-use crate::sys::{namespace, readiness, shared_memory, socket, thread};
+use crate::sys::{shared_memory, socket, thread};
 
-use self::active::{Active, STUCK_REPLY};
+use self::active::Active;
 use self::auto::Auto;
 use self::control::Control;
 use self::counters::{Counters, Restarts};
@@ -82,7 +82,8 @@ use self::inside::Inside;
 use self::ledger::Ledger;
 use self::link::Link;
 use self::listening::Listening;
-use self::nested::{Namespace, Nested};
+use self::nested::Nested;
+use self::netfilter::{Sources, Unseen};
 use self::ports::Ports;
 use self::route::Oracle;
 use self::session::Session;
@@ -91,9 +92,6 @@ use self::tracee::Tracees;
 use self::waits::Waits;
 
 pub use self::link::Flows;
-
-/// How often the watch looks for calls that are stuck or that nobody waits for, and for callers that have ended.
-const WATCH: Duration = Duration::from_millis(250);
 
 /// What the supervisor needs to know; its descriptors come beside it, in [`Handles`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -195,7 +193,7 @@ pub fn run(
         None => None,
     };
     ready()?;
-    runtime.block_on(watch(session, stop))
+    runtime.block_on(watch::until_closed(session, stop))
 }
 
 /// Without a control socket (somebody has taken the directory away) a workspace still has its network.
@@ -244,7 +242,7 @@ fn serve(
         extent: start.extent,
         tap_ifindex: start.tap_ifindex,
     };
-    let netfilter = netfilter_sources(&factory, handles.userns.as_fd(), handles.netns.as_fd(), Unseen::Passed)
+    let netfilter = Sources::made_in(&factory, handles.userns.as_fd(), handles.netns.as_fd(), Unseen::Passed)
         .and_then(|sources| netfilter::Oracle::new(sources, netfilter::MAX_BYTES))
         .context("cannot ask for the workspace's netfilter rules")?;
     let routes = |make: &dyn Fn(i32, i32, i32) -> io::Result<OwnedFd>| {
@@ -289,96 +287,6 @@ fn serve(
     });
     receivers::start(&session).context("cannot start receiving")?;
     Ok(session)
-}
-
-/// Legacy tables that are there and not shown.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Unseen {
-    /// Taken for none: a limit of the workspace.
-    Passed,
-    /// Their namespace is not asked.
-    Refused,
-}
-
-fn netfilter_sources(
-    factory: &Factory,
-    userns: BorrowedFd<'_>,
-    netns: BorrowedFd<'_>,
-    unseen: Unseen,
-) -> io::Result<netfilter::Sources> {
-    let socket = || factory.socket(userns, netns, (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER));
-    let netlink = match socket() {
-        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
-        notices => Some((notices?, socket()?)),
-    };
-    let names = |ipv6| match factory.legacy_tables(userns, netns, ipv6) {
-        Ok(names) => Ok(Some(names)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // Where nobody in the workspace is root, the kernel shows them to nobody.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && unseen == Unseen::Passed => {
-            tracing::debug!("rules of iptables-legacy in the workspace are not seen");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    };
-    Ok(netfilter::Sources { netlink, legacy: [names(false)?, names(true)?] })
-}
-
-/// What `netns`, nested in the workspace, is to be asked with.
-fn open_nested(factory: &Factory, netns: BorrowedFd<'_>, udp: bool) -> io::Result<Namespace> {
-    let userns = namespace::owner(netns)?;
-    let make = |domain, kind, protocol| factory.socket(userns.as_fd(), netns, (domain, kind, protocol));
-    let sources = netfilter_sources(factory, userns.as_fd(), netns, Unseen::Refused)?;
-    Ok(Namespace {
-        routes: Oracle::new(make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?)?,
-        netfilter: netfilter::Oracle::new(sources, nested::MAX_BYTES)?,
-        untouched: Untouched::read(udp, make)?,
-    })
-}
-
-/// Looks after calls whose thread does not come back or whose caller has left, until the monitor is gone.
-async fn watch(session: Option<Arc<Session>>, stop: OwnedFd) -> anyhow::Result<()> {
-    let stop = readiness::register(stop, Interest::READABLE).context("cannot watch the monitor")?;
-    let Some(session) = session else {
-        stop.readable().await?.retain_ready();
-        return Ok(());
-    };
-    let mut tick = interval(WATCH);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = stop.readable() => return Ok(()),
-            _ = tick.tick() => look(&session, Instant::now()),
-        }
-    }
-}
-
-fn look(session: &Session, now: Instant) {
-    let found = session.active.inspect(now);
-    if let Some((_, tid)) = found.stuck.first() {
-        tracing::warn!(
-            tid,
-            count = found.stuck.len(),
-            "calls of the workspace hold on to the supervisor: they get EIO"
-        );
-    }
-    for (id, _) in found.stuck {
-        session.counters.stuck.count();
-        let _ = session.send(id, STUCK_REPLY);
-    }
-    for id in found.sleeping {
-        if !session.listener.is_waiting(id) {
-            session.active.interrupt(id);
-        }
-    }
-    for id in found.overdue {
-        session.active.interrupt(id);
-    }
-    session.swap.memory.expire(now);
-    if let Some(nested) = &session.nested {
-        nested.expire(now);
-    }
-    session.tracees.forget_ended();
 }
 
 /// A thread that panicked may hold anything; a new supervisor with the ledger is better than half of this one.
