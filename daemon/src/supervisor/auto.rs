@@ -30,18 +30,19 @@ const FIRST: u16 = 1024;
 
 pub struct Auto {
     /// The host's address; None: all of them.
-    pub host: Option<IpAddr>,
-    pub network: VirtualNetwork,
-    pub listening: Arc<Listening>,
-    pub ports: Arc<Ports>,
+    host: Option<IpAddr>,
+    network: VirtualNetwork,
+    /// Of the workspace.
+    listening: Arc<Listening>,
+    ports: Arc<Ports>,
     /// None: it is not known yet what a predecessor has published.
-    pub found: Mutex<Option<Found>>,
-    pub listened: Notify,
+    found: Mutex<Option<Found>>,
+    listened: Notify,
 }
 
 /// What has been made of the ports found.
 #[derive(Default)]
-pub struct Found {
+struct Found {
     published: BTreeMap<u16, Published>,
     /// Not to be had, or published otherwise.
     skipped: BTreeSet<u16>,
@@ -53,8 +54,21 @@ struct Published {
 }
 
 impl Auto {
+    /// Begins to look, in the event loop of the caller. `listening`: of the workspace.
+    pub fn start(host: Option<IpAddr>, network: VirtualNetwork, listening: Listening, ports: Arc<Ports>) -> Arc<Self> {
+        let (found, listened) = (Mutex::default(), Notify::new());
+        let auto = Arc::new(Self { host, network, listening: Arc::new(listening), ports, found, listened });
+        tokio::spawn(Arc::clone(&auto).run());
+        auto
+    }
+
+    /// Something inside has begun to listen.
+    pub fn look_now(&self) {
+        self.listened.notify_one();
+    }
+
     /// For as long as the event loop runs.
-    pub async fn run(self: Arc<Self>) {
+    async fn run(self: Arc<Self>) {
         *self.found.lock().await = Some(self.inherited().await);
         let mut tick = interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

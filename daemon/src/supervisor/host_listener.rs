@@ -117,7 +117,7 @@ impl HostListeners {
     /// Something inside has begun to listen in place.
     pub fn listened(&self) {
         if let Some(auto) = &self.auto {
-            auto.listened.notify_one();
+            auto.look_now();
         }
     }
 

@@ -65,6 +65,7 @@ use sidestep_forwarder::network::VirtualNetwork;
 use sidestep_forwarder::outbound::Outbound;
 use sidestep_forwarder::policy::Policy;
 
+use crate::launcher::needs;
 use crate::publish::Sharing;
 use crate::sys::listener::Listener;
 use crate::sys::{shared_memory, socket, thread};
@@ -160,24 +161,17 @@ pub fn run(
         .context("cannot start the event loop")?;
     let counters = Arc::new(Counters::default());
     let _in_event_loop = runtime.enter();
-    let auto = start
-        .publish_auto
-        .map(|asked| (asked.host, inside.sock_diag().and_then(Listening::new), start.network.clone()));
+    let listening = start.publish_auto.map(|_| inside.sock_diag().and_then(Listening::new)).transpose();
+    let listening = listening.context("--publish-auto: cannot ask what listens in the workspace")?;
     let link = Link::start(link, Some(inside), start.restarts.forwarder)?;
     let sharing = if handles.listener.is_some() { Sharing::WithPrograms } else { Sharing::No };
     let ports = Ports::start(Arc::clone(&link), sharing);
     start_control(&start, &counters, &link, &ports);
     tokio::spawn(resolvers::follow(Arc::clone(&link)));
-    let auto = match auto {
-        Some((host, listening, network)) => {
-            let listening = Arc::new(listening.context("--publish-auto: cannot ask what listens in the workspace")?);
-            let (found, listened) = (Default::default(), Default::default());
-            let auto = Arc::new(Auto { host, network, listening, ports: Arc::clone(&ports), found, listened });
-            tokio::spawn(Arc::clone(&auto).run());
-            Some(auto)
-        }
-        None => None,
-    };
+    let auto = start
+        .publish_auto
+        .zip(listening)
+        .map(|(asked, listening)| Auto::start(asked.host, start.network.clone(), listening, Arc::clone(&ports)));
     let session = match handles.listener.take() {
         Some(listener) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;
@@ -235,8 +229,8 @@ fn serve(
     let host = Untouched::on_host(start.extent.udp).context("cannot make a socket")?;
     let probe = make(libc::AF_INET, libc::SOCK_DGRAM, 0).context("cannot make a socket in the workspace")?;
     let ground = Ground {
-        host: facts::own_netns().context("this kernel has no SO_NETNS_COOKIE (Linux 5.14)")?,
-        workspace: facts::netns_of(probe.as_fd()).context("this kernel has no SO_NETNS_COOKIE (Linux 5.14)")?,
+        host: facts::own_netns().map_err(|error| needs::no_netns_cookie(&error))?,
+        workspace: facts::netns_of(probe.as_fd()).map_err(|error| needs::no_netns_cookie(&error))?,
         network: start.network,
         policy: start.policy,
         extent: start.extent,
