@@ -104,14 +104,7 @@ impl Auto {
     }
 
     async fn look(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
-        let is_over =
-            |port: &u16, published: &mut Published| !wanted.contains_key(port) && published.since.elapsed() >= GRACE;
-        for (_, published) in found.published.extract_if(.., is_over) {
-            // Somebody may have removed it.
-            if let Err(error) = self.ports.remove(published.number).await {
-                tracing::debug!("--publish-auto: {error}");
-            }
-        }
+        self.withdraw(found, wanted).await;
         found.skipped.retain(|port| wanted.contains_key(port));
         for (&port, &guest) in wanted {
             if found.published.contains_key(&port) || found.skipped.contains(&port) {
@@ -131,6 +124,21 @@ impl Auto {
                     tracing::warn!("--publish-auto: {error}");
                     found.skipped.insert(port);
                 }
+            }
+        }
+    }
+
+    /// Publishes no more what nobody listens at.
+    async fn withdraw(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
+        let is_over = |port, published: &Published| !wanted.contains_key(port) && published.since.elapsed() >= GRACE;
+        let over = found.published.iter().filter(|(port, published)| is_over(port, published));
+        let over: Vec<_> = over.map(|(&port, published)| (port, published.number)).collect();
+        for (port, number) in over {
+            match self.ports.remove(number).await {
+                // Somebody may have removed it.
+                Ok(()) | Err(Refused::Unknown(_)) => drop(found.published.remove(&port)),
+                // A program that has come to listen there since, say: the next look tells.
+                Err(error) => tracing::debug!("--publish-auto: {error}"),
             }
         }
     }
@@ -188,6 +196,27 @@ mod tests {
     use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet};
 
     use super::*;
+    use crate::channel::Channel;
+    use crate::publish::Sharing;
+    use crate::supervisor::link::Link;
+    use crate::sys::socket;
+
+    #[test]
+    fn a_port_that_cannot_be_withdrawn_now_is_not_forgotten() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            // Nobody answers at the other end.
+            let (link, _forwarder) = Channel::pair().unwrap();
+            let ports = Ports::start(Link::start(link.into(), None, 0).unwrap(), Sharing::No);
+            let netlink = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG).unwrap();
+            let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, None, 1500);
+            let auto = Auto::start(None, network, Listening::new(netlink).unwrap(), ports);
+            let since = Instant::now().checked_sub(GRACE).unwrap();
+            let mut found = Found { published: [(3000, Published { number: 7, since })].into(), ..Found::default() };
+            auto.withdraw(&mut found, &BTreeMap::new()).await;
+            assert!(found.published.contains_key(&3000));
+        });
+    }
 
     #[test]
     fn what_is_reached_from_outside_and_no_more() {
