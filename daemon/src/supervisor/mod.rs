@@ -239,14 +239,10 @@ fn serve(
     let netfilter = Sources::made_in(&factory, handles.userns.as_fd(), handles.netns.as_fd(), Unseen::Passed)
         .and_then(|sources| netfilter::Oracle::new(sources, netfilter::MAX_BYTES))
         .context("cannot ask for the workspace's netfilter rules")?;
-    let routes = |make: &dyn Fn(i32, i32, i32) -> io::Result<OwnedFd>| {
-        let netlink = || make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
-        Oracle::remembering(netlink()?, netlink()?)
-    };
-    let inside = routes(&make).context("cannot ask for the workspace's routes")?;
-    let nested =
-        ground.extent.nested.then(|| routes(&make)).transpose().context("cannot ask for the workspace's routes")?;
-    let outside = routes(&socket::new);
+    let inside = routes(make).context("cannot ask for the workspace's routes")?;
+    let nested = ground.extent.nested.then(|| routes(make)).transpose();
+    let nested = nested.context("cannot ask for the workspace's routes")?.map(Nested::new);
+    let outside = routes(socket::new).context("cannot ask for the host's routes")?;
     let words =
         shared_memory::map_words(&handles.ledger, ledger::SIZE / size_of::<u64>()).context("cannot map the ledger")?;
     let (ledger, inherited) = Ledger::open(words);
@@ -270,8 +266,8 @@ fn serve(
         factory,
         inside,
         netfilter,
-        nested: nested.map(Nested::new),
-        host: outside.context("cannot ask for the host's routes")?,
+        nested,
+        host: outside,
         ground,
         swap,
         host_listeners,
@@ -281,6 +277,12 @@ fn serve(
     });
     receivers::start(&session).context("cannot start receiving")?;
     Ok(session)
+}
+
+/// The routes of the namespace whose sockets `make` makes.
+fn routes(make: impl Fn(i32, i32, i32) -> io::Result<OwnedFd>) -> io::Result<Oracle> {
+    let netlink = || make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
+    Oracle::remembering(netlink()?, netlink()?)
 }
 
 /// A thread that panicked may hold anything; a new supervisor with the ledger is better than half of this one.
