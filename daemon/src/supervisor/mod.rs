@@ -129,15 +129,15 @@ pub struct Extent {
     pub nested: bool,
 }
 
-/// Descriptors the monitor keeps copies of, in the order in which they are sent.
+/// Descriptors the monitor keeps copies of.
 pub struct Handles {
-    /// The seccomp listener; None without `--bypass`.
-    pub listener: Option<OwnedFd>,
     /// Memory of [`ledger::SIZE`] bytes that outlives a supervisor.
     pub ledger: OwnedFd,
     /// The workspace's user and network namespaces (/proc/self/ns/user, /proc/self/ns/net as opened inside).
     pub userns: OwnedFd,
     pub netns: OwnedFd,
+    /// The seccomp listener; None without `--bypass`.
+    pub listener: Option<OwnedFd>,
 }
 
 /// Runs until `stop` (the channel to the monitor) is closed at the other end; `link` is the channel to the forwarder.
