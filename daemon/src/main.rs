@@ -11,7 +11,7 @@ fn main() -> ExitCode {
             // Where the command has not come to it, or has none of its own.
             sidestep::logging::init(LogSettings::default());
             tracing::error!("{error:#}");
-            ExitCode::from(sidestep::cli::FAILURE)
+            ExitCode::from(sidestep::FAILURE)
         }
     }
 }

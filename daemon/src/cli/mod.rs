@@ -18,12 +18,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+use crate::FAILURE;
 use crate::logging::{self, LogSettings};
 use crate::slirp4netns;
 use crate::sys::disposition;
-
-/// Exit code of a failure of sidestep itself, as env(1) and docker have it.
-pub const FAILURE: u8 = 125;
 
 /// Networking for rootless workspaces.
 ///

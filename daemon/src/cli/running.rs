@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::de::DeserializeOwned;
 
-use crate::monitor::state_dir::{CONTROL_SOCKET, usual_parent};
+use crate::state_dir::{CONTROL_SOCKET, usual_parent};
 
 /// Its control socket: of the state directory given, of the process given, or of the only one there is. `naming` is how
 /// the command takes a process.

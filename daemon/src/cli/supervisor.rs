@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::monitor::state_dir;
 use crate::monitor::worker;
+use crate::state_dir;
 use crate::supervisor::{self, Handles, Start};
 
 pub fn run() -> anyhow::Result<ExitCode> {

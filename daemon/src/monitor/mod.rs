@@ -5,8 +5,6 @@
 //! and the forwarder, and the supervisor clears up behind it.
 
 mod capture;
-pub mod signals;
-pub mod state_dir;
 mod terminal;
 pub mod worker;
 
@@ -21,11 +19,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{getpid, getsid};
 
-use crate::init::{exit_code, mask_to_bits};
 use crate::launcher::{self, Active, Made, Plan, Settings, Workspace};
+use crate::signals::{self, Origin, exit_code, mask_to_bits};
+use crate::state_dir::{State, StateDir};
 use crate::sys::{descriptors, disposition, inherited};
-use signals::Origin;
-use state_dir::{State, StateDir};
 use terminal::Terminal;
 use worker::Workers;
 

@@ -41,8 +41,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use crate::monitor::state_dir::{self, CONTROL_SOCKET};
 use crate::publish::Spec;
+use crate::state_dir::{self, CONTROL_SOCKET};
 
 use super::counters::{self, Counters};
 use super::link::{Link, Silent};
