@@ -24,11 +24,11 @@ use super::netfilter;
 use super::notification::Notification;
 use super::route::Oracle;
 use super::sockaddr::Meaning;
-use super::stopped::{Outcome, Stopped, Wait, errno};
+use super::stopped::{End, Outcome, Stopped, Wait, errno};
 use super::swap::Swap;
 use super::tracee::{TraceeError, Tracees};
 use super::turns::Turn;
-use super::waits::{End, Waits};
+use super::waits::Waits;
 
 /// What every thread that answers shares.
 pub struct Session {

@@ -52,6 +52,14 @@ pub struct Wait {
     pub late: i32,
 }
 
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Ready,
+    TimedOut,
+    CallerLeft,
+}
+
 impl Stopped<'_> {
     /// Written down before anything the workspace can see is done; true when a predecessor had come so far.
     pub fn begin_act(&self) -> bool {

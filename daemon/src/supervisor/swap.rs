@@ -37,10 +37,9 @@ use super::facts::{self, Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState}
 use super::host_socket::{self, Progress, Untouched};
 use super::notification::Notification;
 use super::reason::Reason;
-use super::stopped::{Outcome, Stopped, Wait};
+use super::stopped::{End, Outcome, Stopped, Wait};
 use super::touched::{OptionSet, Touched};
 use super::turns::Turns;
-use super::waits::End;
 
 /// How long something is kept for a caller that left. A restarted call comes back at once.
 const KEEP: Duration = Duration::from_secs(10);

@@ -18,18 +18,10 @@ use crate::sys::readiness;
 
 use super::ledger::Slot;
 use super::session::Session;
-use super::stopped::Wait;
+use super::stopped::{End, Wait};
 
 /// How soon a caller that left is noticed.
 const LOOK: Duration = Duration::from_millis(250);
-
-/// Why a wait ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    Ready,
-    TimedOut,
-    CallerLeft,
-}
 
 pub struct Waits {
     runtime: Handle,
