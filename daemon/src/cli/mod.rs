@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::FAILURE;
 use crate::logging::{self, LogSettings};
@@ -64,6 +65,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
     if slirp4netns::is_our_name() {
         return Ok(slirp4netns::run());
     }
+    // With a file capability (setcap(8), for ports below 1024) our files in /proc are root's, and so are a child's: its id
+    // maps could not be written, nor could it be told who speaks on the control socket.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).context("cannot have our files in /proc")?;
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
