@@ -5,7 +5,7 @@ use nix::unistd::{AccessFlags, access, getegid};
 
 use super::{Check, Finding};
 use crate::launcher::needs;
-use crate::monitor::state_dir;
+use crate::state_dir;
 use crate::sys::socket;
 
 /// The forwarder's ping sockets, icmp(7).
