@@ -12,9 +12,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sidestep_seccomp_profile::rare_options::{
-    IP_LOCAL_PORT_RANGE, IPV6_2292PKTOPTIONS, IPV6_ADDR_PREFERENCES, IPV6_AUTOFLOWLABEL, IPV6_FLOWINFO_SEND,
-    IPV6_MINHOPCOUNT, IPV6_UNICAST_IF, OptionName, SO_BINDTOIFINDEX, SO_TIMESTAMP_NEW, SO_TIMESTAMPING_NEW,
-    SO_TIMESTAMPNS_NEW, SO_TXREHASH, TCP_DELACK_MAX_US, TCP_RTO_MAX_MS, TCP_RTO_MIN_US, TCP_TX_DELAY,
+    IP_LOCAL_PORT_RANGE, IPV6_ADDR_PREFERENCES, IPV6_AUTOFLOWLABEL, IPV6_FLOWINFO_SEND, IPV6_MINHOPCOUNT,
+    IPV6_UNICAST_IF, OptionName, SO_BINDTOIFINDEX, SO_TIMESTAMP_NEW, SO_TIMESTAMPING_NEW, SO_TIMESTAMPNS_NEW,
+    SO_TXREHASH, TCP_DELACK_MAX_US, TCP_RTO_MAX_MS, TCP_RTO_MIN_US, TCP_TX_DELAY,
 };
 
 use crate::sys::socket;
@@ -365,18 +365,13 @@ fn takes_privilege(option: SocketOption, value: &Value) -> bool {
     option == general(libc::SO_PRIORITY) && !UNPRIVILEGED.contains(&number)
 }
 
-const IPV6_HEADERS: [SocketOption; 5] = [
-    ipv6(libc::IPV6_HOPOPTS),
-    ipv6(libc::IPV6_RTHDR),
-    ipv6(libc::IPV6_DSTOPTS),
-    ipv6(libc::IPV6_RTHDRDSTOPTS),
-    // All of them at once.
-    ipv6(IPV6_2292PKTOPTIONS),
-];
+/// Not IPV6_RTHDR, nor IPV6_2292PKTOPTIONS, which sets it, too: the filter refuses them.
+const IPV6_HEADERS: [SocketOption; 3] =
+    [ipv6(libc::IPV6_HOPOPTS), ipv6(libc::IPV6_DSTOPTS), ipv6(libc::IPV6_RTHDRDSTOPTS)];
 
 /// Sticky extension headers (RFC 3542).
 fn has_ipv6_headers(socket: BorrowedFd<'_>) -> bool {
-    IPV6_HEADERS.into_iter().filter(|option| option.name != IPV6_2292PKTOPTIONS).any(|option| {
+    IPV6_HEADERS.into_iter().any(|option| {
         let mut value = [0; VALUE];
         // A header longer than the room is an error, and is there too.
         socket::option(socket, option.level, option.name, &mut value).map_or_else(is_too_small, |length| length != 0)
