@@ -12,6 +12,7 @@ pub mod netdevice;
 pub mod pidfd;
 pub mod readiness;
 pub mod ready_fd;
+pub mod refused;
 pub mod shared_memory;
 pub mod socket;
 pub mod spawn;
