@@ -11,13 +11,14 @@ use nix::sys::signal::Signal;
 use crate::lab::command::{DEADLINE, Running};
 use crate::lab::netns::Netns;
 use crate::lab::processes::Tree;
-use crate::lab::workspace::Workspace;
+use crate::lab::workspace::{Workspace, contains};
+use crate::lab::world::SIDESTEP;
 use crate::lab::{HOST_V4, HOST_V6, REMOTE, effort, poll};
 
 crate::cases! {
     BYPASS: taken_out, stays_in_place, attacks;
     BYPASS_AS_USER: blocking_and_epoll, options, closed_and_again, dissolved, restarted, supervisor_killed, forwarder_killed,
-        by_itself;
+        by_itself, removed;
 }
 
 const HOST: [IpAddr; 2] = [IpAddr::V4(HOST_V4), IpAddr::V6(HOST_V6)];
@@ -383,6 +384,45 @@ for line in sys.stdin:
         })?;
     }
     is_known_as(&ws.lab.remote, (HOST[0], 5000), &remote(0, "host"))
+}
+
+/// A port is not removed while a program has it, and then it is: the next program listens inside, where nobody from outside
+/// gets to, until it is published again.
+fn removed(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080:80").flag("--state-dir=/tmp/removed");
+    let mut running = ws.start_python(&format!(
+        "{SERVER}
+for line in sys.stdin:
+    l = serve(listen('0.0.0.0', 80)); say(side(l)); input()
+    l.shutdown(socket.SHUT_RDWR); l.close(); say('closed')"
+    ))?;
+    let inside = |running: &mut Running, want: &str| -> Result<()> {
+        running.write("go\n")?;
+        running.line_with(want).with_context(|| running.stderr()).map(drop)
+    };
+    inside(&mut running, "host")?;
+    let ports = |running: &Running, arguments: &[&str]| {
+        let words = [SIDESTEP, "ports", "--state-dir=/tmp/removed"];
+        ws.beside(running, words.into_iter().chain(arguments.iter().copied())).run(&ws.lab.host)
+    };
+    contains(
+        &ports(&running, &["remove", "1"])?.exited(125)?.stderr,
+        "a program in the workspace listens at port 8080",
+    )?;
+    is_known_as(&ws.lab.remote, (HOST[0], 8080), &remote(0, "host"))?;
+    inside(&mut running, "closed")?;
+    poll("the port is removed", DEADLINE, || Ok(ports(&running, &["remove", "1"])?.status.success().then_some(())))?;
+    inside(&mut running, "workspace")?;
+    let to = SocketAddr::from((HOST[0], 8080));
+    let connected = ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE)).map_err(|error| error.kind());
+    ensure!(matches!(connected, Err(std::io::ErrorKind::ConnectionRefused)), "{connected:?}");
+    ports(&running, &["add", "8080:80"])?.succeeded()?;
+    poll("the port is served", DEADLINE, || {
+        let said = ask(&ws.lab.remote, (HOST[0], 8080)).unwrap_or_default();
+        Ok((said == remote(0, "workspace")).then_some(()))
+    })?;
+    inside(&mut running, "closed")?;
+    inside(&mut running, "host")
 }
 
 /// A listening host socket gets nowhere else, nor do those that it accepts; what a program does to its share harms itself.

@@ -32,7 +32,7 @@ use super::decide::Reason;
 use super::facts::{SocketCookie, SocketFacts, TcpState};
 use super::host_socket;
 use super::ledger::Phase;
-use super::link::Link;
+use super::link::{self, Link};
 use super::listening::{LOOPBACK, Listening};
 use super::netfilter::{Netfilter, Way};
 use super::ports::Ports;
@@ -63,6 +63,8 @@ struct Share {
     entry: Entry,
     ours: Arc<OwnedFd>,
     place: Place,
+    /// Until the shadow says so.
+    _shared: link::Shared,
 }
 
 impl HostListeners {
@@ -126,9 +128,10 @@ impl HostListeners {
         }
         let mut leading = self.ports.leading_to(guest_port, &self.event_loop).into_iter();
         match (leading.next(), leading.next()) {
-            (Some((entry, ours)), None) => {
+            (Some(entry), None) => {
                 let place = Place::of(&entry.publication, family).ok_or(Reason::NotPublished)?;
-                Ok(Share { entry, ours, place })
+                let (ours, shared) = self.link.share(entry.number).ok_or(Reason::NotPublished)?;
+                Ok(Share { entry, ours, place, _shared: shared })
             }
             (None, _) => Err(Reason::NotPublished),
             // The forwarder keeps the addresses of clients of both.

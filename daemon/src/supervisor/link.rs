@@ -20,7 +20,7 @@ use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin, Shadow};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::channel::{Channel, Received};
@@ -29,7 +29,7 @@ use crate::sys::readiness;
 use super::inside::Inside;
 
 /// How long the forwarder may take to answer; one that is being started again takes some 100 ms.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Requests under way at a time: their answers, of up to 16 KB each, have room in the link (net.core.wmem_default).
 const REQUESTS_MAX: usize = 4;
 
@@ -55,11 +55,24 @@ pub struct Flows {
 #[error("the forwarder does not answer")]
 pub struct Silent;
 
+#[derive(Clone)]
+struct Port {
+    entry: Entry,
+    socket: Arc<OwnedFd>,
+    /// Who shares it, or removes it.
+    sharing: Arc<RwLock<()>>,
+}
+
+/// While it is there, the port is not removed.
+pub type Shared = OwnedRwLockReadGuard<()>;
+/// While it is there, nobody comes to share the port.
+pub type Alone = OwnedRwLockWriteGuard<()>;
+
 /// All published ports, and the shadows of programs that share them. Whichever of forwarder and supervisor dies has the
 /// sockets from the other; where both do at once, they are lost, but for the monitor's.
 #[derive(Default)]
 struct Ports {
-    published: BTreeMap<u64, (Entry, Arc<OwnedFd>)>,
+    published: BTreeMap<u64, Port>,
     shadows: BTreeMap<u64, (Shadow, Arc<OwnedFd>)>,
     /// To be told to the forwarder.
     withdrawn: Vec<u64>,
@@ -121,7 +134,7 @@ impl Link {
     /// Has this forwarder and every later one serve the port.
     pub fn publish(&self, entry: Entry, socket: OwnedFd) {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.published.insert(entry.number, (entry, Arc::new(socket)));
+        ports.published.insert(entry.number, Port { entry, socket: Arc::new(socket), sharing: Arc::default() });
         self.news.notify_one();
     }
 
@@ -131,6 +144,20 @@ impl Link {
         ports.published.remove(&number);
         ports.withdrawn.push(number);
         self.news.notify_one();
+    }
+
+    /// For a program that is about to listen at a port, and until it has its shadow. None: the port is being removed.
+    pub fn share(&self, number: u64) -> Option<(Arc<OwnedFd>, Shared)> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let port = ports.published.get(&number)?;
+        Some((Arc::clone(&port.socket), Arc::clone(&port.sharing).try_read_owned().ok()?))
+    }
+
+    /// For who is about to remove a port, and until it has. None: a program shares it.
+    pub fn alone(&self, number: u64) -> Option<Alone> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = Arc::clone(&ports.published.get(&number)?.sharing).try_write_owned().ok()?;
+        (!ports.shadows.values().any(|(shadow, _)| shadow.port == number)).then_some(alone)
     }
 
     /// Waits until the forwarder has closed a port, so that somebody may have it. What it is told and what it is asked are
@@ -175,8 +202,8 @@ impl Link {
         Ok(())
     }
 
-    /// Published TCP ports that lead to this port of the workspace, with our sockets, the first published first.
-    pub fn leading_to(&self, guest_port: u16) -> Vec<(Entry, Arc<OwnedFd>)> {
+    /// Published TCP ports that lead to this port of the workspace, the first published first.
+    pub fn leading_to(&self, guest_port: u16) -> Vec<Entry> {
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let leads = |entry: &Entry| {
             let publication = &entry.publication;
@@ -184,7 +211,7 @@ impl Link {
                 && publication.guest.is_none()
                 && publication.guest_port == guest_port
         };
-        ports.published.values().filter(|(entry, _)| leads(entry)).cloned().collect()
+        ports.published.values().map(|port| port.entry).filter(leads).collect()
     }
 
     /// Has this forwarder and every later one relay what comes to the shadow.
@@ -197,7 +224,7 @@ impl Link {
     /// Our socket of a published port.
     pub fn socket_of(&self, number: u64) -> Option<Arc<OwnedFd>> {
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.published.get(&number).map(|(_, socket)| Arc::clone(socket))
+        ports.published.get(&number).map(|port| Arc::clone(&port.socket))
     }
 
     /// The shadows at this port of the workspace, with their sockets.
@@ -366,7 +393,7 @@ impl Link {
         let (withdrawn, gone, published, shadows) = {
             let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
             // Those of the start are the monitor's to tell.
-            let published = ports.published.values().filter(|(entry, _)| entry.origin != Origin::Start);
+            let published = ports.published.values().filter(|port| port.entry.origin != Origin::Start);
             let published: Vec<_> = published.cloned().collect();
             let shadows: Vec<_> = ports.shadows.values().cloned().collect();
             (std::mem::take(&mut ports.withdrawn), std::mem::take(&mut ports.gone), published, shadows)
@@ -377,7 +404,7 @@ impl Link {
         for number in withdrawn {
             self.send(&ToForwarder::Unpublish { number }, &[]).await?;
         }
-        for (entry, socket) in published {
+        for Port { entry, socket, .. } in published {
             self.send(&ToForwarder::Publish(entry), &[socket.as_fd()]).await?;
         }
         for (shadow, socket) in shadows {

@@ -63,6 +63,7 @@ use sidestep_forwarder::policy::Policy;
 use tokio::io::Interest;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::channel::Channel;
 use crate::publish::Sharing;
 use crate::sys::listener::Listener;
 use crate::sys::{namespace, readiness, shared_memory, socket, thread};
@@ -165,7 +166,8 @@ pub fn run(
         .map(|asked| (asked.host, inside.sock_diag().and_then(Listening::new), start.network.clone()));
     let link = Link::start(link, Some(inside), start.restarts.forwarder)?;
     let sharing = if handles.listener.is_some() { Sharing::WithPrograms } else { Sharing::No };
-    let ports = Ports::start(Arc::clone(&link), sharing);
+    let monitor = Channel::from(stop.try_clone().context("cannot ask the monitor")?);
+    let ports = Ports::start(Arc::clone(&link), sharing, Some(monitor));
     start_control(&start, &counters, &link, &ports);
     tokio::spawn(resolvers::follow(Arc::clone(&link)));
     let auto = match auto {
