@@ -200,10 +200,12 @@ impl Session {
         let v4 = (family != Family::V6).then_some(SOMEWHERE_V4);
         let v6 = (family != Family::V4 && self.ground.network.v6.is_some()).then_some(SOMEWHERE_V6);
         for somewhere in v4.into_iter().chain(v6) {
-            let InsideRoute::OurTap { source: Some(own) } = self.inside.inside(somewhere, uid, tap) else {
+            let to = |ip, port| Request { destination: SocketAddr::new(ip, port), transport: Transport::Tcp };
+            // A client's port is whatever it chooses.
+            let InsideRoute::OurTap { source: Some(own) } = self.inside.inside(to(somewhere, 0), uid, tap) else {
                 return Err(Reason::Netfilter);
             };
-            let request = Request { destination: SocketAddr::new(own, port), transport: Transport::Tcp };
+            let request = to(own, port);
             let ways = [(None, Way::Inward(tap)), (Some(own), Way::Within(LOOPBACK))];
             if ways.iter().any(|&(from, way)| self.netfilter.ask(from, request, way) == Netfilter::CouldTouch) {
                 return Err(Reason::Netfilter);

@@ -38,6 +38,7 @@ mod privileged_port;
 mod receivers;
 pub(crate) mod resolvers;
 mod route;
+mod rules;
 mod session;
 mod sockaddr;
 mod straight;
