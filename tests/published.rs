@@ -17,6 +17,7 @@ use crate::lab::{HOST_V4, HOST_V6, REMOTE, effort, poll};
 
 crate::cases! {
     BYPASS: taken_out, stays_in_place, attacks;
+    BYPASS_AS_ROOT: killed_amid_listen;
     BYPASS_AS_USER: blocking_and_epoll, options, closed_and_again, dissolved, restarted, supervisor_killed, forwarder_killed,
         by_itself, removed;
 }
@@ -357,6 +358,31 @@ for line in sys.stdin:
     // It is not in the way of another listener.
     running.write("close\n")?;
     running.line_with("host connected").with_context(|| running.stderr()).map(drop)
+}
+
+/// One that dies when it is about to tell the forwarder of a shadow has not answered the listen: the next one makes another.
+fn killed_amid_listen(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080:80");
+    let mut running = ws.start_python(&format!(
+        "{SERVER}
+l = listener('0.0.0.0', 80); say('bound'); input()
+l.listen(); serve(l); say(side(l), ask('127.0.0.1', 80), inside(80)); input()"
+    ))?;
+    running.line_with("bound")?;
+    let tree = Tree::of(running.pid())?;
+    let supervisor = tree.worker("supervisor")?;
+    // Each message to the forwarder stands still for a minute before it is sent.
+    let words = ["strace", "-f", "-e", "trace=sendmsg", "-e", "inject=sendmsg:delay_enter=60000000", "-p"];
+    let tracer = ws.outside(words).arg(supervisor.pid.to_string()).start(&ws.lab.host)?;
+    poll("strace has attached", DEADLINE, || Ok(tracer.stderr().contains("attached").then_some(())))?;
+    running.write("go\n")?;
+    poll("it tells the forwarder", DEADLINE, || Ok(tracer.stderr().contains("sendmsg(").then_some(())))?;
+    supervisor.kill(Signal::SIGKILL)?;
+    // It would not let it go.
+    tracer.kill(Signal::SIGKILL)?;
+    running.line_with("host 127.0.0.1 host True").with_context(|| running.stderr())?;
+    ensure!(running.stderr().contains("the supervisor ended with SIGKILL"), "{}", running.stderr());
+    is_known_as(&ws.lab.remote, (HOST[0], 8080), &remote(0, "host"))
 }
 
 /// `--publish-auto` has the port at once.

@@ -2,7 +2,8 @@
 //! ([`crate::publish::group`]), and what it had becomes its shadow ([`sidestep_forwarder::ports::Shadow`]).
 //!
 //! The order: the host socket is bound; the program's own listens, which may fail as it always may; the host socket
-//! listens and goes in its place; the forwarder gets the shadow. No copy of the host socket is kept, so its last close is
+//! listens and goes in its place; the forwarder gets the shadow; the call is answered. A supervisor that dies before the
+//! link has the shadow leaves the call to its successor, which makes another one. No copy of the host socket is kept, so its last close is
 //! the program's.
 //!
 //! The program's end is seen in the host's table of listening sockets, which is looked at every [`PERIOD`], and before a
@@ -228,11 +229,11 @@ impl Session {
     }
 
     fn renew_shadow(&self, stopped: &Stopped<'_>) -> io::Result<()> {
-        let program = stopped.facts.cookie.0;
-        if self.host_listeners.link.shadows().iter().any(|shadow| shadow.program == program) {
+        // By then what the forwarder had of a predecessor is known.
+        let Some(shadow) = self.host_listeners.shadow_of(stopped) else { return Ok(()) };
+        if self.host_listeners.link.shadows().iter().any(|known| known.program == shadow.program) {
             return Ok(());
         }
-        let Some(shadow) = self.host_listeners.shadow_of(stopped) else { return Ok(()) };
         let kind = (host_socket::domain(&stopped.facts), libc::SOCK_STREAM, libc::IPPROTO_TCP);
         let fresh = self.factory.socket(self.swap.userns.as_fd(), self.swap.netns.as_fd(), kind)?;
         rustix::net::sockopt::set_socket_reuseaddr(&fresh, true)?;
@@ -258,7 +259,8 @@ impl Session {
             tracing::debug!(%error, "a shadow cannot be kept");
             return;
         }
-        self.host_listeners.link.add_shadow(shadow, socket);
+        let HostListeners { link, event_loop, .. } = &*self.host_listeners;
+        event_loop.block_on(link.has_told(link.add_shadow(shadow, socket)));
     }
 }
 

@@ -20,7 +20,7 @@ use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin, Shadow};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, Semaphore, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::channel::{Channel, Received};
@@ -74,6 +74,8 @@ pub type Alone = OwnedRwLockWriteGuard<()>;
 struct Ports {
     published: BTreeMap<u64, Port>,
     shadows: BTreeMap<u64, (Shadow, Arc<OwnedFd>)>,
+    /// How many shadows there have been.
+    added: u64,
     /// To be told to the forwarder.
     withdrawn: Vec<u64>,
     /// The same, with the number of the question.
@@ -85,6 +87,8 @@ pub struct Link {
     watched: AsyncFd<OwnedFd>,
     /// Set once something is to be told, or told again.
     news: Notify,
+    /// How many of the shadows the link has had.
+    told: watch::Sender<u64>,
     /// The host's resolvers and its search list.
     resolvers: Mutex<Option<(Vec<SocketAddr>, Vec<String>)>>,
     ports: Mutex<Ports>,
@@ -109,6 +113,7 @@ impl Link {
             channel,
             watched,
             news: Notify::new(),
+            told: watch::Sender::default(),
             resolvers: Mutex::default(),
             ports: Mutex::default(),
             requests: Semaphore::new(REQUESTS_MAX),
@@ -214,11 +219,20 @@ impl Link {
         ports.published.values().map(|port| port.entry).filter(leads).collect()
     }
 
-    /// Has this forwarder and every later one relay what comes to the shadow.
-    pub fn add_shadow(&self, shadow: Shadow, socket: OwnedFd) {
+    /// Has this forwarder and every later one relay what comes to the shadow; gives what [`Self::has_told`] is asked with.
+    pub fn add_shadow(&self, shadow: Shadow, socket: OwnedFd) -> u64 {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         ports.shadows.insert(shadow.program, (shadow, Arc::new(socket)));
+        ports.added += 1;
         self.news.notify_one();
+        ports.added
+    }
+
+    /// Waits until a shadow is on its way to the forwarder: from then on a successor of ours has it from there. A forwarder
+    /// that stands still may have left no room; it is not waited for.
+    pub async fn has_told(&self, added: u64) {
+        let mut told = self.told.subscribe();
+        let _ = timeout(ANSWER_WITHIN, told.wait_for(|&told| told >= added)).await;
     }
 
     /// Our socket of a published port.
@@ -390,13 +404,13 @@ impl Link {
 
     /// A forwarder that has a port already takes no notice.
     async fn tell_ports(&self) -> anyhow::Result<()> {
-        let (withdrawn, gone, published, shadows) = {
+        let (withdrawn, gone, published, shadows, added) = {
             let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
             // Those of the start are the monitor's to tell.
             let published = ports.published.values().filter(|port| port.entry.origin != Origin::Start);
             let published: Vec<_> = published.cloned().collect();
             let shadows: Vec<_> = ports.shadows.values().cloned().collect();
-            (std::mem::take(&mut ports.withdrawn), std::mem::take(&mut ports.gone), published, shadows)
+            (std::mem::take(&mut ports.withdrawn), std::mem::take(&mut ports.gone), published, shadows, ports.added)
         };
         for (id, program) in gone {
             self.send(&ToForwarder::Unshadow { id, program }, &[]).await?;
@@ -410,6 +424,7 @@ impl Link {
         for (shadow, socket) in shadows {
             self.send(&ToForwarder::Shadow(shadow), &[socket.as_fd()]).await?;
         }
+        self.told.send_replace(added);
         Ok(())
     }
 }
@@ -477,6 +492,20 @@ mod tests {
             forwarder.send(&ToSupervisor::Started { restarts: 3 }, &[]).unwrap();
             assert_eq!(heard(&forwarder).await, told);
             assert_eq!(link.forwarder_restarts(), 3);
+        });
+    }
+
+    /// Whoever dies after that, the message is there.
+    #[test]
+    fn a_shadow_is_told_of_before_anybody_relies_on_it() {
+        with_link(async |link, forwarder| {
+            let shadow = Shadow { program: 7, port: 1, guest_port: 80, to: ([127, 0, 0, 1], 8080).into() };
+            let added = link.add_shadow(shadow, Channel::pair().unwrap().0.into());
+            link.has_told(added).await;
+            let heard = forwarder.receive(Some(Duration::ZERO)).unwrap();
+            assert!(
+                matches!(heard, Received::Message(ToForwarder::Shadow(told), fds) if told == shadow && fds.len() == 1)
+            );
         });
     }
 
