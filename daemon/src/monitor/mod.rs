@@ -1,8 +1,8 @@
 //! The parent of a workspace, outside its namespaces: one thread and little memory.
 //!
 //! It holds the TAP, the listener, the ledger and the ports of `--publish`, so that no worker's death loses them; starts
-//! the workers and starts them again; hands signals on to the workspace's init; gives the exit code. When it is killed, the kernel kills init
-//! and the forwarder, and the supervisor clears up behind it.
+//! the workers and starts them again; hands signals on to the workspace's init; gives the exit code. When it is killed,
+//! the kernel kills init and the forwarder, and the supervisor clears up behind it.
 
 mod capture;
 pub mod signals;

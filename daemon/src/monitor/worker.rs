@@ -35,6 +35,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(6);
 const RESTARTS_MAX: usize = 5;
 /// ... in this time end the workspace.
 const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
+
 /// The message a worker starts with.
 #[derive(Serialize, Deserialize)]
 struct Start<T> {
@@ -220,7 +221,10 @@ impl Workers {
                 }
                 Ok(Received::Timeout) => return true,
                 Ok(Received::Closed) => return false,
-                Err(error) => tracing::debug!("from the supervisor: {error:#}"),
+                Err(error) => {
+                    tracing::debug!("from the supervisor: {error:#}");
+                    return true;
+                }
             }
         }
     }

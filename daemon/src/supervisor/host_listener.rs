@@ -3,8 +3,8 @@
 //!
 //! The order: the host socket is bound; the program's own listens, which may fail as it always may; the host socket
 //! listens and goes in its place; the forwarder gets the shadow; the call is answered. A supervisor that dies before the
-//! link has the shadow leaves the call to its successor, which makes another one. No copy of the host socket is kept, so its last close is
-//! the program's.
+//! link has the shadow leaves the call to its successor, which makes another one. No copy of the host socket is kept, so
+//! its last close is the program's.
 //!
 //! The program's end is seen in the host's table of listening sockets, which is looked at every [`PERIOD`], and before a
 //! bind or listen inside that the shadow would be in the way of.

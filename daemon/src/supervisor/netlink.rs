@@ -12,6 +12,8 @@ use rustix::net::{RecvFlags, recv};
 pub const HEADER: usize = 16;
 /// The type without NLA_F_NESTED and NLA_F_NET_BYTEORDER.
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
+/// What the kernel fills at a time in a dump, where there is room.
+const DUMP_BUFFER: usize = 32 << 10;
 
 pub struct Request(Vec<u8>);
 
@@ -117,9 +119,6 @@ pub fn table<const N: usize>(attributes: &[u8]) -> io::Result<[Option<&[u8]>; N]
     }
     Ok(table)
 }
-
-/// What the kernel fills at a time, where there is room.
-const DUMP_BUFFER: usize = 32 << 10;
 
 /// Each message of the dump that was asked for with this number.
 pub fn dump(socket: &OwnedFd, sequence: u32, mut take: impl FnMut(&Message<'_>) -> io::Result<()>) -> io::Result<()> {
