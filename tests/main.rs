@@ -89,6 +89,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ports::loopback::CASES,
         published::CASES,
         published::inside::CASES,
+        published::lifetime::CASES,
         routes::CASES,
         netfilter::CASES,
         nested::CASES,

@@ -162,15 +162,19 @@ def while_(change, back):
     sh(change); said = c('where(addr, port, 1)'); sh(back); print(said in ('timed out', 'EHOSTUNREACH', 'ENETUNREACH', 'EACCES') or said, c('where(addr, port)'))
 while_(f'ip {f} route add unreachable {addr}', f'ip {f} route del unreachable {addr}')
 while_(f'ip {f} rule add iif br0 to {addr} unreachable priority 10', f'ip {f} rule del priority 10')
+while_(f'ip {f} rule add iif br0 ipproto tcp dport {port} unreachable priority 10', f'ip {f} rule del priority 10')
+while_(f'ip {f} rule add iif br0 ipproto tcp unreachable priority 10', f'ip {f} rule del priority 10')
 forwarding(0); print(c('where(addr, port, 1)') != 'host'); forwarding(1)
 while_('ip link set v1 nomaster', 'ip link set v1 master br0')
 def inside(change): return c(f'sh({change!r})')
 inside(f'ip {f} route add prohibit {addr}'); print(c('where(addr, port)'))
 inside(f'ip {f} route del prohibit {addr}'); print(c('where(addr, port)'))
+inside(f'ip {f} rule add dport {port} prohibit priority 10'); print(c('where(addr, port)'), c('where(addr, other)'))
+inside(f'ip {f} rule del priority 10')
 inside(f'ip {f} route add {addr} dev eth0'); print(c('where(addr, port, 1)') != 'host')
 inside(f'ip {f} route del {addr} dev eth0')
 inside(f'ip {f} route add {addr} via ' + ('10.7.0.9' if ip == 'ip' else 'fd07::9')); print(c('where(addr, port, 1)') != 'host')",
-        "True host\nTrue host\nTrue\nTrue host\nEACCES\nhost\nTrue\nTrue",
+        "True host\nTrue host\nTrue host\nTrue host\nTrue\nTrue host\nEACCES\nhost\nEACCES host\nTrue\nTrue",
     )
 }
 

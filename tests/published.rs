@@ -1,6 +1,7 @@
 //! Published ports by the bypass: a program that listens at one has the host's socket itself.
 
 pub mod inside;
+pub mod lifetime;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};

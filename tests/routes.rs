@@ -11,7 +11,7 @@ use crate::lab::workspace::Workspace;
 
 crate::cases! {
     EVERY_WAY: link_down, second_device, nested_namespace, keep_id_may_configure, tailscale;
-    BOTH_PATHS: rule, several_tables, throw, marked, changed_while_running;
+    BOTH_PATHS: rule, several_tables, throw, marked, ports_in_rules, changed_while_running;
 }
 
 /// Connects to the remote, runs `change`, and tries again.
@@ -82,6 +82,46 @@ print(marked(0), marked(5), marked(6))",
         "connected {} EACCES workspace connected workspace",
         if ws.bypasses() { "host" } else { "workspace" }
     ))
+}
+
+/// Rules that look at protocol and destination port hold for just those; where a rule looks at what is not known before a
+/// connection is made, there is none past it.
+fn ports_in_rules(ws: Workspace) -> Result<()> {
+    for addr in REMOTE {
+        let (echo, other) = (TcpServer::echo(&ws.lab.remote, addr)?, TcpServer::echo(&ws.lab.remote, addr)?);
+        let (port, family) = (echo.addr.port(), if addr.is_ipv4() { "-4" } else { "-6" });
+        let past = if ws.bypasses() { "host" } else { "workspace" };
+        ws.python(&format!(
+            "def seen(port):
+    s = tcp('{addr}'); s.settimeout(20)
+    said = outcome(lambda: s.connect(('{addr}', port)))
+    return said if said != 'connected' else side(s)
+def both(rule):
+    assert os.system(f'ip {family} rule add {{rule}} priority 10') == 0
+    # The second is after what was kept of the first.
+    print(rule, *(seen(port) for port in ({port}, {other}, {port})))
+    assert os.system('ip {family} rule del priority 10') == 0
+    assert seen({port}) == '{past}'
+both('dport {port} prohibit')
+both('ipproto tcp dport 1-65534 prohibit')
+both('ipproto udp dport {port} prohibit')
+both('ipproto tcp prohibit'); both('ipproto udp prohibit')
+both('sport 1 prohibit'); both('tos 0x10 prohibit'); both('to 198.51.100.1 prohibit' if '{family}' == '-4' else 'to fd99::1 prohibit')",
+            other = other.addr.port(),
+        ))?
+        .printed(&format!(
+            "dport {port} prohibit EACCES {past} EACCES
+ipproto tcp dport 1-65534 prohibit EACCES EACCES EACCES
+ipproto udp dport {port} prohibit {past} {past} {past}
+ipproto tcp prohibit EACCES EACCES EACCES
+ipproto udp prohibit {past} {past} {past}
+sport 1 prohibit workspace workspace workspace
+tos 0x10 prohibit workspace workspace workspace
+to {nobody} prohibit {past} {past} {past}",
+            nobody = if addr.is_ipv4() { "198.51.100.1" } else { "fd99::1" },
+        ))?;
+    }
+    Ok(())
 }
 
 /// Each connect asks anew.

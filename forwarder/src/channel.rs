@@ -1,9 +1,9 @@
 //! How our own processes talk: a SOCK_SEQPACKET pair, JSON in one message with descriptors beside it.
 //!
 //! launcher → monitor: what it made, with the descriptors; monitor → launcher: go on.
-//! monitor → worker: its start, with its descriptors; worker → monitor: ready. The end of the channel at a worker means
-//! that the monitor is gone. supervisor → factory: a job; the answer comes on a channel of the job's own.
-//! supervisor ⇄ forwarder: see [`crate::link`].
+//! monitor → worker: its start, with its descriptors; worker → monitor: ready, and what port is removed. The end of the
+//! channel at a worker means that the monitor is gone. supervisor → factory: a job; the answer comes on a channel of the
+//! job's own. supervisor ⇄ forwarder: see [`crate::link`].
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -1,6 +1,6 @@
 //! How long ports are there: from when to when, and whoever of ours dies meanwhile.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::lab::{REMOTE, poll};
 
 crate::cases! {
     EVERY_WAY: at_run_time;
-    BOTH_PATHS: published_by_itself, after_the_workspace;
+    BOTH_PATHS: published_by_itself, after_the_workspace, given_to_run;
     USER: forwarder_killed;
 }
 
@@ -71,7 +71,6 @@ fn at_run_time(ws: Workspace) -> Result<()> {
         (&["add", "8081:80"][..], "port 8081 is "),
         (&["add", "9000-9001:80"], "both ranges need the same length"),
         (&["remove", "9"], "no published port has the number 9"),
-        (&["remove", "1"], "port 8080 was given to `sidestep run`"),
     ] {
         contains(&ports(arguments)?.exited(125)?.stderr, says)?;
     }
@@ -95,6 +94,57 @@ fn at_run_time(ws: Workspace) -> Result<()> {
         Ok(ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE)).is_err().then_some(()))
     })?;
     ensure!(known(8080)?);
+    running.finish()?.succeeded()?;
+    Ok(())
+}
+
+/// One that was given to `run` is removed like any other: whoever of ours dies before or after, nobody gets to it any more,
+/// and those who had stay connected.
+fn given_to_run(ws: Workspace) -> Result<()> {
+    let dir = format!("/tmp/given-{}", ws.way);
+    let ws = ws.flag("-p=8080:80").flag("-p=8053:53/udp").flag("-p=8081:80").flag(format!("--state-dir={dir}"));
+    // At an address: on the host it would have the port itself.
+    let running = serve(&ws, &[("10.0.2.100", 80)])?;
+    let ports = |arguments: &[&str]| {
+        let words = [SIDESTEP, "ports", "--state-dir", &dir];
+        ws.beside(&running, words.into_iter().chain(arguments.iter().copied())).run(&ws.lab.host)
+    };
+    let killed = |worker: &str| {
+        let tree = Tree::of(running.pid())?;
+        let victim = tree.worker(worker)?;
+        victim.kill(Signal::SIGKILL)?;
+        poll("the worker is gone", DEADLINE, || Ok((!victim.is_alive()).then_some(())))?;
+        poll("the supervisor answers", DEADLINE, || Ok(ports(&["list"])?.status.success().then_some(())))
+    };
+    killed("supervisor")?;
+    let mut before = connect(&ws.lab.remote, (HOST[0], 8080))?;
+    line(&mut before)?;
+    ports(&["remove", "1", "2"])?.printed("")?;
+    let is_removed = || {
+        let to = SocketAddr::new(HOST[0], 8080);
+        let connected =
+            ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE)).map_err(|error| error.kind());
+        ensure!(matches!(connected, Err(std::io::ErrorKind::ConnectionRefused)), "{connected:?}");
+        // Another program may have them.
+        ws.lab.host.within(|| std::net::TcpListener::bind("0.0.0.0:8080")).context("TCP")?;
+        ws.lab.host.within(|| std::net::UdpSocket::bind("0.0.0.0:8053")).context("UDP")?;
+        ports(&["list"])?.printed("3  tcp  *:8081 -> :80  start")
+    };
+    is_removed()?;
+    before.write_all(b"still")?;
+    before.read_exact(&mut [0; 5])?;
+    for worker in ["forwarder", "supervisor"] {
+        killed(worker)?;
+        is_removed().with_context(|| format!("{worker} killed: {}", running.stderr()))?;
+    }
+    contains(&ports(&["remove", "1"])?.exited(125)?.stderr, "no published port has the number 1")?;
+    ports(&["add", "8080:80"])?.printed("4  tcp  *:8080 -> :80  added")?;
+    for port in [8080, 8081] {
+        poll("the port is served", DEADLINE, || {
+            let name = known_as(&ws.lab.remote, (HOST[0], port)).unwrap_or_default();
+            Ok((name == REMOTE[0].to_string()).then_some(()))
+        })?;
+    }
     running.finish()?.succeeded()?;
     Ok(())
 }

@@ -24,8 +24,9 @@ Examples:
   sidestep ports add 8080:80 127.0.0.1:5353:53/udp
   sidestep ports remove 3
 
-Ports that were given to `sidestep run -p` are listed and cannot be removed. The workspace itself
-is refused: run this outside.")]
+Ports that were given to `sidestep run -p` are among them. A port at which a program inside listens
+itself (--bypass) goes when that one stops listening. The workspace itself is refused: run this
+outside.")]
 pub struct Ports {
     #[command(subcommand)]
     action: Action,

@@ -1,15 +1,15 @@
 //! The parent of a workspace, outside its namespaces: one thread and little memory.
 //!
-//! It holds the TAP, the listener and the ledger, so that no worker's death loses them; starts the workers and starts
-//! them again; hands signals on to the workspace's init; gives the exit code. When it is killed, the kernel kills init
-//! and the forwarder, and the supervisor clears up behind it.
+//! It holds the TAP, the listener, the ledger and the ports of `--publish`, so that no worker's death loses them; starts
+//! the workers and starts them again; hands signals on to the workspace's init; gives the exit code. When it is killed,
+//! the kernel kills init and the forwarder, and the supervisor clears up behind it.
 
 mod capture;
 mod terminal;
 pub mod worker;
 
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -74,6 +74,7 @@ impl Monitor {
     fn supervise(&mut self, signals: &SignalFd) -> anyhow::Result<u8> {
         let session_leader = getsid(None)? == getpid();
         loop {
+            self.workers.serve_until(signals.as_fd())?;
             match signals::next(signals)? {
                 (Signal::SIGCHLD, _) => {
                     if let Some(code) = self.reap()? {

@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -33,8 +35,6 @@ const STOP_WITHIN: Duration = Duration::from_secs(6);
 const RESTARTS_MAX: usize = 5;
 /// ... in this time end the workspace.
 const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
-/// What a worker answers once it works.
-const READY: &str = "ready";
 
 /// The message a worker starts with.
 #[derive(Serialize, Deserialize)]
@@ -48,6 +48,16 @@ struct Start<T> {
 pub struct ForwarderStart {
     pub config: sidestep_forwarder::Config,
     pub restarts: u64,
+}
+
+/// What a worker tells the monitor.
+#[derive(Serialize, Deserialize)]
+pub enum ToMonitor {
+    /// It works.
+    Ready,
+    /// The supervisor's: the port of `--publish` with this number is published no more. The descriptor beside it is
+    /// closed when the port's socket is.
+    Unpublish { number: u64 },
 }
 
 /// In a worker: what it was started with.
@@ -76,7 +86,7 @@ struct Kept {
     connections: OwnedFd,
     /// The link between the two: the supervisor's end and the forwarder's.
     link: (Channel, Channel),
-    /// The forwarder's: nobody who connects while there is none is turned away.
+    /// The forwarder's, until they are removed: nobody who connects while there is none is turned away.
     ports: Vec<Published>,
     /// `--pcap`: the forwarder's file.
     capture: Option<OwnedFd>,
@@ -180,6 +190,45 @@ impl Workers {
         Ok(true)
     }
 
+    /// Does what the supervisor asks until `signals` can be read, and first what it had asked by then: a forwarder that is
+    /// about to be started again does not have what was taken back.
+    pub fn serve_until(&mut self, signals: BorrowedFd<'_>) -> anyhow::Result<()> {
+        // One that has ended is about to be reaped, which is a signal.
+        let mut is_there = true;
+        loop {
+            let mut fds = [signals, self.supervisor.channel.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            let watched = if is_there { &mut fds[..] } else { &mut fds[..1] };
+            match poll(watched, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                polled => polled.context("cannot wait for signals")?,
+            };
+            let has_signal = fds[0].any().unwrap_or(true);
+            is_there = self.asked();
+            if has_signal {
+                return Ok(());
+            }
+        }
+    }
+
+    /// False: the supervisor has ended.
+    fn asked(&mut self) -> bool {
+        loop {
+            match self.supervisor.channel.receive(Some(Duration::ZERO)) {
+                Ok(Received::Message(ToMonitor::Ready, _)) => {}
+                Ok(Received::Message(ToMonitor::Unpublish { number }, done)) => {
+                    self.kept.ports.retain(|port| port.entry.number != number);
+                    drop(done);
+                }
+                Ok(Received::Timeout) => return true,
+                Ok(Received::Closed) => return false,
+                Err(error) => {
+                    tracing::debug!("from the supervisor: {error:#}");
+                    return true;
+                }
+            }
+        }
+    }
+
     /// Closes their channels, and everything we hold for them, and waits for their end.
     pub fn stop(self) {
         let workers = [self.supervisor, self.forwarder].map(|worker| worker.pid);
@@ -261,8 +310,8 @@ impl Worker {
     }
 
     fn wait_ready(&self) -> anyhow::Result<()> {
-        match self.channel.receive::<String>(Some(READY_WITHIN))? {
-            Received::Message(text, _) if text == READY => Ok(()),
+        match self.channel.receive(Some(READY_WITHIN))? {
+            Received::Message(ToMonitor::Ready, _) => Ok(()),
             Received::Timeout => bail!("the {} was not ready in {} s", self.kind.name(), READY_WITHIN.as_secs()),
             Received::Message(..) | Received::Closed => bail!("the {} did not start", self.kind.name()),
         }
@@ -306,7 +355,7 @@ pub fn receive_ports(channel: &Channel) -> anyhow::Result<Vec<Published>> {
 /// In a worker: what to call once it works.
 pub fn ready(channel: &Channel) -> anyhow::Result<impl FnOnce() -> anyhow::Result<()> + use<>> {
     let channel = channel.try_clone()?;
-    Ok(move || match channel.send(&READY, &[]) {
+    Ok(move || match channel.send(&ToMonitor::Ready, &[]) {
         // Without a monitor nobody waits for it, and the worker is about to see its channel's end.
         Err(_) if channel.is_closed()? => Ok(()),
         sent => sent,

@@ -71,7 +71,7 @@ fn attend(
         tokio::spawn(resolvers::follow(Arc::clone(&link)));
         if let Some(api) = api {
             let api = tokio::net::UnixListener::from_std(api)?;
-            tokio::spawn(api_socket::serve(api, Ports::start(link, Sharing::No), guest));
+            tokio::spawn(api_socket::serve(api, Ports::start(link, Sharing::No, None), guest));
         }
         // Readable once the forwarder has ended.
         let life = readiness::register(life, Interest::READABLE)?;

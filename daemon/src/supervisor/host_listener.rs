@@ -4,8 +4,9 @@
 //! can make anybody wait who accepts there (O_NONBLOCK belongs to the open file; a lock can be held for ever).
 //!
 //! The order: the host socket is bound; the program's own listens, which may fail as it always may; the shadow is bound
-//! beside that (SO_REUSEPORT) and listens in its stead; the host socket listens and goes in its place. No copy of it is
-//! kept, so its last close is the program's.
+//! beside that (SO_REUSEPORT) and listens in its stead; the forwarder is told of it; the host socket goes in the place of
+//! the program's; the call is answered. A supervisor that dies before that leaves the call to its successor. No copy of
+//! the host socket is kept, so its last close is the program's.
 //!
 //! The program's end is seen in the host's table of listening sockets, which is looked at every [`PERIOD`], and before a
 //! bind or listen inside that the shadow would be in the way of.
@@ -34,7 +35,7 @@ use super::auto::Auto;
 use super::facts::{SocketCookie, SocketFacts, TcpState};
 use super::host_socket;
 use super::ledger::Phase;
-use super::link::Link;
+use super::link::{self, Link};
 use super::listening::{LOOPBACK, Listening};
 use super::netfilter::{Netfilter, Way};
 use super::ports::Ports;
@@ -67,6 +68,8 @@ struct Share {
     entry: Entry,
     ours: Arc<OwnedFd>,
     place: Place,
+    /// Until the shadow says so.
+    _shared: link::Shared,
 }
 
 impl HostListeners {
@@ -130,9 +133,10 @@ impl HostListeners {
         }
         let mut leading = self.ports.leading_to(guest_port, &self.event_loop).into_iter();
         match (leading.next(), leading.next()) {
-            (Some((entry, ours)), None) => {
+            (Some(entry), None) => {
                 let place = Place::of(&entry.publication, family).ok_or(Reason::NotPublished)?;
-                Ok(Share { entry, ours, place })
+                let (ours, shared) = self.link.share(entry.number).ok_or(Reason::NotPublished)?;
+                Ok(Share { entry, ours, place, _shared: shared })
             }
             (None, _) => Err(Reason::NotPublished),
             // The forwarder keeps the addresses of clients of both.
@@ -176,9 +180,7 @@ impl Session {
         socket::listen(host.as_fd(), backlog).map_err(in_place)?;
         let number = share.entry.number;
         let shadow = Shadow { program, port: number, guest_port: port, to: share.place.on_this_host() };
-        if !self.host_listeners.link.add_shadow(shadow, inside) {
-            return Err(in_place(io::Error::other("it is published no more")));
-        }
+        self.keep_shadow(shadow, inside);
         let put = self.swap.put(&self.listener, stopped, host.as_fd());
         drop(host);
         if !matches!(put, Ok(Caller::Waiting)) {
@@ -218,10 +220,12 @@ impl Session {
         let v4 = (family != Family::V6).then_some(SOMEWHERE_V4);
         let v6 = (family != Family::V4 && self.ground.network.v6.is_some()).then_some(SOMEWHERE_V6);
         for somewhere in v4.into_iter().chain(v6) {
-            let InsideRoute::OurTap { source: Some(own) } = self.inside.inside(somewhere, uid, tap) else {
+            let to = |ip, port| Request { destination: SocketAddr::new(ip, port), transport: Transport::Tcp };
+            // A client's port is whatever it chooses.
+            let InsideRoute::OurTap { source: Some(own) } = self.inside.inside(to(somewhere, 0), uid, tap) else {
                 return Err(Reason::Netfilter);
             };
-            let request = Request { destination: SocketAddr::new(own, port), transport: Transport::Tcp };
+            let request = to(own, port);
             let ways = [(None, Way::Inward(tap)), (Some(own), Way::Within(LOOPBACK))];
             if ways.iter().any(|&(from, way)| self.netfilter.ask(from, request, way) == Netfilter::CouldTouch) {
                 return Err(Reason::Netfilter);
@@ -244,16 +248,16 @@ impl Session {
     }
 
     fn renew_shadow(&self, stopped: &Stopped<'_>) -> io::Result<()> {
-        let program = stopped.facts.cookie.0;
-        if self.host_listeners.link.shadows().iter().any(|shadow| shadow.program == program) {
+        // By then what the forwarder had of a predecessor is known.
+        let Some(shadow) = self.host_listeners.shadow_of(stopped) else { return Ok(()) };
+        if self.host_listeners.link.shadows().iter().any(|known| known.program == shadow.program) {
             return Ok(());
         }
-        let Some(shadow) = self.host_listeners.shadow_of(stopped) else { return Ok(()) };
         let kind = (host_socket::domain(&stopped.facts), libc::SOCK_STREAM, libc::IPPROTO_TCP);
         let fresh = self.factory.socket(self.swap.userns.as_fd(), self.swap.netns.as_fd(), kind)?;
         bind_anywhere(fresh.as_fd(), family(stopped.copy.as_fd()), shadow.guest_port)?;
         socket::listen(fresh.as_fd(), libc::SOMAXCONN)?;
-        self.host_listeners.link.add_shadow(shadow, fresh);
+        self.keep_shadow(shadow, fresh);
         Ok(())
     }
 
@@ -266,6 +270,12 @@ impl Session {
         if let Err(error) = rustix::net::bind(socket, &SocketAddr::new(ip, listener.guest_port)) {
             tracing::debug!(%error, "port {} inside is no longer the program's", listener.guest_port);
         }
+    }
+
+    /// From here on a successor has the shadow from the forwarder.
+    fn keep_shadow(&self, shadow: Shadow, socket: OwnedFd) {
+        let HostListeners { link, event_loop, .. } = &*self.host_listeners;
+        event_loop.block_on(link.has_told(link.add_shadow(shadow, socket)));
     }
 }
 

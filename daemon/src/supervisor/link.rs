@@ -20,7 +20,7 @@ use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin, Shadow};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, Semaphore, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::channel::{Channel, Received};
@@ -29,7 +29,7 @@ use crate::sys::readiness;
 use super::inside::Inside;
 
 /// How long the forwarder may take to answer; one that is being started again takes some 100 ms.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Requests under way at a time: their answers, of up to 16 KB each, have room in the link (net.core.wmem_default).
 const REQUESTS_MAX: usize = 4;
 
@@ -55,12 +55,27 @@ pub struct Flows {
 #[error("the forwarder does not answer")]
 pub struct Silent;
 
+#[derive(Clone)]
+struct Port {
+    entry: Entry,
+    socket: Arc<OwnedFd>,
+    /// Who shares it, or removes it.
+    sharing: Arc<RwLock<()>>,
+}
+
+/// While it is there, the port is not removed.
+pub type Shared = OwnedRwLockReadGuard<()>;
+/// While it is there, nobody comes to share the port.
+pub type Alone = OwnedRwLockWriteGuard<()>;
+
 /// All published ports, and the shadows of programs that share them. Whichever of forwarder and supervisor dies has the
 /// sockets from the other; where both do at once, they are lost, but for the monitor's.
 #[derive(Default)]
 struct Ports {
-    published: BTreeMap<u64, (Entry, Arc<OwnedFd>)>,
+    published: BTreeMap<u64, Port>,
     shadows: BTreeMap<u64, (Shadow, Arc<OwnedFd>)>,
+    /// How many shadows there have been.
+    added: u64,
     /// To be told to the forwarder.
     withdrawn: Vec<u64>,
     /// The same, with the number of the question.
@@ -72,6 +87,8 @@ pub struct Link {
     watched: AsyncFd<OwnedFd>,
     /// Set once something is to be told, or told again.
     news: Notify,
+    /// How many of the shadows the link has had.
+    told: watch::Sender<u64>,
     /// The host's resolvers and its search list.
     resolvers: Mutex<Option<(Vec<SocketAddr>, Vec<String>)>>,
     ports: Mutex<Ports>,
@@ -96,6 +113,7 @@ impl Link {
             channel,
             watched,
             news: Notify::new(),
+            told: watch::Sender::default(),
             resolvers: Mutex::default(),
             ports: Mutex::default(),
             requests: Semaphore::new(REQUESTS_MAX),
@@ -121,20 +139,30 @@ impl Link {
     /// Has this forwarder and every later one serve the port.
     pub fn publish(&self, entry: Entry, socket: OwnedFd) {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.published.insert(entry.number, (entry, Arc::new(socket)));
+        ports.published.insert(entry.number, Port { entry, socket: Arc::new(socket), sharing: Arc::default() });
         self.news.notify_one();
     }
 
-    /// Ends that. False: a program has a share of it.
-    pub fn unpublish(&self, number: u64) -> bool {
+    /// Ends that, for who is [`Self::alone`] with it.
+    pub fn unpublish(&self, number: u64) {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        if ports.shadows.values().any(|(shadow, _)| shadow.port == number) {
-            return false;
-        }
         ports.published.remove(&number);
         ports.withdrawn.push(number);
         self.news.notify_one();
-        true
+    }
+
+    /// For a program that is about to listen at a port, and until it has its shadow. None: the port is being removed.
+    pub fn share(&self, number: u64) -> Option<(Arc<OwnedFd>, Shared)> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let port = ports.published.get(&number)?;
+        Some((Arc::clone(&port.socket), Arc::clone(&port.sharing).try_read_owned().ok()?))
+    }
+
+    /// For who is about to remove a port, and until it has. None: a program shares it.
+    pub fn alone(&self, number: u64) -> Option<Alone> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = Arc::clone(&ports.published.get(&number)?.sharing).try_write_owned().ok()?;
+        (!ports.shadows.values().any(|(shadow, _)| shadow.port == number)).then_some(alone)
     }
 
     /// Waits until the forwarder has closed a port, so that somebody may have it. What it is told and what it is asked are
@@ -179,8 +207,8 @@ impl Link {
         Ok(())
     }
 
-    /// Published TCP ports that lead to this port of the workspace, with our sockets, the first published first.
-    pub fn leading_to(&self, guest_port: u16) -> Vec<(Entry, Arc<OwnedFd>)> {
+    /// Published TCP ports that lead to this port of the workspace, the first published first.
+    pub fn leading_to(&self, guest_port: u16) -> Vec<Entry> {
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let leads = |entry: &Entry| {
             let publication = &entry.publication;
@@ -188,24 +216,29 @@ impl Link {
                 && publication.guest.is_none()
                 && publication.guest_port == guest_port
         };
-        ports.published.values().filter(|(entry, _)| leads(entry)).cloned().collect()
+        ports.published.values().map(|port| port.entry).filter(leads).collect()
     }
 
-    /// Has this forwarder and every later one relay what comes to the shadow. False: its port is published no more.
-    pub fn add_shadow(&self, shadow: Shadow, socket: OwnedFd) -> bool {
+    /// Has this forwarder and every later one relay what comes to the shadow; gives what [`Self::has_told`] is asked with.
+    pub fn add_shadow(&self, shadow: Shadow, socket: OwnedFd) -> u64 {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        if !ports.published.contains_key(&shadow.port) {
-            return false;
-        }
         ports.shadows.insert(shadow.program, (shadow, Arc::new(socket)));
+        ports.added += 1;
         self.news.notify_one();
-        true
+        ports.added
+    }
+
+    /// Waits until a shadow is on its way to the forwarder: from then on a successor of ours has it from there. A forwarder
+    /// that stands still may have left no room; it is not waited for.
+    pub async fn has_told(&self, added: u64) {
+        let mut told = self.told.subscribe();
+        let _ = timeout(ANSWER_WITHIN, told.wait_for(|&told| told >= added)).await;
     }
 
     /// Our socket of a published port.
     pub fn socket_of(&self, number: u64) -> Option<Arc<OwnedFd>> {
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.published.get(&number).map(|(_, socket)| Arc::clone(socket))
+        ports.published.get(&number).map(|port| Arc::clone(&port.socket))
     }
 
     /// The shadows at this port of the workspace, with their sockets.
@@ -371,13 +404,13 @@ impl Link {
 
     /// A forwarder that has a port already takes no notice.
     async fn tell_ports(&self) -> anyhow::Result<()> {
-        let (withdrawn, gone, published, shadows) = {
+        let (withdrawn, gone, published, shadows, added) = {
             let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
             // Those of the start are the monitor's to tell.
-            let published = ports.published.values().filter(|(entry, _)| entry.origin != Origin::Start);
+            let published = ports.published.values().filter(|port| port.entry.origin != Origin::Start);
             let published: Vec<_> = published.cloned().collect();
             let shadows: Vec<_> = ports.shadows.values().cloned().collect();
-            (std::mem::take(&mut ports.withdrawn), std::mem::take(&mut ports.gone), published, shadows)
+            (std::mem::take(&mut ports.withdrawn), std::mem::take(&mut ports.gone), published, shadows, ports.added)
         };
         for (id, program) in gone {
             self.send(&ToForwarder::Unshadow { id, program }, &[]).await?;
@@ -385,12 +418,13 @@ impl Link {
         for number in withdrawn {
             self.send(&ToForwarder::Unpublish { number }, &[]).await?;
         }
-        for (entry, socket) in published {
+        for Port { entry, socket, .. } in published {
             self.send(&ToForwarder::Publish(entry), &[socket.as_fd()]).await?;
         }
         for (shadow, socket) in shadows {
             self.send(&ToForwarder::Shadow(shadow), &[socket.as_fd()]).await?;
         }
+        self.told.send_replace(added);
         Ok(())
     }
 }
@@ -469,16 +503,32 @@ mod tests {
         with_link(async |link, _forwarder| {
             let (host_port, guest_port) = (8080, 80);
             let publication = Publication { transport: Transport::Tcp, host: None, host_port, guest: None, guest_port };
-            let to = SocketAddr::from(([127, 0, 0, 1], host_port));
-            let shadow = Shadow { program: 1, port: 7, guest_port, to };
+            let shadow = Shadow { program: 1, port: 7, guest_port, to: ([127, 0, 0, 1], host_port).into() };
             let socket = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
-            assert!(!link.add_shadow(shadow, socket()));
+            assert!(link.share(7).is_none());
             link.publish(Entry { number: 7, origin: Origin::Added, publication }, socket());
-            assert!(link.add_shadow(shadow, socket()));
-            assert!(!link.unpublish(7));
+            let share = link.share(7).unwrap();
+            assert!(link.alone(7).is_none());
+            link.add_shadow(shadow, socket());
+            drop(share);
+            assert!(link.alone(7).is_none());
             let _ = timeout(Duration::ZERO, link.remove_shadow(1)).await;
-            assert!(link.unpublish(7));
-            assert!(!link.add_shadow(shadow, socket()));
+            let _alone = link.alone(7).unwrap();
+            assert!(link.share(7).is_none());
+        });
+    }
+
+    /// Whoever dies after that, the message is there.
+    #[test]
+    fn a_shadow_is_told_of_before_anybody_relies_on_it() {
+        with_link(async |link, forwarder| {
+            let shadow = Shadow { program: 7, port: 1, guest_port: 80, to: ([127, 0, 0, 1], 8080).into() };
+            let added = link.add_shadow(shadow, Channel::pair().unwrap().0.into());
+            link.has_told(added).await;
+            let heard = forwarder.receive(Some(Duration::ZERO)).unwrap();
+            assert!(
+                matches!(heard, Received::Message(ToForwarder::Shadow(told), fds) if told == shadow && fds.len() == 1)
+            );
         });
     }
 

@@ -12,7 +12,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use crate::sys::socket;
 
 use super::facts::SocketCookie;
-use super::netlink::{Message, Messages, Request, array, malformed};
+use super::netlink::{self, Message, Messages, Request, array, malformed};
 
 /// linux/sock_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -78,7 +78,12 @@ impl Listening {
         for family in [libc::AF_INET, libc::AF_INET6] {
             *sequence = sequence.wrapping_add(1);
             send(&*socket, &request(family, port, *sequence), SendFlags::empty())?;
-            dump(socket, *sequence, &mut found)?;
+            netlink::dump(socket, *sequence, |message| {
+                if found.len() < SOCKETS_MAX {
+                    found.push(listener(message).ok_or_else(malformed)?);
+                }
+                Ok(())
+            })?;
         }
         Ok(found)
     }
@@ -113,26 +118,6 @@ fn request_about(family: i32, id: &[u8; SOCKET_ID], flags: i32, sequence: u32) -
     header.extend((1_u32 << LISTEN).to_ne_bytes());
     header.extend(id);
     Request::new(SOCK_DIAG_BY_FAMILY, flags, sequence, &header).bytes()
-}
-
-fn dump(socket: &OwnedFd, sequence: u32, found: &mut Vec<(SocketAddr, SocketCookie)>) -> io::Result<()> {
-    let mut buffer = vec![0; 32 * 1024];
-    loop {
-        let (_, length) = recv(socket, &mut buffer[..], RecvFlags::TRUNC)?;
-        for message in Messages(buffer.get(..length).ok_or_else(malformed)?) {
-            let message = message?;
-            if message.sequence != sequence {
-                // What is left of a dump that was given up.
-                continue;
-            }
-            match i32::from(message.kind) {
-                libc::NLMSG_DONE => return Ok(()),
-                libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.errno()?)),
-                _ if found.len() < SOCKETS_MAX => found.push(listener(&message).ok_or_else(malformed)?),
-                _ => {}
-            }
-        }
-    }
 }
 
 /// struct inet_diag_msg: family, state, timer, retransmissions, then the socket: ports, source, destination, interface,

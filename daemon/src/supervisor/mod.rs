@@ -40,6 +40,7 @@ mod reason;
 mod receivers;
 pub(crate) mod resolvers;
 mod route;
+mod rules;
 mod session;
 mod sockaddr;
 mod stopped;
@@ -65,6 +66,7 @@ use sidestep_forwarder::network::VirtualNetwork;
 use sidestep_forwarder::outbound::Outbound;
 use sidestep_forwarder::policy::Policy;
 
+use crate::channel::Channel;
 use crate::launcher::needs;
 use crate::publish::Sharing;
 use crate::sys::listener::Listener;
@@ -165,7 +167,8 @@ pub fn run(
     let listening = listening.context("--publish-auto: cannot ask what listens in the workspace")?;
     let link = Link::start(link, Some(inside), start.restarts.forwarder)?;
     let sharing = if handles.listener.is_some() { Sharing::WithPrograms } else { Sharing::No };
-    let ports = Ports::start(Arc::clone(&link), sharing);
+    let monitor = Channel::from(stop.try_clone().context("cannot ask the monitor")?);
+    let ports = Ports::start(Arc::clone(&link), sharing, Some(monitor));
     start_control(&start, &counters, &link, &ports);
     tokio::spawn(resolvers::follow(Arc::clone(&link)));
     let auto = start

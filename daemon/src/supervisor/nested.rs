@@ -23,7 +23,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -150,15 +150,14 @@ impl Nested {
         uid: u32,
     ) -> io::Result<(InsideRoute, Netfilter)> {
         let tap = workspace.tap;
-        let destination = request.destination.ip().to_canonical();
         let elsewhere = (InsideRoute::Elsewhere, Netfilter::CouldTouch);
-        let Some(leaving) = leaving(&nested.routes, workspace.netns, destination, uid)? else { return Ok(elsewhere) };
+        let Some(leaving) = leaving(&nested.routes, workspace.netns, request, uid)? else { return Ok(elsewhere) };
         let Some(input) = self.received_by(leaving)? else { return Ok(elsewhere) };
-        if !self.is_forwarded(leaving, input, destination, tap)? {
+        if !self.is_forwarded(leaving, input, request, tap)? {
             return Ok(elsewhere);
         }
         let route = InsideRoute::OurTap { source: Some(leaving.source) };
-        let outer = match self.routes.inside(destination, uid, tap) {
+        let outer = match self.routes.inside(request, uid, tap) {
             InsideRoute::OurTap { source } => source,
             InsideRoute::Elsewhere => None,
         };
@@ -184,23 +183,26 @@ impl Nested {
     }
 
     /// Whether the workspace routes what comes in by `input` to the TAP, and what comes back to `input`.
-    fn is_forwarded(&self, leaving: Leaving, input: u32, destination: IpAddr, tap: u32) -> io::Result<bool> {
+    fn is_forwarded(&self, leaving: Leaving, input: u32, request: Request, tap: u32) -> io::Result<bool> {
         let Leaving { gateway, source, .. } = leaving;
+        let destination = request.destination.ip().to_canonical();
+        // What comes back goes to a port that nobody knows beforehand.
+        let to = |ip| Request { destination: SocketAddr::new(ip, 0), ..request };
         if destination.is_ipv6() && !self.routes.forwards_ipv6()? {
             return Ok(false);
         }
         let received = Packet::Received { source, device: input };
         let returned = Packet::Received { source: destination, device: tap };
         let leads_to = |route: Option<Route>, to| matches!(route, Some(Route { kind: libc::RTN_UNICAST, device, .. }) if device == to);
-        Ok(matches!(self.routes.route(gateway, received)?, Some(Route { kind: libc::RTN_LOCAL, .. }))
-            && leads_to(self.routes.route(destination, received)?, tap)
-            && leads_to(self.routes.route(source, returned)?, input))
+        Ok(matches!(self.routes.route(to(gateway), received)?, Some(Route { kind: libc::RTN_LOCAL, .. }))
+            && leads_to(self.routes.route(request, received)?, tap)
+            && leads_to(self.routes.route(to(source), returned)?, input))
     }
 }
 
 /// None: not by a gateway, or not by a veth into the workspace.
-fn leaving(nested: &Oracle, workspace: BorrowedFd<'_>, destination: IpAddr, uid: u32) -> io::Result<Option<Leaving>> {
-    let route = nested.route(destination, Packet::Own { uid: Some(uid), source: None })?;
+fn leaving(nested: &Oracle, workspace: BorrowedFd<'_>, request: Request, uid: u32) -> io::Result<Option<Leaving>> {
+    let route = nested.route(request, Packet::Own { uid: Some(uid), source: None })?;
     let Some(Route { kind: libc::RTN_UNICAST, device, source: Some(source), gateway: Some(gateway) }) = route else {
         return Ok(None);
     };

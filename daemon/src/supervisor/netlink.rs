@@ -1,13 +1,19 @@
-//! Netlink messages as bytes (netlink(7)): building requests, walking what comes back. Nothing here knows a protocol.
+//! Netlink messages as bytes (netlink(7)): building requests, walking what comes back, a dump to its end. Nothing here
+//! knows a protocol.
 //!
 //! Everything is read through checked slices; what does not fit is an error, never a panic or a loop.
 
 use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::net::{RecvFlags, recv};
 
 /// struct nlmsghdr.
 pub const HEADER: usize = 16;
 /// The type without NLA_F_NESTED and NLA_F_NET_BYTEORDER.
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
+/// What the kernel fills at a time in a dump, where there is room.
+const DUMP_BUFFER: usize = 32 << 10;
 
 pub struct Request(Vec<u8>);
 
@@ -112,6 +118,30 @@ pub fn table<const N: usize>(attributes: &[u8]) -> io::Result<[Option<&[u8]>; N]
         }
     }
     Ok(table)
+}
+
+/// Each message of the dump that was asked for with this number.
+pub fn dump(socket: &OwnedFd, sequence: u32, mut take: impl FnMut(&Message<'_>) -> io::Result<()>) -> io::Result<()> {
+    let mut buffer = vec![0; DUMP_BUFFER];
+    loop {
+        let (_, length) = recv(socket, &mut buffer[..], RecvFlags::TRUNC)?;
+        for message in Messages(buffer.get(..length).ok_or_else(malformed)?) {
+            let message = message?;
+            if message.sequence != sequence {
+                // What is left of a dump that was given up.
+                continue;
+            }
+            match i32::from(message.kind) {
+                libc::NLMSG_DONE | libc::NLMSG_ERROR => {
+                    return match message.errno()? {
+                        errno if errno > 0 => Err(io::Error::from_raw_os_error(errno)),
+                        _ => Ok(()),
+                    };
+                }
+                _ => take(&message)?,
+            }
+        }
+    }
 }
 
 /// struct sockaddr_nl: a port that the kernel chooses, no groups.

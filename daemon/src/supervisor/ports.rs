@@ -1,33 +1,39 @@
 //! Ports published while the workspace runs, whoever asks for them: `sidestep ports` or [`super::auto`].
 //!
 //! The forwarder has a copy of each socket, and so has the [`Link`]: whichever process dies, its successor has them from
-//! the other. Those of `--publish` are the monitor's, and stay for as long as the workspace runs.
+//! the other. Those of `--publish` are the monitor's as well, which closes its copy first when one is removed: no forwarder
+//! that comes later has it.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use sidestep_forwarder::policy::Transport;
 use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin, Publication};
 use thiserror::Error;
+use tokio::io::Interest;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::timeout;
 
+use crate::channel::Channel;
+use crate::monitor::worker::ToMonitor;
 use crate::publish::{self, Sharing};
+use crate::sys::readiness;
 
-use super::link::{Link, Silent};
+use super::link::{ANSWER_WITHIN, Link, Silent};
 
 /// Why a port was not published, or still is.
 #[derive(Debug, Error)]
 pub enum Refused {
     #[error("no published port has the number {0}")]
     Unknown(u64),
-    #[error("port {0} was given to `sidestep run`, and stays for as long as it runs")]
-    Lasting(u16),
     #[error("a program in the workspace listens at port {0} itself (--bypass): it goes when that one stops listening")]
     Shared(u16),
     #[error("{MAX_PORTS} ports can be published at a time")]
     Full,
+    #[error("`sidestep run` does not answer, which has port {0}, too: it may be stopped (^Z)")]
+    Monitor(u16),
     #[error(transparent)]
     Silent(#[from] Silent),
     #[error("{0:#}")]
@@ -43,14 +49,16 @@ struct Known {
 pub struct Ports {
     link: Arc<Link>,
     sharing: Sharing,
+    /// None: nobody else has any port.
+    monitor: Option<Channel>,
     /// None: not known yet.
     known: Mutex<Option<Known>>,
 }
 
 impl Ports {
     /// Takes over what a predecessor has published, in the event loop of the caller.
-    pub fn start(link: Arc<Link>, sharing: Sharing) -> Arc<Self> {
-        let ports = Arc::new(Self { link, sharing, known: Mutex::new(None) });
+    pub fn start(link: Arc<Link>, sharing: Sharing, monitor: Option<Channel>) -> Arc<Self> {
+        let ports = Arc::new(Self { link, sharing, monitor, known: Mutex::new(None) });
         let taking_over = Arc::clone(&ports);
         tokio::spawn(async move {
             // A forwarder that does not answer is about to be started again.
@@ -64,8 +72,8 @@ impl Ports {
         Ok(known.iter().flat_map(|known| known.entries.values().copied()).collect())
     }
 
-    /// Those that lead to this TCP port of the workspace, with our sockets; none where the forwarder does not say.
-    pub fn leading_to(&self, guest_port: u16, event_loop: &Handle) -> Vec<(Entry, Arc<OwnedFd>)> {
+    /// Those that lead to this TCP port of the workspace; none where the forwarder does not say.
+    pub fn leading_to(&self, guest_port: u16, event_loop: &Handle) -> Vec<Entry> {
         if event_loop.block_on(self.known()).is_err() {
             return Vec::new();
         }
@@ -105,17 +113,26 @@ impl Ports {
     pub async fn remove(&self, number: u64) -> Result<(), Refused> {
         let mut known = self.known().await?;
         let Some(known) = &mut *known else { return Err(Silent.into()) };
-        match known.entries.get(&number) {
-            None => return Err(Refused::Unknown(number)),
-            Some(entry) if entry.origin == Origin::Start => {
-                return Err(Refused::Lasting(entry.publication.host_port));
-            }
-            Some(entry) if !self.link.unpublish(number) => {
-                return Err(Refused::Shared(entry.publication.host_port));
-            }
-            Some(_) => drop(known.entries.remove(&number)),
+        let &entry = known.entries.get(&number).ok_or(Refused::Unknown(number))?;
+        let port = entry.publication.host_port;
+        let _alone = self.link.alone(number).ok_or(Refused::Shared(port))?;
+        if entry.origin == Origin::Start {
+            self.taken_from_monitor(number).await.map_err(|_| Refused::Monitor(port))?;
         }
+        known.entries.remove(&number);
+        self.link.unpublish(number);
         self.link.has_withdrawn(number).await;
+        Ok(())
+    }
+
+    /// Has the monitor close its copy of a socket, and waits until it has.
+    async fn taken_from_monitor(&self, number: u64) -> anyhow::Result<()> {
+        let Some(monitor) = &self.monitor else { return Ok(()) };
+        let (closed, theirs) = Channel::pair()?;
+        anyhow::ensure!(monitor.try_send(&ToMonitor::Unpublish { number }, &[theirs.as_fd()])?, "no room");
+        drop(theirs);
+        let closed = readiness::register(closed.into(), Interest::READABLE)?;
+        timeout(ANSWER_WITHIN, closed.readable()).await??.retain_ready();
         Ok(())
     }
 

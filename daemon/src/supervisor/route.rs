@@ -7,15 +7,17 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
+use sidestep_forwarder::policy::{self, Transport};
 
 use crate::sys::socket;
 
-use super::known_routes::{KnownRoutes, Recalled};
-use super::netlink::{Message, Messages, Request, array, malformed, table};
+use super::known_routes::{Answer, KnownRoutes, Question, Recalled};
+use super::netlink::{self, Message, Messages, Request, array, malformed, table};
+use super::rules::{self, Rules};
 
 /// What the workspace's kernel would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +57,7 @@ pub struct Route {
 }
 
 /// Whose packet a question is about.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Packet {
     /// Of a socket of the namespace; its owner, where that is known, and its address, where the routes do not choose it.
     Own { uid: Option<u32>, source: Option<IpAddr> },
@@ -64,6 +66,9 @@ pub enum Packet {
 }
 
 const RTMSG: usize = 12;
+/// linux/rtnetlink.h
+const RTA_IP_PROTO: u16 = 27;
+const RTA_DPORT: u16 = 29;
 /// The longest answer is one about a device: names, addresses, the settings of both families.
 const ANSWER: usize = 8192;
 
@@ -90,8 +95,8 @@ impl Oracle {
     }
 
     /// Asks as the owner of a workspace's socket would be routed; `uid` is that owner.
-    pub fn inside(&self, destination: IpAddr, uid: u32, tap: u32) -> InsideRoute {
-        match self.route(destination, Packet::Own { uid: Some(uid), source: None }) {
+    pub fn inside(&self, request: policy::Request, uid: u32, tap: u32) -> InsideRoute {
+        match self.route(request, Packet::Own { uid: Some(uid), source: None }) {
             Ok(Some(Route { kind: libc::RTN_UNICAST, device, source, .. })) if device == tap => {
                 InsideRoute::OurTap { source }
             }
@@ -99,9 +104,10 @@ impl Oracle {
         }
     }
 
-    /// `source`: the address a connection would come from, where the routes do not choose it.
-    pub fn host(&self, destination: IpAddr, source: Option<IpAddr>) -> HostRoute {
-        match self.route(destination, Packet::Own { uid: None, source }) {
+    /// `source`: the address a connection would come from, where the routes do not choose it. Of rules that leave a doubt,
+    /// the host's kernel thinks once more when the connection is made.
+    pub fn host(&self, request: policy::Request, source: Option<IpAddr>) -> HostRoute {
+        match self.look_up(request, Packet::Own { uid: None, source }).map(|(_, route)| route) {
             Ok(Some(Route { kind: libc::RTN_UNICAST, device, .. })) => HostRoute::One { device },
             Ok(Some(Route { kind: libc::RTN_LOCAL, .. })) => HostRoute::Own,
             Ok(Some(Route { kind: libc::RTN_BROADCAST | libc::RTN_MULTICAST | libc::RTN_ANYCAST, .. })) => {
@@ -109,35 +115,73 @@ impl Oracle {
             }
             Ok(_) => HostRoute::None,
             Err(error) => {
-                tracing::debug!(%destination, %error, "no answer about the host's route");
+                tracing::debug!(destination = %request.destination, %error, "no answer about the host's route");
                 HostRoute::Many
             }
         }
     }
 
-    /// None: the kernel has no route.
-    pub fn route(&self, destination: IpAddr, packet: Packet) -> io::Result<Option<Route>> {
-        let (Some(known), Packet::Own { uid, source }) = (&self.known, packet) else {
-            return self.ask_route(destination, packet);
-        };
-        let lock = || known.lock().map_err(|_| io::Error::other("a thread died while it looked for a route"));
-        let (question, now) = ((destination, uid, source), Instant::now());
-        let state = match lock()?.recall(&question, now)? {
-            Recalled::Route(route) => return Ok(route),
-            Recalled::Unknown(state) => state,
-        };
-        let route = self.ask_route(destination, packet)?;
-        lock()?.remember(question, route, state, now);
+    /// None: the kernel has no route. Port 0 stands for one that is not known.
+    pub fn route(&self, request: policy::Request, packet: Packet) -> io::Result<Option<Route>> {
+        let (rules, route) = self.look_up(request, packet)?;
+        if rules.in_doubt || rules.by_port && request.destination.port() == 0 {
+            return Err(io::Error::other("rules look at what is not known beforehand"));
+        }
         Ok(route)
     }
 
-    fn ask_route(&self, destination: IpAddr, packet: Packet) -> io::Result<Option<Route>> {
-        let answered = self.ask(|sequence| route_request(destination, packet, sequence), libc::RTM_NEWROUTE, route);
+    fn look_up(&self, request: policy::Request, packet: Packet) -> io::Result<Answer> {
+        let family = if request.destination.ip().to_canonical().is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let Some(known) = &self.known else {
+            let rules = self.rules(family)?;
+            return Ok((rules, self.ask_route(&Question::new(request, packet, rules))?));
+        };
+        let lock = || known.lock().map_err(|_| io::Error::other("a thread died while it looked for a route"));
+        let now = Instant::now();
+        let (state, rules) = match lock()?.recall(request, packet, now)? {
+            Recalled::Route(rules, route) => return Ok((rules, route)),
+            Recalled::Unknown(state, rules) => (state, rules),
+        };
+        let rules = rules.map_or_else(|| self.rules(family), Ok)?;
+        let question = Question::new(request, packet, rules);
+        let answer = (rules, self.ask_route(&question)?);
+        lock()?.remember(question, answer, state, now);
+        Ok(answer)
+    }
+
+    /// What the rules of a family look at. A kernel without any (CONFIG_IP_MULTIPLE_TABLES, IPv6) does not know the
+    /// question.
+    fn rules(&self, family: i32) -> io::Result<Rules> {
+        let mut netlink = self.netlink()?;
+        let mut header = [0; rules::HEADER];
+        header[0] = u8::try_from(family).unwrap_or(0);
+        let request = Request::new(libc::RTM_GETRULE, libc::NLM_F_DUMP, netlink.sequence, &header);
+        send(&netlink.socket, &request.bytes(), SendFlags::empty())?;
+        let mut rules = Rules::default();
+        let Netlink { socket, sequence } = &mut *netlink;
+        match netlink::dump(socket, *sequence, |message| rules.add(message.body)) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {
+                Ok(Rules::default())
+            }
+            dumped => dumped.map(|()| rules),
+        }
+    }
+
+    fn ask_route(&self, question: &Question) -> io::Result<Option<Route>> {
+        let answered = self.ask(|sequence| route_request(question, sequence), libc::RTM_NEWROUTE, route);
         match answered {
             Ok(route) => Ok(Some(route)),
             Err(error) if is_unroutable(&error) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// With a number for the next request.
+    fn netlink(&self) -> io::Result<MutexGuard<'_, Netlink>> {
+        let mut netlink =
+            self.netlink.lock().map_err(|_| io::Error::other("a thread died while asking for a route"))?;
+        netlink.sequence = netlink.sequence.wrapping_add(1);
+        Ok(netlink)
     }
 
     /// One request and its answer, which is of the type `wanted`; `read` gets its body.
@@ -147,9 +191,7 @@ impl Oracle {
         wanted: u16,
         read: impl Fn(&[u8]) -> io::Result<T>,
     ) -> io::Result<T> {
-        let mut netlink =
-            self.netlink.lock().map_err(|_| io::Error::other("a thread died while asking for a route"))?;
-        netlink.sequence = netlink.sequence.wrapping_add(1);
+        let netlink = self.netlink()?;
         let sequence = netlink.sequence;
         send(&netlink.socket, &request(sequence).bytes(), SendFlags::empty())?;
         let mut buffer = [0; ANSWER];
@@ -163,7 +205,8 @@ impl Oracle {
 }
 
 /// rtmsg, RTA_DST, and what there is to say about the packet.
-fn route_request(destination: IpAddr, packet: Packet, sequence: u32) -> Request {
+fn route_request(question: &Question, sequence: u32) -> Request {
+    let &Question { destination, packet, carries } = question;
     let octets = |addr| match addr {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
@@ -181,6 +224,12 @@ fn route_request(destination: IpAddr, packet: Packet, sequence: u32) -> Request 
     request = request.attribute(libc::RTA_DST, &octets(destination));
     if let Some(source) = source {
         request = request.attribute(libc::RTA_SRC, &octets(source));
+    }
+    if let Some((transport, port)) = carries {
+        let protocol = if transport == Transport::Udp { libc::IPPROTO_UDP } else { libc::IPPROTO_TCP };
+        request = request
+            .attribute(RTA_IP_PROTO, &[u8::try_from(protocol).unwrap_or(0)])
+            .attribute(RTA_DPORT, &port.to_be_bytes());
     }
     match packet {
         Packet::Own { uid: None, .. } => request,
@@ -234,30 +283,33 @@ mod tests {
         Oracle::new(socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).unwrap()).unwrap()
     }
 
+    fn to(ip: &str) -> policy::Request {
+        policy::Request { destination: (ip.parse::<IpAddr>().unwrap(), 80).into(), transport: Transport::Tcp }
+    }
+
     #[test]
     fn loopback_is_the_hosts_own_and_never_a_tap() {
         let oracle = own();
         for address in ["127.0.0.1", "::1", "127.255.0.9"] {
-            let address = address.parse().unwrap();
-            assert_eq!(oracle.host(address, None), HostRoute::Own);
-            assert_eq!(oracle.inside(address, 0, 1), InsideRoute::Elsewhere, "local, although its device is 1");
+            assert_eq!(oracle.host(to(address), None), HostRoute::Own);
+            assert_eq!(oracle.inside(to(address), 0, 1), InsideRoute::Elsewhere, "local, although its device is 1");
         }
-        assert_eq!(oracle.host("127.255.255.255".parse().unwrap(), None), HostRoute::Many);
+        assert_eq!(oracle.host(to("127.255.255.255"), None), HostRoute::Many);
     }
 
     #[test]
     fn a_source_is_asked_about_too() {
         let own = own();
-        let (destination, source) = ("127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap());
-        assert_eq!(own.host(destination, Some(source)), HostRoute::Own);
-        let (v6, lost) = ("::1".parse().unwrap(), "2001:db8::77".parse().unwrap());
-        assert_eq!((own.host(v6, Some(v6)), own.host(v6, Some(lost))), (HostRoute::Own, HostRoute::Own));
+        assert_eq!(own.host(to("127.0.0.1"), "127.0.0.2".parse().ok()), HostRoute::Own);
+        for source in ["::1", "2001:db8::77"] {
+            assert_eq!(own.host(to("::1"), source.parse().ok()), HostRoute::Own);
+        }
     }
 
     #[test]
     fn replies_that_do_not_fit() {
-        let question =
-            route_request("192.0.2.1".parse().unwrap(), Packet::Own { uid: Some(0), source: None }, 7).bytes();
+        let question = Question::new(to("192.0.2.1"), Packet::Own { uid: Some(0), source: None }, Rules::default());
+        let question = route_request(&question, 7).bytes();
         assert_eq!(question.len(), HEADER + RTMSG + 8 + 8);
         let reply = |bytes: &[u8], sequence| {
             answer(bytes, sequence, libc::RTM_NEWROUTE).and_then(|a| a.map(|a| route(a.body)).transpose())

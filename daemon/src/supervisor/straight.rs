@@ -49,7 +49,7 @@ impl Session {
     /// A connection over the loopback, straight to the program that listens at that port on the host, where it is to be
     /// had under the same name there, and where the workspace would have led it there.
     pub(super) fn inward(&self, to: SocketAddr, stopped: &Stopped<'_>) -> Verdict {
-        let (ip, in_place) = (to.ip().to_canonical(), Verdict::InPlace);
+        let in_place = Verdict::InPlace;
         let program = self.is_of_workspace(stopped).then(|| self.host_listeners.at(to)).flatten();
         let Some(program) = program else { return in_place(Reason::VirtualAddress) };
         if program.to.port() != to.port() || self.host_listeners.found(&program, to) != Found::Program {
@@ -57,15 +57,16 @@ impl Session {
             return in_place(Reason::Relayed);
         }
         let packet = Packet::Own { uid: Some(stopped.facts.uid), source: None };
-        let Ok(Some(Route { kind: libc::RTN_LOCAL, device: LOOPBACK, source, .. })) = self.inside.route(ip, packet)
+        let request = Request { destination: to, transport: Transport::Tcp };
+        let Ok(Some(Route { kind: libc::RTN_LOCAL, device: LOOPBACK, source, .. })) =
+            self.inside.route(request, packet)
         else {
             return in_place(Reason::Route);
         };
-        let request = Request { destination: to, transport: Transport::Tcp };
         if self.netfilter.ask(source, request, Way::Within(LOOPBACK)) == Netfilter::CouldTouch {
             return in_place(Reason::Netfilter);
         }
-        match self.host_route(ip) {
+        match self.host_route(request) {
             HostRoute::Own => Verdict::Bypass(Exit { to, device: None, program: Some(program) }),
             _ => in_place(Reason::HostRoute),
         }

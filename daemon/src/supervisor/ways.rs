@@ -2,7 +2,6 @@
 //! what an answer costs.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -50,15 +49,14 @@ impl Session {
 
     /// Cheap questions first; what an answer makes superfluous is not asked.
     fn ways(&self, request: Request, uid: u32) -> Ways {
-        let ip = request.destination.ip().to_canonical();
         let tap = self.ground.tap_ifindex;
-        let inside = self.inside.inside(ip, uid, tap);
+        let inside = self.inside.inside(request, uid, tap);
         let InsideRoute::OurTap { source } = inside else {
             return Ways { inside, netfilter: Netfilter::CouldTouch, host: HostRoute::None };
         };
         let netfilter = self.netfilter.ask(source, request, Way::ByTap(tap));
         let host = match netfilter {
-            Netfilter::Untouched => self.host_route(ip),
+            Netfilter::Untouched => self.host_route(request),
             Netfilter::CouldTouch => HostRoute::None,
         };
         Ways { inside, netfilter, host }
@@ -84,14 +82,14 @@ impl Session {
         };
         let (inside, netfilter) = nested.way(&workspace, &asked, request, stopped.facts.uid)?;
         let host = match netfilter {
-            Netfilter::Untouched => self.host_route(request.destination.ip().to_canonical()),
+            Netfilter::Untouched => self.host_route(request),
             Netfilter::CouldTouch => HostRoute::None,
         };
         stopped.nested = Some(asked);
         Ok(Ways { inside, netfilter, host })
     }
 
-    pub(super) fn host_route(&self, destination: IpAddr) -> HostRoute {
-        self.host.host(destination, self.swap.outbound.source(destination))
+    pub(super) fn host_route(&self, request: Request) -> HostRoute {
+        self.host.host(request, self.swap.outbound.source(request.destination.ip().to_canonical()))
     }
 }

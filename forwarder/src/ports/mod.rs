@@ -72,7 +72,7 @@ impl Publication {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
-    /// `--publish`: for as long as the workspace runs.
+    /// `--publish`: until it is removed, whoever of ours dies.
     Start,
     /// `sidestep ports add`: until it is removed.
     Added,

@@ -176,10 +176,8 @@ impl Control {
             Err(refused) => {
                 let status = match refused {
                     Refused::Unknown(_) => StatusCode::NOT_FOUND,
-                    Refused::Silent(_) => StatusCode::SERVICE_UNAVAILABLE,
-                    Refused::Lasting(_) | Refused::Shared(_) | Refused::Full | Refused::Taken(_) => {
-                        StatusCode::CONFLICT
-                    }
+                    Refused::Silent(_) | Refused::Monitor(_) => StatusCode::SERVICE_UNAVAILABLE,
+                    Refused::Shared(_) | Refused::Full | Refused::Taken(_) => StatusCode::CONFLICT,
                 };
                 error(status, &refused.to_string())
             }
