@@ -35,8 +35,9 @@ const TOUCHED: usize = SLOTS * SLOT_WORDS;
 /// Bytes of the shared memory the monitor makes.
 pub const SIZE: usize = (TOUCHED + 1) * size_of::<u64>();
 
-/// A notification with which supervisors died this often at work is answered with EIO instead of being tried again.
-pub const MAX_ATTEMPTS: u64 = 2;
+/// A notification with which supervisors died this often at work is answered with EIO instead of being tried again. Well
+/// below the deaths that end a workspace; on a busy machine one that is innocent may be at work in two in a row.
+pub const MAX_ATTEMPTS: u64 = 3;
 
 const PHASE: usize = NOTIFICATION_WORDS;
 const ATTEMPTS: usize = NOTIFICATION_WORDS + 1;
