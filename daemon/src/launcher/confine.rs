@@ -48,6 +48,15 @@ impl Confinement {
             }
             Bypass::Require => bail!("--bypass=require: {}", needs::no_landlock_network(landlock_abi)),
         };
+        // In strict mode calls that nobody can answer would leave the workspace without any TCP.
+        match needs::supervisor_hindered() {
+            None => {}
+            Some(missing) if bypass == Bypass::Require => bail!("--bypass=require: {missing}"),
+            Some(missing) => {
+                tracing::warn!("no bypass, only the TAP: {missing}");
+                return Ok(Self { landlock_abi, bypass: None });
+            }
+        }
         let program = filter::build().context("cannot build the seccomp filter")?;
         let required = bypass == Bypass::Require;
         Ok(Self { landlock_abi, bypass: Some(BypassFilter { program, strict, required }) })

@@ -2,8 +2,12 @@
 //! published under its own number for as long as it does.
 //!
 //! The workspace decides what listens, and it is hostile: so no port below [`FIRST`], at most [`PORTS_MAX`], and none
-//! that the host has already. What listens is looked at every [`PERIOD`], and at once when the supervisor has seen a
-//! listen(2); one that can be taken out asks before, so that the program has the port from the start.
+//! that the host has already. A program may keep a socket of the host, and with it the port, when it listens no more: such a
+//! port counts as long as nobody else could have it. What listens is looked at every [`PERIOD`], and at once when the
+//! supervisor has seen a listen(2); one that can be taken out asks before, so that the program has the port from the
+//! start.
+//!
+//! Limits: what a supervisor before this one has counted as kept is not known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +19,8 @@ use sidestep_forwarder::policy::Transport;
 use sidestep_forwarder::ports::{Entry, Origin, Publication};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{MissedTickBehavior, interval};
+
+use crate::publish;
 
 use super::listening::Listening;
 use super::ports::{Ports, Refused};
@@ -44,6 +50,8 @@ pub struct Auto {
 #[derive(Default)]
 struct Found {
     published: BTreeMap<u16, Published>,
+    /// Published no more, and still somebody's on the host.
+    held: BTreeSet<u16>,
     /// Not to be had, or published otherwise.
     skipped: BTreeSet<u16>,
 }
@@ -100,7 +108,7 @@ impl Auto {
         let autos = entries.into_iter().filter(|entry| entry.origin == Origin::Auto);
         let published = |entry: Entry| Published { number: entry.number, since: Instant::now() };
         let published = autos.map(|entry| (entry.publication.host_port, published(entry))).collect();
-        Found { published, skipped: BTreeSet::new() }
+        Found { published, ..Found::default() }
     }
 
     async fn look(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
@@ -110,7 +118,7 @@ impl Auto {
             if found.published.contains_key(&port) || found.skipped.contains(&port) {
                 continue;
             }
-            if found.published.len() == PORTS_MAX {
+            if found.is_full() {
                 tracing::debug!("port {port} is not published: {PORTS_MAX} are");
                 return;
             }
@@ -130,13 +138,19 @@ impl Auto {
 
     /// Publishes no more what nobody listens at.
     async fn withdraw(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
+        found.held.retain(|&port| !self.is_free(port));
         let is_over = |port, published: &Published| !wanted.contains_key(port) && published.since.elapsed() >= GRACE;
         let over = found.published.iter().filter(|(port, published)| is_over(port, published));
         let over: Vec<_> = over.map(|(&port, published)| (port, published.number)).collect();
         for (port, number) in over {
             match self.ports.remove(number).await {
                 // Somebody may have removed it.
-                Ok(()) | Err(Refused::Unknown(_)) => drop(found.published.remove(&port)),
+                Ok(()) | Err(Refused::Unknown(_)) => {
+                    found.published.remove(&port);
+                    if !self.is_free(port) {
+                        found.held.insert(port);
+                    }
+                }
                 // A program that has come to listen there since, say: the next look tells.
                 Err(error) => tracing::debug!("--publish-auto: {error}"),
             }
@@ -149,7 +163,7 @@ impl Auto {
         let mut found = self.found.lock().await;
         let Some(found) = &mut *found else { return };
         let is_known = found.published.contains_key(&port) || found.skipped.contains(&port);
-        if port < FIRST || is_known || found.published.len() == PORTS_MAX {
+        if port < FIRST || is_known || found.is_full() {
             return;
         }
         match self.publish(port, None).await {
@@ -166,10 +180,22 @@ impl Auto {
         if self.ports.list().await?.iter().any(is_it) {
             return Ok(None);
         }
-        let publication =
-            Publication { transport: Transport::Tcp, host: self.host, host_port: port, guest, guest_port: port };
-        let added = self.ports.add(Origin::Auto, vec![publication]).await?;
+        let added = self.ports.add(Origin::Auto, vec![self.publication(port, guest)]).await?;
         Ok(added.first().map(|entry| entry.number))
+    }
+
+    fn is_free(&self, port: u16) -> bool {
+        publish::is_free(&self.publication(port, None))
+    }
+
+    fn publication(&self, port: u16, guest: Option<IpAddr>) -> Publication {
+        Publication { transport: Transport::Tcp, host: self.host, host_port: port, guest, guest_port: port }
+    }
+}
+
+impl Found {
+    fn is_full(&self) -> bool {
+        self.published.len() + self.held.len() >= PORTS_MAX
     }
 }
 

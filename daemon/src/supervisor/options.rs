@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sidestep_seccomp_profile::rare_options::{IPV6_2292PKTOPTIONS, SO_BINDTOIFINDEX};
+use sidestep_seccomp_profile::rare_options::SO_BINDTOIFINDEX;
 
 use crate::sys::socket;
 
@@ -177,7 +177,7 @@ fn takes_privilege(option: SocketOption, value: &Value) -> bool {
 
 /// Sticky extension headers (RFC 3542).
 fn has_ipv6_headers(socket: BorrowedFd<'_>) -> bool {
-    IPV6_HEADERS.into_iter().filter(|option| option.name != IPV6_2292PKTOPTIONS).any(|option| {
+    IPV6_HEADERS.into_iter().any(|option| {
         let mut value = [0; VALUE];
         // A header longer than the room is an error, and is there too.
         socket::option(socket, option.level, option.name, &mut value).map_or_else(is_too_small, |length| length != 0)

@@ -12,6 +12,7 @@ pub mod namespace;
 pub mod netdevice;
 pub mod pidfd;
 pub mod readiness;
+pub mod refused;
 pub mod shared_memory;
 pub mod socket;
 pub mod spawn;

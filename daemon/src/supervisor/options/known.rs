@@ -2,9 +2,9 @@
 //! has to have been set for them to differ.
 
 use sidestep_seccomp_profile::rare_options::{
-    IP_LOCAL_PORT_RANGE, IPV6_2292PKTOPTIONS, IPV6_ADDR_PREFERENCES, IPV6_AUTOFLOWLABEL, IPV6_FLOWINFO_SEND,
-    IPV6_MINHOPCOUNT, IPV6_UNICAST_IF, OptionName, SO_BINDTOIFINDEX, SO_TIMESTAMP_NEW, SO_TIMESTAMPING_NEW,
-    SO_TIMESTAMPNS_NEW, SO_TXREHASH, TCP_DELACK_MAX_US, TCP_RTO_MAX_MS, TCP_RTO_MIN_US, TCP_TX_DELAY,
+    IP_LOCAL_PORT_RANGE, IPV6_ADDR_PREFERENCES, IPV6_AUTOFLOWLABEL, IPV6_FLOWINFO_SEND, IPV6_MINHOPCOUNT,
+    IPV6_UNICAST_IF, OptionName, SO_BINDTOIFINDEX, SO_TIMESTAMP_NEW, SO_TIMESTAMPING_NEW, SO_TIMESTAMPNS_NEW,
+    SO_TXREHASH, TCP_DELACK_MAX_US, TCP_RTO_MAX_MS, TCP_RTO_MIN_US, TCP_TX_DELAY,
 };
 
 use crate::supervisor::facts::Kind;
@@ -171,15 +171,10 @@ const KEEPS_IN_PLACE_UDP: [SocketOption; 4] =
 /// Asked for in a way of their own, for what they are set to cannot be read back.
 pub const FILTERS: [SocketOption; 2] = [general(libc::SO_ATTACH_FILTER), general(libc::SO_ATTACH_BPF)];
 
-/// The same, of IPv6.
-pub const IPV6_HEADERS: [SocketOption; 5] = [
-    ipv6(libc::IPV6_HOPOPTS),
-    ipv6(libc::IPV6_RTHDR),
-    ipv6(libc::IPV6_DSTOPTS),
-    ipv6(libc::IPV6_RTHDRDSTOPTS),
-    // All of them at once.
-    ipv6(IPV6_2292PKTOPTIONS),
-];
+/// The same, of IPv6: sticky extension headers.
+/// Not IPV6_RTHDR, nor IPV6_2292PKTOPTIONS, which sets it, too: the filter refuses them.
+pub const IPV6_HEADERS: [SocketOption; 3] =
+    [ipv6(libc::IPV6_HOPOPTS), ipv6(libc::IPV6_DSTOPTS), ipv6(libc::IPV6_RTHDRDSTOPTS)];
 
 /// What a kind of socket has beside the options of all: carried, and keeping it in place.
 pub fn options_of(kind: Kind) -> (&'static [SocketOption], &'static [SocketOption]) {
