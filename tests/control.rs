@@ -230,11 +230,11 @@ u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.sendto(b'12345', ('{remo
             port = echo.addr.port()
         ),
     )?;
-    // The last acknowledgements may be under way.
+    // The last acknowledgements, and the datagram, may be under way.
     poll("the flows are listed with their bytes", SOON, || {
         let listed = this.json(&ws, "/v1/flows")?;
         let flows = listed["flows"].as_array().context("no flows")?;
-        let [large, small, udp] = &flows[..] else { bail!("not three flows: {listed}") };
+        let [large, small, udp] = &flows[..] else { return Ok(None) };
         let is = |flow: &Value, protocol, bytes: u64, back: u64| {
             flow["protocol"] == protocol
                 && flow["from_tap"] == bytes

@@ -1,5 +1,6 @@
 //! `sidestep ports`: published ports of a running workspace, at run time.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -107,13 +108,33 @@ fn lines(answer: String, json: bool) -> anyhow::Result<String> {
 fn line(entry: &Entry) -> String {
     let publication = &entry.publication;
     let transport = if publication.transport == Transport::Udp { "udp" } else { "tcp" };
-    let host = publication.host.map_or("*".to_owned(), |host| host.to_string());
-    let guest = publication.guest.map_or(String::new(), |guest| guest.to_string());
+    let at = |ip: Option<IpAddr>, any: &str, port: u16| match ip {
+        Some(ip) => SocketAddr::new(ip, port).to_string(),
+        None => format!("{any}:{port}"),
+    };
+    let host = at(publication.host, "*", publication.host_port);
+    let guest = at(publication.guest, "", publication.guest_port);
     let origin = match entry.origin {
         Origin::Start => "start",
         Origin::Added => "added",
         Origin::Auto => "auto",
     };
-    let (number, host_port, guest_port) = (entry.number, publication.host_port, publication.guest_port);
-    format!("{number}  {transport}  {host}:{host_port} -> {guest}:{guest_port}  {origin}")
+    format!("{}  {transport}  {host} -> {guest}  {origin}", entry.number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_shown_as_it_is_published() {
+        for (text, shown) in [
+            ("8080:80", "1  tcp  *:8080 -> :80  added"),
+            ("127.0.0.1:53:53/udp", "1  udp  127.0.0.1:53 -> :53  added"),
+            ("[::1]:8080:[2001:db8::1]:80", "1  tcp  [::1]:8080 -> [2001:db8::1]:80  added"),
+        ] {
+            let publication = text.parse::<Spec>().unwrap().publications().next().unwrap();
+            assert_eq!(line(&Entry { number: 1, origin: Origin::Added, publication }), shown);
+        }
+    }
 }
