@@ -1,5 +1,6 @@
 //! What the workspace may not do: Landlock, and the filter that hands its network calls to the supervisor, or one that
-//! only keeps it from typing into its caller's terminal. All without no_new_privs (the launcher has CAP_SYS_ADMIN in the workspace's user namespace), so that sudo works inside.
+//! only keeps it from typing into its caller's terminal. All without no_new_privs (the launcher has CAP_SYS_ADMIN in the
+//! workspace's user namespace), so that sudo works inside.
 //!
 //! The filter comes first: where another filter already has a listener, `--bypass=auto` goes on over the TAP, and
 //! Landlock's network rules must not stand then, for nobody would make the denied calls in the workspace's place.
