@@ -15,7 +15,7 @@ use crate::lab::world::{self, SIDESTEP, USER};
 
 crate::cases! {
     TAP: nothing_missing, output, no_tun, no_user_namespaces, no_network_namespaces, masked_proc, no_resolv_conf,
-        no_state_dir, no_ping_sockets;
+        no_state_dir, no_ping_sockets, refused_calls;
     BYPASS: second_listener;
     USER: closed_tun, no_newuidmap, nobody_reads;
 }
@@ -196,6 +196,50 @@ fn no_ping_sockets(ws: Workspace) -> Result<()> {
     let said = examined.of("ping")?;
     ensure!(said.status == "warn" && said.sentence.contains("net.ipv4.ping_group_range="), "{said:?}");
     ensure!(examined.works() == [true; 3], "{:#}", examined.json);
+    Ok(())
+}
+
+/// Runs the program in $2 and after where a filter refuses system call $1, as a container's does.
+const REFUSE: &str = "
+import ctypes, os, struct, sys
+LOAD, EQUAL, RETURN, ERRNO, ALLOW = 0x20, 0x15, 0x06, 0x00050001, 0x7fff0000
+program = [(LOAD, 0, 0, 0), (EQUAL, 0, 1, int(sys.argv[1])), (RETURN, 0, 0, ERRNO), (RETURN, 0, 0, ALLOW)]
+program = ctypes.create_string_buffer(b''.join(struct.pack('=HBBI', *line) for line in program))
+filter = struct.pack('@HP', 4, ctypes.addressof(program))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, filter) == 0
+os.execvp(sys.argv[2], sys.argv[2:])";
+
+/// What a container's seccomp profile keeps from the supervisor is found before a workspace would be without any TCP;
+/// what it keeps from the launcher and the forwarder ends both, with the same sentence.
+fn refused_calls(ws: Workspace) -> Result<()> {
+    let without = |call: libc::c_long, argv: &[&'static str]| {
+        let python = ws.outside(["/usr/bin/python3", "-c", REFUSE]).arg(call.to_string());
+        argv.iter().fold(python, |program, word| program.arg(word)).run(&ws.lab.host)
+    };
+    for (call, name) in [(libc::SYS_pidfd_getfd, "pidfd_getfd"), (libc::SYS_kcmp, "kcmp"), (libc::SYS_setns, "setns")] {
+        let examined = Examined::new(&without(call, &DOCTOR)?.exited(1)?)?;
+        let said = examined.of("pidfd_getfd")?;
+        ensure!(said.status == "fail" && said.sentence.contains(&format!("{name} is refused")), "{said:?}");
+        ensure!(examined.works() == [true, false, false], "{:#}", examined.json);
+        let run = without(call, &[SIDESTEP, "run", "--bypass=require", "--", "true"])?.exited(125)?;
+        contains(&run.stderr, &said.sentence)?;
+        let run = without(call, &[SIDESTEP, "run", "--bypass", "--", "sh", "-c", "echo $SIDESTEP_ACTIVE"])?;
+        contains(&run.stderr, &said.sentence)?;
+        run.printed("tap")?;
+    }
+    let ends = [
+        ("sandbox", libc::SYS_pivot_root),
+        ("network namespace", libc::SYS_unshare),
+        ("resolv.conf", libc::SYS_umount2),
+    ];
+    for (check, call) in ends {
+        let examined = Examined::new(&without(call, &DOCTOR)?.exited(2)?)?;
+        let said = examined.of(check)?;
+        ensure!(said.status == "fail" && said.sentence.contains("seccomp=unconfined"), "{said:?}");
+        let run = without(call, &[SIDESTEP, "run", "--", "true"])?.exited(125)?;
+        contains(&run.stderr, &said.sentence)?;
+    }
     Ok(())
 }
 

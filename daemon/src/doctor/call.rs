@@ -41,9 +41,11 @@ fn notification(listener: &Listener, patience: Duration) -> anyhow::Result<Notif
 
 fn examine(listener: &Listener, connect: &Notification, findings: &mut Vec<Finding>) {
     let number = TraceeFd(connect.int_argument(0));
-    let copy = match looked_into(connect, number) {
+    let looked = needs::supervisor_hindered()
+        .map_or_else(|| looked_into(connect, number).map_err(|error| needs::tracee_refused(&error)), Err);
+    let copy = match looked {
         Ok(copy) => copy,
-        Err(error) => return findings.push(Finding::fail(Check::PidfdGetfd, needs::tracee_refused(&error))),
+        Err(missing) => return findings.push(Finding::fail(Check::PidfdGetfd, missing)),
     };
     let scope = needs::sysctl("kernel/yama/ptrace_scope");
     let scope = scope.map(|scope| format!(" (kernel.yama.ptrace_scope={scope})")).unwrap_or_default();

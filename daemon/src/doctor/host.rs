@@ -1,12 +1,16 @@
 //! What the workers need of the host itself.
 
+use anyhow::bail;
 use nix::errno::Errno;
+use nix::sys::wait::waitpid;
 use nix::unistd::{AccessFlags, access, getegid};
+use sidestep_forwarder::sandbox;
 
-use super::{Check, Finding};
+use super::{Check, Finding, PATIENCE};
+use crate::channel::{Channel, Received};
 use crate::launcher::needs;
-use crate::monitor::state_dir;
-use crate::sys::socket;
+use crate::state_dir;
+use crate::sys::{fork, socket};
 
 /// The forwarder's ping sockets, icmp(7).
 pub fn ping() -> Finding {
@@ -26,4 +30,22 @@ pub fn state_dir() -> Finding {
         Ok(()) => Finding::ok(Check::StateDir, format!("in {}", parent.display())),
         Err(errno) => Finding::fail(Check::StateDir, needs::no_state_dir(&parent, &errno.into())),
     }
+}
+
+/// Entered by a process that does nothing else.
+pub fn sandbox() -> anyhow::Result<Finding> {
+    let (ours, theirs) = Channel::pair()?;
+    let child = fork::fork(|| {
+        let refused = sandbox::enter().err().map(|error| needs::no_sandbox(&error));
+        i32::from(theirs.send(&refused, &[]).is_err())
+    })?;
+    drop(theirs);
+    let finding = match ours.receive(Some(PATIENCE))? {
+        Received::Message(None, _) => Finding::ok(Check::Sandbox, "no files, no capabilities, few system calls"),
+        Received::Message(Some(missing), _) => Finding::fail(Check::Sandbox, missing),
+        Received::Closed => bail!("the process that entered the forwarder's sandbox said nothing"),
+        Received::Timeout => bail!("the process that enters the forwarder's sandbox is stuck"),
+    };
+    waitpid(child, None)?;
+    Ok(finding)
 }

@@ -8,9 +8,14 @@ mod call;
 mod host;
 mod workspace;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::launcher::needs::Missing;
+
+/// A step takes milliseconds; a machine under load gets this long for one.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What of `sidestep run` a check is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -41,6 +46,8 @@ pub enum Check {
     Ping,
     #[serde(rename = "state directory")]
     StateDir,
+    #[serde(rename = "sandbox")]
+    Sandbox,
     #[serde(rename = "listener")]
     Listener,
     #[serde(rename = "SYNC_WAKE_UP")]
@@ -56,7 +63,7 @@ pub enum Check {
 }
 
 impl Check {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::UserNamespace,
         Self::Ids,
         Self::NetworkNamespace,
@@ -65,6 +72,7 @@ impl Check {
         Self::ResolvConf,
         Self::Ping,
         Self::StateDir,
+        Self::Sandbox,
         Self::Listener,
         Self::SyncWakeUp,
         Self::PidfdGetfd,
@@ -82,7 +90,8 @@ impl Check {
             | Self::Tun
             | Self::ResolvConf
             | Self::Ping
-            | Self::StateDir => Mode::Tap,
+            | Self::StateDir
+            | Self::Sandbox => Mode::Tap,
             Self::Listener | Self::SyncWakeUp | Self::PidfdGetfd | Self::NetnsCookie | Self::Addfd => Mode::Bypass,
             Self::Landlock => Mode::Strict,
         }
@@ -135,6 +144,10 @@ impl Finding {
 pub fn examine() -> anyhow::Result<Vec<Finding>> {
     let mut findings = workspace::tried()?;
     findings.extend([host::ping(), host::state_dir()]);
+    // The forwarder's sandbox is made of such a namespace, too.
+    if findings.iter().all(|finding| (finding.check, finding.status) != (Check::UserNamespace, Status::Fail)) {
+        findings.push(host::sandbox()?);
+    }
     let untried = Check::ALL.into_iter().filter(|&check| findings.iter().all(|finding| finding.check != check));
     let untried: Vec<_> = untried.map(Finding::skip).collect();
     findings.extend(untried);

@@ -7,26 +7,22 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use sidestep_forwarder::network::{Ipv4Subnet, VirtualNetwork};
 use sidestep_forwarder::tap::{NO_SEGMENTATION, Tap};
 use sidestep_seccomp_profile::{filter, load};
 
-use super::{Check, Finding, Status, call};
+use super::{Check, Finding, PATIENCE, Status, call};
 use crate::channel::{Channel, Received};
-use crate::launcher::confine::{self, ABI_NETWORK, ABI_SIGNAL_SCOPE};
+use crate::launcher::confine;
 use crate::launcher::id_map::IdMaps;
 use crate::launcher::namespaces::{self, Namespaces, ProcRefused};
 use crate::launcher::needs::{self, Missing, UsernsSysctls};
 use crate::launcher::resolv_conf::{self, ResolvConf};
 use crate::launcher::{Workspace, files, host, tap};
-use crate::sys::landlock;
+use crate::sys::landlock::{self, ABI_NETWORK, ABI_SIGNAL_SCOPE};
 use crate::sys::listener::Listener;
-
-/// A step takes milliseconds; a machine under load gets this long for one.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is decided before the clone, as for a real workspace.
 struct Trial {

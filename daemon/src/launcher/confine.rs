@@ -13,14 +13,10 @@ use sidestep_seccomp_profile::{filter, load};
 
 use super::files::Furnished;
 use super::{Active, Bypass, needs};
-use crate::sys;
+use crate::sys::landlock::{ABI_NETWORK, ABI_SIGNAL_SCOPE, abi};
 
 /// Whether a program may put bytes into its terminal's input, as if they had been typed.
 const LEGACY_TIOCSTI: &str = "/proc/sys/dev/tty/legacy_tiocsti";
-/// Landlock's ABI with rules for TCP bind and connect (Linux 6.7).
-pub const ABI_NETWORK: u32 = 4;
-/// Landlock's ABI with scoped signals (Linux 6.12).
-pub const ABI_SIGNAL_SCOPE: u32 = 6;
 
 /// What is to be put on, decided and built before the clone.
 pub struct Confinement {
@@ -47,7 +43,7 @@ pub struct Confined {
 
 impl Confinement {
     pub fn choose(bypass: Bypass) -> anyhow::Result<Self> {
-        let landlock_abi = sys::landlock::abi();
+        let landlock_abi = abi();
         // Not there before Linux 6.2, where everybody may.
         let is_let = std::fs::read_to_string(LEGACY_TIOCSTI).map_or(true, |text| text.trim() != "0");
         let typing = is_let.then(filter::build_typing).transpose().context("cannot build the seccomp filter")?;
@@ -61,6 +57,15 @@ impl Confinement {
             }
             Bypass::Require => bail!("--bypass=require: {}", needs::no_landlock_network(landlock_abi)),
         };
+        // In strict mode calls that nobody can answer would leave the workspace without any TCP.
+        match needs::supervisor_hindered() {
+            None => {}
+            Some(missing) if bypass == Bypass::Require => bail!("--bypass=require: {missing}"),
+            Some(missing) => {
+                tracing::warn!("no bypass, only the TAP: {missing}");
+                return Ok(Self { landlock_abi, bypass: None, typing });
+            }
+        }
         let program = filter::build().context("cannot build the seccomp filter")?;
         let required = bypass == Bypass::Require;
         Ok(Self { landlock_abi, bypass: Some(BypassFilter { program, strict, required }), typing })

@@ -168,13 +168,20 @@ fn own_map(kind: Kind) -> anyhow::Result<Vec<Extent>> {
     Ok(identity(&text))
 }
 
+/// All ids there are in one line is what runc, containerd, dockerd and systemd know the initial user namespace by. They
+/// would take themselves for the machine's root, and give up over cgroups and devices that a workspace's may not touch:
+/// so the last id has a line of its own.
 fn identity(map: &str) -> Vec<Extent> {
+    let same = |inside, count| Extent { inside, outside: inside, count };
     let lines = map.lines().filter_map(|line| {
         let numbers: Vec<u32> = line.split_whitespace().filter_map(|n| n.parse().ok()).collect();
         let [inside, _, count] = numbers[..] else { return None };
-        Some(Extent { inside, outside: inside, count })
+        Some(same(inside, count))
     });
-    lines.take(EXTENTS_MAX).collect()
+    match lines.take(EXTENTS_MAX).collect::<Vec<_>>()[..] {
+        [Extent { count: u32::MAX, .. }] => vec![same(0, u32::MAX - 1), same(u32::MAX - 1, 1)],
+        ref extents => extents.to_vec(),
+    }
 }
 
 fn write_map(child: Pid, kind: Kind, extents: &[Extent]) -> anyhow::Result<()> {
@@ -228,7 +235,8 @@ fn parse_subordinate(text: &str, name: Option<&str>, uid: u32) -> Vec<Range> {
     let ranges = text.lines().filter_map(|line| {
         let [owner, first, count] = line.trim().split(':').collect::<Vec<_>>()[..] else { return None };
         let range = Range { first: first.parse().ok()?, count: count.parse().ok()? };
-        (range.count > 0 && (Some(owner) == name || owner == uid)).then_some(range)
+        let is_there = range.count > 0 && range.first.checked_add(range.count).is_some();
+        (is_there && (Some(owner) == name || owner == uid)).then_some(range)
     });
     ranges.take(EXTENTS_MAX - 2).collect()
 }
@@ -279,7 +287,7 @@ mod tests {
 
     #[test]
     fn subordinate_ranges_are_found_by_name_and_by_number() {
-        let text = "# note\nalice:100000:65536\nbob:165536:65536\n1000:300000:10\nalice:x:1\nalice:5:0\n";
+        let text = "# note\nalice:100000:65536\nbob:165536:65536\n1000:300000:10\nalice:x:1\nalice:5:0\nalice:4294967290:100\n";
         let got = |name, uid| -> Vec<_> {
             parse_subordinate(text, name, uid).into_iter().map(|r| (r.first, r.count)).collect()
         };
@@ -311,7 +319,8 @@ mod tests {
 
     #[test]
     fn identity_maps_what_the_own_namespace_has() {
-        assert_eq!(triples(identity("         0          0 4294967295\n")), [(0, 0, u32::MAX)]);
+        let all = identity("         0          0 4294967295\n");
+        assert_eq!(triples(all), [(0, 0, u32::MAX - 1), (u32::MAX - 1, u32::MAX - 1, 1)]);
         assert_eq!(triples(identity("0 1000 1\n1 100000 65536\n")), [(0, 0, 1), (1, 1, 65536)]);
     }
 }

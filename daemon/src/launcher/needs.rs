@@ -9,7 +9,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::confine::ABI_NETWORK;
+use crate::sys;
+use crate::sys::landlock::ABI_NETWORK;
 
 /// Written out, one sentence: `cause; fix`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,8 +136,15 @@ fn explained(error: &anyhow::Error, sysctls: UsernsSysctls) -> Missing {
     let missing = error.downcast_ref::<Missing>().cloned();
     let errno = missing.as_ref().and_then(|missing| missing.errno).or_else(|| errno_of(error));
     let missing = missing.unwrap_or_else(|| Missing::unexplained(format!("{error:#}")));
+    let refused = matches!(errno.map(Errno::from_raw), Some(Errno::EPERM | Errno::EACCES));
     match sysctls.explain_inside(errno) {
         Some((cause, fix)) => Missing::new(format!("{}: {cause}", missing.cause), fix),
+        // Nothing else is in the way of who has every capability.
+        None if refused && missing.fix.is_none() => Missing::new(
+            missing.cause,
+            "in a container its seccomp and AppArmor profiles must allow it (docker run --security-opt \
+             seccomp=unconfined --security-opt apparmor=unconfined)",
+        ),
         None => missing,
     }
 }
@@ -196,7 +204,10 @@ pub fn no_id_helper(helper: &str, ranges: &str) -> Missing {
 pub fn id_helper_failed(helper: &str, ranges: &str, said: &str) -> Missing {
     Missing::new(
         format!("{helper} failed ({said}): the ranges of {ranges} are not used"),
-        format!("it must be setuid root and allowed what {ranges} has"),
+        format!(
+            "it must be allowed what {ranges} has, and be setuid root or (in a container without CAP_SYS_ADMIN, as docker \
+             run makes it) have that capability of its own: setcap cap_setuid+ep newuidmap, cap_setgid+ep newgidmap"
+        ),
     )
 }
 
@@ -245,6 +256,11 @@ pub fn no_ping(error: &io::Error, group: u32) -> Missing {
     }
 }
 
+/// What the forwarder says of a sandbox that it cannot enter.
+pub fn no_sandbox(said: &anyhow::Error) -> Missing {
+    Missing::unexplained(format!("{said:#}"))
+}
+
 /// Why the filter with a listener does not load.
 pub fn filter_refused(error: &io::Error) -> Missing {
     match error.raw_os_error().map(Errno::from_raw) {
@@ -266,20 +282,36 @@ pub fn no_sync_wake_up() -> Missing {
     )
 }
 
+/// What keeps every supervisor from its work, asked before there is one.
+pub fn supervisor_hindered() -> Option<Missing> {
+    if sysctl("kernel/yama/ptrace_scope") == Some(3) {
+        return Some(tracee_refused(&io::Error::from_raw_os_error(libc::EPERM)));
+    }
+    sys::refused::call_of_the_supervisor().map(|call| call_refused(&format!("{call} is refused")))
+}
+
 /// The supervisor may not look into a process of the workspace.
 pub fn tracee_refused(error: &io::Error) -> Missing {
-    let cause = |why: &str| format!("the supervisor cannot look into the workspace's processes: {why}");
     match (errno(error), sysctl("kernel/yama/ptrace_scope")) {
         (Errno::EPERM, Some(3)) => Missing::new(
-            cause("kernel.yama.ptrace_scope=3 forbids it to everyone, until the next boot"),
+            cannot_look_into("kernel.yama.ptrace_scope=3 forbids it to everyone, until the next boot"),
             "boot with kernel.yama.ptrace_scope=2 or less (/etc/sysctl.d), or stay with the TAP",
         ),
-        (Errno::EPERM, _) => Missing::new(
-            cause("not permitted"),
-            "in a container its seccomp profile must allow pidfd_getfd and process_vm_readv, or stay with the TAP",
-        ),
-        (other, _) => Missing::unexplained(cause(other.desc())),
+        (Errno::EPERM, _) => call_refused("not permitted"),
+        (other, _) => Missing::unexplained(cannot_look_into(other.desc())),
     }
+}
+
+fn call_refused(why: &str) -> Missing {
+    Missing::new(
+        cannot_look_into(why),
+        "in a container its seccomp profile must allow pidfd_getfd, process_vm_readv, kcmp and setns (docker run \
+         --security-opt seccomp=unconfined), or stay with the TAP",
+    )
+}
+
+fn cannot_look_into(why: &str) -> String {
+    format!("the supervisor cannot look into the workspace's processes: {why}")
 }
 
 /// No way to tell the host's sockets from the workspace's.

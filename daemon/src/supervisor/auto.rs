@@ -36,18 +36,19 @@ const FIRST: u16 = 1024;
 
 pub struct Auto {
     /// The host's address; None: all of them.
-    pub host: Option<IpAddr>,
-    pub network: VirtualNetwork,
-    pub listening: Arc<Listening>,
-    pub ports: Arc<Ports>,
+    host: Option<IpAddr>,
+    network: VirtualNetwork,
+    /// Of the workspace.
+    listening: Arc<Listening>,
+    ports: Arc<Ports>,
     /// None: it is not known yet what a predecessor has published.
-    pub found: Mutex<Option<Found>>,
-    pub listened: Notify,
+    found: Mutex<Option<Found>>,
+    listened: Notify,
 }
 
 /// What has been made of the ports found.
 #[derive(Default)]
-pub struct Found {
+struct Found {
     published: BTreeMap<u16, Published>,
     /// Published no more, and still somebody's on the host.
     held: BTreeSet<u16>,
@@ -61,8 +62,21 @@ struct Published {
 }
 
 impl Auto {
+    /// Begins to look, in the event loop of the caller. `listening`: of the workspace.
+    pub fn start(host: Option<IpAddr>, network: VirtualNetwork, listening: Listening, ports: Arc<Ports>) -> Arc<Self> {
+        let (found, listened) = (Mutex::default(), Notify::new());
+        let auto = Arc::new(Self { host, network, listening: Arc::new(listening), ports, found, listened });
+        tokio::spawn(Arc::clone(&auto).run());
+        auto
+    }
+
+    /// Something inside has begun to listen.
+    pub fn look_now(&self) {
+        self.listened.notify_one();
+    }
+
     /// For as long as the event loop runs.
-    pub async fn run(self: Arc<Self>) {
+    async fn run(self: Arc<Self>) {
         *self.found.lock().await = Some(self.inherited().await);
         let mut tick = interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -98,25 +112,7 @@ impl Auto {
     }
 
     async fn look(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
-        let is_over =
-            |port: &u16, published: &mut Published| !wanted.contains_key(port) && published.since.elapsed() >= GRACE;
-        found.held.retain(|&port| !publish::is_free(&self.publication(port, None)));
-        let over: Vec<_> = found.published.extract_if(.., is_over).collect();
-        for (port, published) in over {
-            match self.ports.remove(published.number).await {
-                // It listens on the host, whatever could be seen inside.
-                Err(Refused::Shared(_)) => drop(found.published.insert(port, published)),
-                removed => {
-                    // Somebody may have removed it.
-                    if let Err(error) = removed {
-                        tracing::debug!("--publish-auto: {error}");
-                    }
-                    if !publish::is_free(&self.publication(port, None)) {
-                        found.held.insert(port);
-                    }
-                }
-            }
-        }
+        self.withdraw(found, wanted).await;
         found.skipped.retain(|port| wanted.contains_key(port));
         for (&port, &guest) in wanted {
             if found.published.contains_key(&port) || found.skipped.contains(&port) {
@@ -136,6 +132,27 @@ impl Auto {
                     tracing::warn!("--publish-auto: {error}");
                     found.skipped.insert(port);
                 }
+            }
+        }
+    }
+
+    /// Publishes no more what nobody listens at.
+    async fn withdraw(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
+        found.held.retain(|&port| !self.is_free(port));
+        let is_over = |port, published: &Published| !wanted.contains_key(port) && published.since.elapsed() >= GRACE;
+        let over = found.published.iter().filter(|(port, published)| is_over(port, published));
+        let over: Vec<_> = over.map(|(&port, published)| (port, published.number)).collect();
+        for (port, number) in over {
+            match self.ports.remove(number).await {
+                // Somebody may have removed it.
+                Ok(()) | Err(Refused::Unknown(_)) => {
+                    found.published.remove(&port);
+                    if !self.is_free(port) {
+                        found.held.insert(port);
+                    }
+                }
+                // A program that has come to listen there since, say: the next look tells.
+                Err(error) => tracing::debug!("--publish-auto: {error}"),
             }
         }
     }
@@ -165,6 +182,10 @@ impl Auto {
         }
         let added = self.ports.add(Origin::Auto, vec![self.publication(port, guest)]).await?;
         Ok(added.first().map(|entry| entry.number))
+    }
+
+    fn is_free(&self, port: u16) -> bool {
+        publish::is_free(&self.publication(port, None))
     }
 
     fn publication(&self, port: u16, guest: Option<IpAddr>) -> Publication {
@@ -201,6 +222,27 @@ mod tests {
     use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet};
 
     use super::*;
+    use crate::channel::Channel;
+    use crate::publish::Sharing;
+    use crate::supervisor::link::Link;
+    use crate::sys::socket;
+
+    #[test]
+    fn a_port_that_cannot_be_withdrawn_now_is_not_forgotten() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            // Nobody answers at the other end.
+            let (link, _forwarder) = Channel::pair().unwrap();
+            let ports = Ports::start(Link::start(link.into(), None, 0).unwrap(), Sharing::No);
+            let netlink = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG).unwrap();
+            let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, None, 1500);
+            let auto = Auto::start(None, network, Listening::new(netlink).unwrap(), ports);
+            let since = Instant::now().checked_sub(GRACE).unwrap();
+            let mut found = Found { published: [(3000, Published { number: 7, since })].into(), ..Found::default() };
+            auto.withdraw(&mut found, &BTreeMap::new()).await;
+            assert!(found.published.contains_key(&3000));
+        });
+    }
 
     #[test]
     fn what_is_reached_from_outside_and_no_more() {

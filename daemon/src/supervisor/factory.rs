@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{Channel, DESCRIPTORS_MAX, Received};
-use crate::sys::{fork, namespace, socket};
+use crate::sys::{disposition, fork, namespace, socket};
 
 use super::tracee::{self, Credentials};
 
@@ -135,7 +135,7 @@ fn only(made: Vec<OwnedFd>) -> io::Result<OwnedFd> {
 
 /// The factory's life: a child for each job, until the supervisor is gone.
 fn serve(jobs: &Channel) -> anyhow::Result<()> {
-    fork::reap_children_automatically()?;
+    disposition::ignore_sigchld()?;
     while let Received::Message(job, descriptors) = jobs.receive::<Job>(None)? {
         let Ok([reply, userns, beside]) = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors) else { continue };
         // Without a child the reply socket closes, which the supervisor takes for a failure.

@@ -31,7 +31,6 @@ use crate::sys::listener::Caller;
 use crate::sys::socket;
 
 use super::auto::Auto;
-use super::decide::Reason;
 use super::facts::{SocketCookie, SocketFacts, TcpState};
 use super::host_socket;
 use super::ledger::Phase;
@@ -39,9 +38,11 @@ use super::link::Link;
 use super::listening::{LOOPBACK, Listening};
 use super::netfilter::{Netfilter, Way};
 use super::ports::Ports;
+use super::reason::Reason;
 use super::route::InsideRoute;
-use super::session::{Outcome, Session, Stopped};
+use super::session::Session;
 use super::sockaddr::RawAddress;
+use super::stopped::{Outcome, Stopped};
 
 /// Addresses of RFC 5737 and RFC 3849: what the workspace would come from, if it went there, its clients come to.
 const SOMEWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -119,7 +120,7 @@ impl HostListeners {
     /// Something inside has begun to listen in place.
     pub fn listened(&self) {
         if let Some(auto) = &self.auto {
-            auto.listened.notify_one();
+            auto.look_now();
         }
     }
 
