@@ -12,7 +12,7 @@ use crate::lab::workspace::Workspace;
 use crate::lab::{REMOTE, poll};
 
 crate::cases! {
-    EVERY_WAY: forwarded, fatal, interrupt_key, suspend_and_resume;
+    EVERY_WAY: forwarded, fatal, interrupt_key, suspend_and_resume, typing;
     BOTH_PATHS: network_survives_interrupt, shell_has_job_control, hangup;
 }
 
@@ -49,6 +49,19 @@ fn interrupt_key(ws: Workspace) -> Result<()> {
     terminal.type_keys(CTRL_C)?;
     let code = terminal.exit_code()?;
     ensure!(code == 130, "exit code {code} after ^C");
+    Ok(())
+}
+
+/// What is put into the terminal's input would be read by the caller's shell in the end.
+fn typing(ws: Workspace) -> Result<()> {
+    let program = ws.python_program(
+        "TIOCSTI = 0x5412
+print('typed' if outcome(lambda: fcntl.ioctl(0, TIOCSTI, b'x')) == 'connected' else 'refused')",
+    );
+    let mut terminal = Terminal::start(program, &ws.lab.host)?;
+    terminal.expect("refused")?;
+    let code = terminal.exit_code()?;
+    ensure!(code == 0, "exit code {code}");
     Ok(())
 }
 

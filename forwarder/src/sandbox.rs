@@ -115,6 +115,6 @@ pub fn filter_calls() -> anyhow::Result<()> {
     let program = forwarder::build(getpid().as_raw_nonzero().get())?;
     // The kernel wants it of whoever has no capability.
     rustix::thread::set_no_new_privs(true)?;
-    load::load_for_ourselves(&program)?;
+    load::load_unmitigated(&program)?;
     Ok(())
 }

@@ -6,11 +6,20 @@
 
 use std::io::{Read, Seek};
 
-use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::rare_options::{OptionName, RARE, UNKNOWN};
-use crate::syscalls::{Argument, REFUSED, Stopped};
+use crate::syscalls::{Argument, REFUSED, Stopped, TYPING};
+
+/// What a kernel runs beside its own kind of programs.
+const ALSO: &[ScmpArch] = if cfg!(target_arch = "x86_64") {
+    &[ScmpArch::X86, ScmpArch::X32]
+} else if cfg!(target_arch = "aarch64") {
+    &[ScmpArch::Arm]
+} else {
+    &[]
+};
 
 /// A compiled filter. Build it before fork: libseccomp allocates.
 #[derive(Clone)]
@@ -38,11 +47,24 @@ pub fn build() -> Result<Program, Error> {
             _ => context.add_rule(ScmpAction::Notify, syscall(call.number())).map(drop)?,
         }
     }
-    for refused in REFUSED {
+    for refused in REFUSED.into_iter().chain(TYPING) {
         add(&mut context, ScmpAction::Errno(refused.errno), refused.number, refused.when)?;
     }
     // Compared first: of the calls whose arguments are looked at, the one that programs make most.
     context.set_syscall_priority(syscall(libc::SYS_setsockopt), u8::MAX)?;
+    export(&context)
+}
+
+/// Builds the filter of a workspace without the bypass, for programs of every architecture that runs here.
+pub fn build_typing() -> Result<Program, Error> {
+    let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
+    context.set_act_badarch(ScmpAction::Allow)?;
+    for &architecture in ALSO {
+        context.add_arch(architecture)?;
+    }
+    for refused in TYPING {
+        add(&mut context, ScmpAction::Errno(refused.errno), refused.number, refused.when)?;
+    }
     export(&context)
 }
 

@@ -192,7 +192,7 @@ pub fn build(own_pid: c_int) -> Result<Program, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::load_for_ourselves;
+    use crate::load::load_unmitigated;
     use nix::errno::Errno;
     use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt};
 
@@ -289,7 +289,7 @@ mod tests {
         std::thread::spawn(move || {
             let program = build(pid).unwrap();
             nix::sys::prctl::set_no_new_privs().unwrap();
-            load_for_ourselves(&program).unwrap();
+            load_unmitigated(&program).unwrap();
             let open = |family, kind, protocol: Option<SockProtocol>| {
                 socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, protocol).map(drop)
             };

@@ -16,9 +16,10 @@ pub fn load(program: &Program) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(listener) })
 }
 
-/// The same for a filter without a listener, on a process that runs no code but ours: it is not slowed down by the
-/// mitigation for code that may not be trusted (SPEC_ALLOW; before Linux 5.16 every filter brought it).
-pub fn load_for_ourselves(program: &Program) -> io::Result<()> {
+/// The same for a filter without a listener, which does not slow a process down by the mitigation for code that may not be
+/// trusted (SPEC_ALLOW; before Linux 5.16 every filter brought it): one that runs no code but ours, or would have no filter
+/// otherwise.
+pub fn load_unmitigated(program: &Program) -> io::Result<()> {
     install(program, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW).map(drop)
 }
 

@@ -121,6 +121,18 @@ pub const REFUSED: [Refused; 9] = [
     refused(libc::SYS_io_uring_register, libc::EPERM),
 ];
 
+/// Typing into the terminal that a workspace shares with its caller, whose shell would read it: refused in every workspace
+/// where the kernel lets it (dev.tty.legacy_tiocsti; TIOCLINUX pastes what is selected on a virtual console).
+pub const TYPING: [Refused; 2] = [typing(&[Argument::is_int(1, TIOCSTI)]), typing(&[Argument::is_int(1, TIOCLINUX)])];
+
+/// asm-generic/ioctls.h
+const TIOCSTI: i32 = 0x5412;
+const TIOCLINUX: i32 = 0x541c;
+
+const fn typing(when: &'static [Argument]) -> Refused {
+    Refused { number: libc::SYS_ioctl, errno: libc::EPERM, when }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

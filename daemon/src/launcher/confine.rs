@@ -1,5 +1,6 @@
-//! What the workspace may not do: Landlock, and the filter that hands its network calls to the supervisor. Both without
-//! no_new_privs (the launcher has CAP_SYS_ADMIN in the workspace's user namespace), so that sudo works inside.
+//! What the workspace may not do: Landlock, and the filter that hands its network calls to the supervisor, or one that
+//! only keeps it from typing into its caller's terminal. All without no_new_privs (the launcher has CAP_SYS_ADMIN in the
+//! workspace's user namespace), so that sudo works inside.
 //!
 //! The filter comes first: where another filter already has a listener, `--bypass=auto` goes on over the TAP, and
 //! Landlock's network rules must not stand then, for nobody would make the denied calls in the workspace's place.
@@ -14,10 +15,15 @@ use super::files::Furnished;
 use super::{Active, Bypass, needs};
 use crate::sys::landlock::{ABI_NETWORK, ABI_SIGNAL_SCOPE, abi};
 
+/// Whether a program may put bytes into its terminal's input, as if they had been typed.
+const LEGACY_TIOCSTI: &str = "/proc/sys/dev/tty/legacy_tiocsti";
+
 /// What is to be put on, decided and built before the clone.
 pub struct Confinement {
     pub landlock_abi: u32,
     bypass: Option<BypassFilter>,
+    /// None: this kernel lets nobody type into a terminal.
+    typing: Option<filter::Program>,
 }
 
 struct BypassFilter {
@@ -38,13 +44,16 @@ pub struct Confined {
 impl Confinement {
     pub fn choose(bypass: Bypass) -> anyhow::Result<Self> {
         let landlock_abi = abi();
+        // Not there before Linux 6.2, where everybody may.
+        let is_let = std::fs::read_to_string(LEGACY_TIOCSTI).map_or(true, |text| text.trim() != "0");
+        let typing = is_let.then(filter::build_typing).transpose().context("cannot build the seccomp filter")?;
         let strict = match bypass {
-            Bypass::Off => return Ok(Self { landlock_abi, bypass: None }),
+            Bypass::Off => return Ok(Self { landlock_abi, bypass: None, typing }),
             Bypass::Unconfined => false,
             Bypass::Auto | Bypass::Require if landlock_abi >= ABI_NETWORK => true,
             Bypass::Auto => {
                 tracing::warn!("no bypass, only the TAP: {}", needs::no_landlock_network(landlock_abi));
-                return Ok(Self { landlock_abi, bypass: None });
+                return Ok(Self { landlock_abi, bypass: None, typing });
             }
             Bypass::Require => bail!("--bypass=require: {}", needs::no_landlock_network(landlock_abi)),
         };
@@ -54,12 +63,12 @@ impl Confinement {
             Some(missing) if bypass == Bypass::Require => bail!("--bypass=require: {missing}"),
             Some(missing) => {
                 tracing::warn!("no bypass, only the TAP: {missing}");
-                return Ok(Self { landlock_abi, bypass: None });
+                return Ok(Self { landlock_abi, bypass: None, typing });
             }
         }
         let program = filter::build().context("cannot build the seccomp filter")?;
         let required = bypass == Bypass::Require;
-        Ok(Self { landlock_abi, bypass: Some(BypassFilter { program, strict, required }) })
+        Ok(Self { landlock_abi, bypass: Some(BypassFilter { program, strict, required }), typing })
     }
 
     /// In the workspace's first process, which has one thread.
@@ -76,6 +85,11 @@ impl Confinement {
                 }
             },
         };
+        if let (Active::Off, Some(typing)) = (active, &self.typing)
+            && let Err(error) = load::load_unmitigated(typing)
+        {
+            tracing::warn!("the workspace can type into your terminal: {}", needs::filter_refused(&error));
+        }
         restrict(self.landlock_abi, active == Active::Strict)?;
         Ok(Confined { furnished, listener, active })
     }
