@@ -1,9 +1,14 @@
-//! Container engines that start sidestep under the name slirp4netns, as Debian ships them: Podman and RootlessKit.
+//! Container engines as Debian ships them: Podman and RootlessKit, which start sidestep under the name slirp4netns, and
+//! Docker, which does and which runs in a workspace.
 
+pub mod docker;
 pub mod podman;
 pub mod rootlesskit;
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -14,6 +19,23 @@ use crate::lab::poll;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const HOST: IpAddr = IpAddr::V4(HOST_V4);
+const BUSYBOX: &str = "/bin/busybox";
+const APPLETS: [&str; 11] = ["sh", "cat", "echo", "grep", "httpd", "ip", "nc", "nslookup", "ping", "sleep", "wget"];
+
+/// An image's files: busybox, and what it serves under /www.
+fn image(tree: &Path) -> Result<()> {
+    let bin = tree.join("bin");
+    fs::create_dir_all(&bin)?;
+    fs::create_dir_all(tree.join("www/cgi-bin"))?;
+    fs::copy(BUSYBOX, bin.join("busybox"))?;
+    for applet in APPLETS {
+        symlink("busybox", bin.join(applet))?;
+    }
+    fs::write(tree.join("www/index.html"), "hello from inside\n")?;
+    let peer = tree.join("www/cgi-bin/peer");
+    fs::write(&peer, "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n%s\\n' $REMOTE_ADDR\n")?;
+    Ok(fs::set_permissions(peer, fs::Permissions::from_mode(0o755))?)
+}
 
 /// What a client in `from` gets from a port of the host, an empty text for nothing.
 fn curl(from: &Netns, addr: IpAddr, port: u16, path: &str) -> Result<Finished> {

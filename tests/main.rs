@@ -8,8 +8,8 @@
 //! |----------------|------------------------------------------------------------|
 //! | `SIDESTEP_BIN` | the binary under test, where it is not the one cargo built |
 //! | `LAB_LOG`      | `--log-level` of every `sidestep run`                      |
-//! | `LAB_SOAK`     | set: as often and as long as `make soak` tries things; a   |
-//! |                | path: a line there about each test that depends on it      |
+//! | `LAB_SOAK`     | set: as often and as long as `make soak` tries things, and |
+//! |                | Docker, too; a path: a line there about each such test     |
 
 // A test fails by panicking, or by returning the error.
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -117,6 +117,8 @@ fn main() -> anyhow::Result<ExitCode> {
         attacks::stalls::CASES,
         attacks::fuzz::CASES,
     ];
-    let trials = modules.into_iter().flatten().flat_map(cases::Case::trials).collect();
+    // No container of Docker's runs with one id.
+    let soaked = (lab::effort::soaks() && !world::is_single_id()).then_some(engines::docker::CASES);
+    let trials = modules.into_iter().chain(soaked).flatten().flat_map(cases::Case::trials).collect();
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }

@@ -1,12 +1,11 @@
 //! Rootless Podman with `network_cmd_path`: containers of an image made here, out of busybox.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{HOST, LOOPBACK, REFUSED, answers, curl};
+use super::{HOST, LOOPBACK, REFUSED, answers, curl, image};
 use crate::lab::command::Finished;
 use crate::lab::login::Login;
 use crate::lab::servers::{BIG, TcpServer};
@@ -37,8 +36,6 @@ driver = 'vfs'
 [storage.options]
 ignore_chown_errors = 'true'
 ";
-const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 11] = ["sh", "cat", "echo", "grep", "httpd", "ip", "nc", "nslookup", "ping", "sleep", "wget"];
 
 /// A user with the image `box`, which is an HTTP server unless it is told to be something else.
 struct Podman {
@@ -80,20 +77,6 @@ impl Podman {
         self.podman("system migrate")?.succeeded()?;
         self.login.leaves_nothing()
     }
-}
-
-fn image(tree: &Path) -> Result<()> {
-    let bin = tree.join("bin");
-    fs::create_dir_all(&bin)?;
-    fs::create_dir_all(tree.join("www/cgi-bin"))?;
-    fs::copy(BUSYBOX, bin.join("busybox"))?;
-    for applet in APPLETS {
-        symlink("busybox", bin.join(applet))?;
-    }
-    fs::write(tree.join("www/index.html"), "hello from inside\n")?;
-    let peer = tree.join("www/cgi-bin/peer");
-    fs::write(&peer, "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n%s\\n' $REMOTE_ADDR\n")?;
-    Ok(fs::set_permissions(peer, fs::Permissions::from_mode(0o755))?)
 }
 
 /// Names, ping and HTTP over both families.

@@ -23,7 +23,8 @@ thread_local! {
     static ASKED: Cell<Asked> = const { Cell::new(Asked::Nothing) };
 }
 
-fn soaks() -> bool {
+/// Whether this is the soak: what takes packages or minutes that CI does not have is a test only there.
+pub fn soaks() -> bool {
     std::env::var_os("LAB_SOAK").is_some()
 }
 
