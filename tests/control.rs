@@ -19,6 +19,7 @@ use crate::lab::{REMOTE, poll};
 
 crate::cases! {
     EVERY_WAY: counters, workspace_is_refused;
+    BYPASS: who_listens_on_the_host;
     BOTH_PATHS: flows, clients_that_misbehave, workers_that_die;
     USER: which_workspace, long_paths;
 }
@@ -123,6 +124,23 @@ u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.sendto(b'x', ('10.0.2.3'
     let json: Value = serde_json::from_str(&this.stats(&ws, &["--json"])?.output()?)?;
     ensure!(verdicts("bypass/tcp")? == number(&json, "/supervisor/verdicts/bypass/tcp")?, "{json}");
     contains(&this.stats(&ws, &["--prometheus"])?.output()?, "# TYPE sidestep_calls_total counter")?;
+    this.ends()
+}
+
+/// Counted is what listens, and not what tried to.
+fn who_listens_on_the_host(ws: Workspace) -> Result<()> {
+    let ws = ws.flag("-p=8080:8000");
+    let this = Controlled::start(
+        &ws,
+        "def bound():
+    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(('', 8000)); return s
+one, other = bound(), bound()
+one.listen(8)
+try: other.listen(8); say('two listen')
+except OSError as e: assert e.errno == errno.EADDRINUSE, e",
+    )?;
+    let counted = this.json(&ws, "/v1/counters")?;
+    ensure!(number(&counted, "/supervisor/verdicts/bypass/listening")? == 1, "{counted}");
     this.ends()
 }
 

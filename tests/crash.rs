@@ -14,7 +14,7 @@ use crate::lab::{REMOTE, poll};
 
 crate::cases! {
     EVERY_WAY: monitor, init, forwarder, supervisor, ordinary_end;
-    BOTH_PATHS: supervisor_again_and_again, forwarder_again_and_again, command_killed;
+    BOTH_PATHS: supervisor_again_and_again, forwarder_again_and_again, command_killed, without_state_directory;
     BYPASS: supervisor_amid_connects, options_set_before;
 }
 
@@ -104,6 +104,19 @@ fn forwarder(ws: Workspace) -> Result<()> {
 
 fn supervisor(ws: Workspace) -> Result<()> {
     kill_and_go_on(ws, "supervisor")
+}
+
+/// Whoever clears /tmp takes away what tells others about a workspace, and not the workspace.
+fn without_state_directory(ws: Workspace) -> Result<()> {
+    let mut this = Connecting::start(&ws)?;
+    std::fs::remove_dir_all(&this.state_dir)?;
+    for worker in ["supervisor", "forwarder"] {
+        let victim = this.tree.worker(worker)?;
+        victim.kill(Signal::SIGKILL)?;
+        poll("the worker is gone", SOON, || Ok((!victim.is_alive()).then_some(())))?;
+        this.connects()?;
+    }
+    this.goes_on("forwarder")
 }
 
 /// A rare option that was set under a supervisor which is dead by the time of the connect is on the host socket all the same.

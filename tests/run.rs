@@ -3,17 +3,19 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::XattrFlags;
 
 use crate::lab::servers::TcpServer;
-use crate::lab::workspace::{Caller, Workspace, contains};
+use crate::lab::workspace::{Caller, UNREAD, Workspace, contains};
 use crate::lab::{REMOTE, world};
 
 crate::cases! {
     EVERY_WAY: exit_codes, start_line, environment, descriptors, own_failures, resolv_conf, limits_and_signals,
         privileges, own_tun, nested, pid_namespace;
     BOTH_PATHS: ready_fd, mtu, names_of_the_network, ipv6, standard_streams, bypass_by_environment;
-    USER: ids, subordinate_ids, keep_id, without_pid_namespace, help;
+    USER: ids, subordinate_ids, keep_id, without_pid_namespace, help, standard_output, file_capability;
 }
 
 fn exit_codes(ws: Workspace) -> Result<()> {
@@ -213,4 +215,46 @@ fn help(ws: Workspace) -> Result<()> {
         "--log-format",
     ];
     flags.into_iter().try_for_each(|flag| contains(&done.stdout, flag))
+}
+
+/// What cannot be written is told; a reader that has seen enough ends a command without a word.
+fn standard_output(ws: Workspace) -> Result<()> {
+    let script = format!(
+        "{s} completions bash > /dev/full; echo $?; {s} man /nowhere; echo $?
+{UNREAD}; {s} run --help >&4; echo $?; {s} completions bash >&4; echo $?",
+        s = world::SIDESTEP
+    );
+    let done = ws.shell(&script).run(&ws.lab.host)?.succeeded()?;
+    ensure!(done.stdout == "125\n125\n141\n141\n", "{done}");
+    let [full, nowhere] = done.stderr.lines().collect::<Vec<_>>()[..] else { bail!("not two lines: {done}") };
+    contains(full, "sidestep: cannot write to standard output: No space left on device")?;
+    contains(nowhere, "sidestep: cannot write man pages into /nowhere: ")
+}
+
+/// What the refusal of a port below 1024 advises to: the kernel hides such a process's /proc from its user.
+fn file_capability(ws: Workspace) -> Result<()> {
+    /// struct vfs_cap_data (linux/capability.h) of `setcap cap_net_bind_service=ep`: revision 2, effective; permitted.
+    const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let dir = std::env::temp_dir().join("file-capability");
+    fs::create_dir(&dir)?;
+    // The lab's own are MS_NOSUID, where such a file is like any other.
+    mount(Some("lab"), &dir, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
+    let run = || {
+        let sidestep = dir.join("sidestep");
+        fs::copy(world::SIDESTEP, &sidestep)?;
+        rustix::fs::setxattr(&sidestep, "security.capability", &CAPABILITY, XattrFlags::empty())?;
+        let script = format!(
+            "run() {{ {s} run --log-level=error --state-dir=/tmp/capable \"$@\"; }}
+coproc ws {{ run -p 127.0.0.1:{port}:80 -- sh -c 'echo started; read x'; }}; read x <&${{ws[0]}}; echo $x
+{s} stats --state-dir=/tmp/capable | head -1; echo >&${{ws[1]}}; wait $ws_PID",
+            s = sidestep.display(),
+            // With one id the lab's root is another user, and the capability not the caller's.
+            port = if world::is_single_id() { 8080 } else { 80 },
+        );
+        let done = ws.shell(&script).run(&ws.lab.host)?.succeeded()?;
+        contains(&done.stdout, "started\nworkspace of process ")
+    };
+    let ran = run();
+    umount2(&dir, MntFlags::MNT_DETACH)?;
+    ran
 }

@@ -4,7 +4,7 @@
 //! there are.
 
 use criterion::Criterion;
-use sidestep::supervisor::hot;
+use sidestep::hot;
 
 pub fn pieces(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide");

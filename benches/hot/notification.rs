@@ -9,7 +9,7 @@ use std::sync::mpsc;
 
 use criterion::Criterion;
 use rustix::net::{AddressFamily, SocketType, listen, socket};
-use sidestep::sys::listener::{Listener, NOTIFICATION_WORDS, Received, Reply, clear};
+use sidestep::listener::{Listener, NOTIFICATION_WORDS, Received, Reply, clear};
 use sidestep_seccomp_profile::{filter, load};
 
 /// The last of the pieces: the filter stays on this thread.

@@ -17,7 +17,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::monitor::signals;
+use crate::signals::{self, exit_code};
 use crate::sys::{descriptors, disposition, spawn};
 
 /// The command was found but cannot be executed, as env(1) has it.
@@ -97,15 +97,6 @@ fn reap(command: Pid) -> anyhow::Result<Option<u8>> {
     }
 }
 
-/// What a shell would give: the code, or 128+n for signal n. None when it has not ended.
-pub fn exit_code(status: WaitStatus) -> Option<u8> {
-    match status {
-        WaitStatus::Exited(_, code) => u8::try_from(code & 0xff).ok(),
-        WaitStatus::Signaled(_, signal, _) => u8::try_from(128 + signal as i32).ok(),
-        _ => None,
-    }
-}
-
 /// Kills what the command left behind, as far as it is our child or becomes it.
 fn kill_orphans() {
     for _ in 0..KILL_ROUNDS {
@@ -127,47 +118,5 @@ fn describe(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(number) => Errno::from_raw(number).desc().to_owned(),
         None => error.to_string(),
-    }
-}
-
-/// A signal mask from the bits of /proc/PID/status: bit n-1 for signal n. Realtime signals are left out.
-pub fn mask_from_bits(bits: u64) -> SigSet {
-    Signal::iterator().filter(|&signal| bits & bit(signal) != 0).collect()
-}
-
-/// The bits of a signal mask; the opposite of [`mask_from_bits`].
-pub fn mask_to_bits(mask: &SigSet) -> u64 {
-    mask.iter().map(bit).fold(0, |bits, bit| bits | bit)
-}
-
-fn bit(signal: Signal) -> u64 {
-    1 << (signal as u32 - 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exit_codes_are_the_shells() {
-        let pid = Pid::from_raw(2);
-        let cases = [
-            (WaitStatus::Exited(pid, 0), Some(0)),
-            (WaitStatus::Exited(pid, 7), Some(7)),
-            (WaitStatus::Signaled(pid, Signal::SIGTERM, false), Some(143)),
-            (WaitStatus::Signaled(pid, Signal::SIGKILL, true), Some(137)),
-            (WaitStatus::Stopped(pid, Signal::SIGTSTP), None),
-        ];
-        for (status, want) in cases {
-            assert_eq!(exit_code(status), want, "{status:?}");
-        }
-    }
-
-    #[test]
-    fn masks_survive_the_command_line() {
-        for bits in [0, 1, 0b1000_0000_0010, 1 << 16] {
-            assert_eq!(mask_to_bits(&mask_from_bits(bits)), bits);
-        }
-        assert_eq!(mask_to_bits(&[Signal::SIGHUP, Signal::SIGINT].into_iter().collect()), 0b11);
     }
 }

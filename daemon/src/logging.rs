@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -68,13 +68,6 @@ where
             level => {
                 let name = if level == Level::DEBUG { "debug" } else { "trace" };
                 write!(to, "sidestep: {name}: {}: ", event.metadata().target())?;
-            }
-        }
-        for span in ctx.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
-            if let Some(fields) = span.extensions().get::<FormattedFields<N>>()
-                && !fields.is_empty()
-            {
-                write!(to, "{}: ", fields.fields)?;
             }
         }
         ctx.format_fields(to.by_ref(), event)?;

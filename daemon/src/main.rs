@@ -2,12 +2,16 @@
 
 use std::process::ExitCode;
 
+use sidestep::logging::LogSettings;
+
 fn main() -> ExitCode {
     match sidestep::cli::run() {
         Ok(code) => code,
         Err(error) => {
+            // Where the command has not come to it, or has none of its own.
+            sidestep::logging::init(LogSettings::default());
             tracing::error!("{error:#}");
-            ExitCode::from(sidestep::cli::FAILURE)
+            ExitCode::from(sidestep::FAILURE)
         }
     }
 }

@@ -49,7 +49,7 @@ const fn tcp(name: i32) -> OptionName {
 }
 
 /// Their order is the order of the bits in the supervisor's ledger.
-pub const RARE: [OptionName; 56] = [
+pub const RARE: [OptionName; 54] = [
     general(libc::SO_DONTROUTE),
     general(libc::SO_OOBINLINE),
     general(libc::SO_REUSEPORT),
@@ -80,13 +80,11 @@ pub const RARE: [OptionName; 56] = [
     ip(libc::IP_BIND_ADDRESS_NO_PORT),
     ip(libc::IP_UNICAST_IF),
     ip(IP_LOCAL_PORT_RANGE),
-    ipv6(IPV6_2292PKTOPTIONS),
     ipv6(libc::IPV6_UNICAST_HOPS),
     ipv6(libc::IPV6_MTU_DISCOVER),
     ipv6(IPV6_FLOWINFO_SEND),
     ipv6(libc::IPV6_HOPOPTS),
     ipv6(libc::IPV6_RTHDRDSTOPTS),
-    ipv6(libc::IPV6_RTHDR),
     ipv6(libc::IPV6_DSTOPTS),
     ipv6(IPV6_AUTOFLOWLABEL),
     ipv6(IPV6_ADDR_PREFERENCES),

@@ -2,6 +2,8 @@
 
 use libc::c_long;
 
+use crate::rare_options::IPV6_2292PKTOPTIONS;
+
 /// A system call that stops and waits for the supervisor's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stopped {
@@ -92,7 +94,11 @@ const fn fast_open(number: c_long, when: &'static [Argument]) -> Refused {
     Refused { number, errno: libc::EOPNOTSUPP, when }
 }
 
-pub const REFUSED: [Refused; 7] = [
+const fn routing_header(when: &'static [Argument]) -> Refused {
+    Refused { number: libc::SYS_setsockopt, errno: libc::EPERM, when }
+}
+
+pub const REFUSED: [Refused; 9] = [
     fast_open(libc::SYS_sendto, &[Argument::has_bits(3, libc::MSG_FASTOPEN)]),
     fast_open(libc::SYS_sendmsg, &[Argument::has_bits(2, libc::MSG_FASTOPEN)]),
     fast_open(libc::SYS_sendmmsg, &[Argument::has_bits(3, libc::MSG_FASTOPEN)]),
@@ -104,6 +110,10 @@ pub const REFUSED: [Refused; 7] = [
         errno: libc::ENOENT,
         when: &[Argument::is_int(1, libc::IPPROTO_TCP), Argument::is_int(2, libc::TCP_ULP)],
     },
+    // A routing header sends what a connection says to another address first, which nobody has asked the policy about:
+    // set on a socket of the host's it takes no privilege. EPERM is what the other extension headers get without one.
+    routing_header(&[Argument::is_int(1, libc::IPPROTO_IPV6), Argument::is_int(2, libc::IPV6_RTHDR)]),
+    routing_header(&[Argument::is_int(1, libc::IPPROTO_IPV6), Argument::is_int(2, IPV6_2292PKTOPTIONS)]),
     // A ring connects, binds and listens without a system call that a filter sees. EPERM is what container runtimes
     // answer, and what programs fall back on.
     refused(libc::SYS_io_uring_setup, libc::EPERM),

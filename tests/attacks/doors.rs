@@ -171,5 +171,21 @@ s = tcp(silent); s.setblocking(False); s.connect_ex((silent, forbidden))
 print(side(s), route(s), route(connected()), route(shut()))",
     )?;
     ensure!(said == "connected True workspace\nhost EPERM EPERM EPERM", "{said}");
+    // Of IPv6 no privilege would be asked for.
+    let said = attack(
+        &ws,
+        "SETSOCKOPT = {'x86_64': 54}.get(os.uname().machine, 208)
+IPPROTO_IPV6, IPV6_RTHDR, IPV6_2292PKTOPTIONS = 41, 57, 6
+# Of segment routing, with no segment left: it goes to the one address there is, and says the peer's.
+header = bytes([0, 2, 4, 0, 0, 0, 0, 0]) + socket.inet_pton(socket.AF_INET6, '::1')
+several = struct.pack('=QII', 16 + len(header), IPPROTO_IPV6, IPV6_RTHDR) + header
+s = tcp('::'); s.setblocking(False); s.connect_ex(('::ffff:' + silent, forbidden))
+print(side(s))
+for name, value in (IPV6_RTHDR, header), (IPV6_2292PKTOPTIONS, several):
+    text = ctypes.create_string_buffer(value)
+    for above in 0, 1 << 32, -1 << 32:
+        print(syscall(SETSOCKOPT, s.fileno(), IPPROTO_IPV6 | above, name | above, ctypes.addressof(text), len(value)))",
+    )?;
+    ensure!(said == format!("host{}", "\nEPERM".repeat(6)), "{said}");
     Ok(())
 }

@@ -5,8 +5,10 @@
  * There is a page whose fault nobody ever handles. For each of COUNT sockets,
  *   socket   one thread enters setsockopt(IP_OPTIONS), which copies its argument from there under the socket's lock;
  *            another thread then connects that socket;
- *   address  a thread connects a socket to an address that is there.
- * Prints "held" once every lock is held, a line "connect: ERRNO" as each connect comes back, and waits to be killed.
+ *   address  a thread connects a socket to an address that is there;
+ *   listener the socket listens at IP and PORT, and it is a copy from before that whose lock is held as above.
+ * Prints "held" once every lock is held, a line "connect: ERRNO" as each connect comes back (of a listener there is none),
+ * and waits to be killed.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -46,7 +48,7 @@ static void *dial(void *fd) {
 
 int main(int argc, char **argv) {
     if (argc != 5) return 2;
-    int count = atoi(argv[2]), by_address = !strcmp(argv[1], "address");
+    int count = atoi(argv[2]), by_address = !strcmp(argv[1], "address"), listens = !strcmp(argv[1], "listener");
     known.sin_family = AF_INET;
     known.sin_port = htons((uint16_t)atoi(argv[4]));
     if (inet_pton(AF_INET, argv[3], &known.sin_addr) != 1) return 2;
@@ -69,13 +71,20 @@ int main(int argc, char **argv) {
         struct uffd_msg fault;
         fds[i] = socket(AF_INET, SOCK_STREAM, 0);
         if (by_address) continue;
+        if (listens) {
+            int one = 1, listener = (int)fds[i];
+            setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+            if (bind(listener, (void *)&known, sizeof known) < 0) die("bind");
+            fds[i] = dup(listener);
+            if (listen(listener, 1) < 0) die("listen");
+        }
         pthread_create(&holder, NULL, hold, (void *)fds[i]);
         /* The fault is reported when the lock is held. */
         if (read(faults, &fault, sizeof fault) != sizeof fault) die("read");
     }
     puts("held");
     fflush(stdout);
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count && !listens; i++) {
         pthread_t dialler;
         pthread_create(&dialler, NULL, dial, (void *)fds[i]);
     }

@@ -9,7 +9,7 @@ use crate::lab::workspace::Workspace;
 use crate::lab::{BLACK_HOLE, REMOTE};
 
 crate::cases! {
-    BYPASS: held_locks, address_that_never_comes, abandoned_connects;
+    BYPASS: held_locks, address_that_never_comes, abandoned_connects, copied_listener;
     EVERYWHERE: patient_connect;
 }
 
@@ -49,6 +49,32 @@ attacker.kill()",
     ensure!(supervisor.is_alive(), "the supervisor died: {}", running.stderr());
     running.finish()?.exited(0)?;
     Ok(())
+}
+
+/// Who has copied a socket before it listened on the host can make it blocking, and hold its lock: the forwarder, which
+/// takes the clients that come to it inside, does not wait for that.
+fn copied_listener(ws: Workspace) -> Result<()> {
+    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
+    let lock = attacker(&ws, include_str!("lock.c"), "listener")?;
+    ws.flag("-p=8080:80")
+        .python(&format!(
+            "import subprocess
+def by_tap():
+    s = tcp('{addr}'); s.settimeout(20); s.bind(('0.0.0.0', 0)); s.connect(('{addr}', {port}))
+    return side(s)
+l = tcp('0.0.0.0'); l.bind(('0.0.0.0', 80)); copy = l.dup(); l.listen(); os.set_blocking(copy.fileno(), True)
+print(side(l), side(copy), flush=True)
+c = dial('10.0.2.100', 80); l.settimeout(20); print(l.accept()[1][0], by_tap(), flush=True)
+l.close(); copy.close(); c.close()
+attacker = subprocess.Popen(['{lock}', 'listener', '1', '0.0.0.0', '80'], stdout=subprocess.PIPE, text=True)
+print(attacker.stdout.readline().strip(), flush=True)
+c = tcp('10.0.2.100'); c.settimeout(20); c.connect(('10.0.2.100', 80)); print(by_tap())
+attacker.kill()",
+            lock = lock.display(),
+            addr = REMOTE[0],
+            port = echo.addr.port(),
+        ))?
+        .printed("host workspace\n127.0.0.1 workspace\nheld\nworkspace")
 }
 
 /// Calls in place whose callers were interrupted cost no thread: more of them than there may be sleepers.

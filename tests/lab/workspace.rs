@@ -230,6 +230,9 @@ pub fn url_host(addr: IpAddr) -> String {
     }
 }
 
+/// In bash: what is written to descriptor 4 from here on, nobody is there to read.
+pub const UNREAD: &str = "dir=$(mktemp -d); mkfifo $dir/pipe; exec 3<>$dir/pipe 4>$dir/pipe 3>&-; rm -r $dir";
+
 /// Fails unless `text` contains `needle`, showing both.
 pub fn contains(text: &str, needle: &str) -> Result<()> {
     ensure!(text.contains(needle), "no {needle:?} in:\n{text}");

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use super::{ANYWHERE, HOST, connect, known_as, line, serve};
 use crate::lab::command::{DEADLINE, Running};
 use crate::lab::processes::Tree;
-use crate::lab::workspace::{Workspace, contains};
+use crate::lab::workspace::{UNREAD, Workspace, contains};
 use crate::lab::world::SIDESTEP;
 use crate::lab::{REMOTE, poll};
 
@@ -60,6 +60,9 @@ fn at_run_time(ws: Workspace) -> Result<()> {
     };
     let known = |port: u16| Ok::<_, anyhow::Error>(known_as(&ws.lab.remote, (HOST[0], port))? == REMOTE[0].to_string());
     ports(&["list"])?.printed("1  tcp  *:8080 -> :80  start")?;
+    let unread = format!("{UNREAD}; {SIDESTEP} ports --state-dir {dir} list >&4; echo $?");
+    let unread = ws.beside(&running, ["bash", "-c", &unread]).run(&ws.lab.host)?;
+    ensure!(unread.stdout == "141\n" && unread.stderr.is_empty(), "nobody reads the list: {unread}");
     ports(&["add", "192.0.2.1:8081-8082:80-81"])?
         .printed("2  tcp  192.0.2.1:8081 -> :80  added\n3  tcp  192.0.2.1:8082 -> :81  added")?;
     let served = |port: u16| poll("the port is served", DEADLINE, || Ok(known(port).unwrap_or(false).then_some(())));

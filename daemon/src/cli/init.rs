@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::init;
 use crate::logging::{self, LogFormat, LogSettings};
+use crate::signals;
 
 /// Started by `sidestep run`.
 #[derive(Debug, Args)]
@@ -27,7 +28,7 @@ impl Init {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let format = if self.json { LogFormat::Json } else { LogFormat::Text };
         logging::init(LogSettings { format, ..LogSettings::default() });
-        init::run(&self.command, init::mask_from_bits(self.sigmask))
+        init::run(&self.command, signals::mask_from_bits(self.sigmask))
     }
 }
 

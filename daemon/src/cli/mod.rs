@@ -1,4 +1,4 @@
-//! The command line: one file per command.
+//! The command line: one file per command; `egress` and `running` are what several flags and commands have in common.
 
 mod completions;
 mod doctor;
@@ -7,6 +7,7 @@ mod forwarder;
 mod init;
 mod ports;
 mod run;
+mod running;
 mod stats;
 mod supervisor;
 
@@ -16,13 +17,12 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
+use crate::FAILURE;
 use crate::logging::{self, LogSettings};
 use crate::slirp4netns;
 use crate::sys::disposition;
-
-/// Exit code of a failure of sidestep itself, as env(1) and docker have it.
-pub const FAILURE: u8 = 125;
 
 /// Networking for rootless workspaces.
 ///
@@ -56,7 +56,8 @@ enum Command {
 /// The last thing a command does: a reader that has seen enough, as head(1), ends it without a word.
 fn say(text: impl Display) -> anyhow::Result<()> {
     disposition::restore_sigpipe()?;
-    write!(stdout(), "{text}").context("cannot write to standard output")
+    let said = write!(stdout(), "{text}").and_then(|()| stdout().flush());
+    said.context("cannot write to standard output")
 }
 
 /// Parses the command line, runs the command and gives its exit code.
@@ -64,10 +65,14 @@ pub fn run() -> anyhow::Result<ExitCode> {
     if slirp4netns::is_our_name() {
         return Ok(slirp4netns::run());
     }
+    // With a file capability (setcap(8), for ports below 1024) our files in /proc are root's, and so are a child's: its id
+    // maps could not be written, nor could it be told who speaks on the control socket.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).context("cannot have our files in /proc")?;
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() { FAILURE } else { 0 };
+            disposition::restore_sigpipe()?;
             error.print()?;
             return Ok(ExitCode::from(code));
         }

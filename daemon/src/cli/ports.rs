@@ -1,6 +1,6 @@
 //! `sidestep ports`: published ports of a running workspace, at run time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -10,9 +10,9 @@ use serde_json::json;
 use sidestep_forwarder::policy::Transport;
 use sidestep_forwarder::ports::{Entry, Origin};
 
-use super::stats;
+use super::running::{self, parse};
+use super::say;
 use crate::logging::{self, LogSettings};
-use crate::monitor::state_dir::{self, CONTROL_SOCKET};
 use crate::publish::Spec;
 use crate::supervisor::control::client;
 
@@ -62,39 +62,44 @@ enum Action {
 impl Ports {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         logging::init(LogSettings::default());
-        let dir = match self.state_dir {
-            Some(dir) => dir,
-            None => stats::choose(&state_dir::usual_parent(), self.pid)?,
-        };
-        let socket = dir.join(CONTROL_SOCKET);
-        let show = |text: String| -> anyhow::Result<()> {
-            if self.json {
-                println!("{text}");
-                return Ok(());
-            }
-            let entries: Vec<Entry> =
-                serde_json::from_str(&text).context("the workspace was started by another version of sidestep")?;
-            entries.iter().for_each(|entry| println!("{}", line(entry)));
-            Ok(())
-        };
-        match self.action {
-            Action::List => show(client::get(&socket, "/v1/ports")?)?,
-            Action::Add { ports } => {
+        let socket = running::control_socket(self.state_dir, self.pid, "ports --pid")?;
+        let mut shown = String::new();
+        let done = self.action.carry_out(&socket, self.json, &mut shown);
+        // What was done before something failed is told, too.
+        say(shown)?;
+        done.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+impl Action {
+    fn carry_out(self, socket: &Path, json: bool, shown: &mut String) -> anyhow::Result<()> {
+        match self {
+            Self::List => *shown += &lines(client::get(socket, "/v1/ports")?, json)?,
+            Self::Add { ports } => {
                 for port in ports {
                     // Said here rather than there, and before anything is sent.
                     port.parse::<Spec>().with_context(|| port.clone())?;
                     let body = json!({ "publish": port }).to_string();
-                    show(client::request(&socket, Method::POST, "/v1/ports", body)?)?;
+                    *shown += &lines(client::request(socket, Method::POST, "/v1/ports", body)?, json)?;
                 }
             }
-            Action::Remove { numbers } => {
+            Self::Remove { numbers } => {
                 for number in numbers {
-                    client::request(&socket, Method::DELETE, &format!("/v1/ports/{number}"), String::new())?;
+                    client::request(socket, Method::DELETE, &format!("/v1/ports/{number}"), String::new())?;
                 }
             }
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(())
     }
+}
+
+/// An answer of the control socket, for people a line for each port.
+fn lines(answer: String, json: bool) -> anyhow::Result<String> {
+    if json {
+        return Ok(answer + "\n");
+    }
+    let entries: Vec<Entry> = parse(&answer)?;
+    Ok(entries.iter().map(|entry| line(entry) + "\n").collect())
 }
 
 /// `3  tcp  *:8080 -> :80  added`

@@ -113,8 +113,10 @@ pub struct Run {
     /// Lead a port of the host into the workspace; may be repeated
     ///
     /// Without IP it is open at all addresses of the host, of both families, as with docker: 127.0.0.1:8080:80 keeps it
-    /// to this machine. A taken port is an error. The workspace sees the client's own address; clients of the host's
-    /// loopback come from the gateway's. What listens on 127.0.0.1 inside is not reached.
+    /// to this machine. A taken port is an error. A server inside sees its clients' own addresses; clients of the host's
+    /// loopback are seen with the workspace's. What listens on 127.0.0.1 inside is not reached, unless it is named:
+    /// 8080:127.0.0.1:80 (TCP only), as any other address inside can be. With --bypass a server that listens at all
+    /// addresses has the host's port itself.
     #[arg(short, long, value_name = "[IP:]PORT[-PORT]:PORT[-PORT][/tcp|udp]")]
     publish: Vec<Spec>,
 
@@ -133,7 +135,7 @@ pub struct Run {
     #[arg(long)]
     keep_id: bool,
 
-    /// Where state.json goes [default: $XDG_RUNTIME_DIR/sidestep/PID or /tmp/sidestep-UID/PID; in a
+    /// Where state.json and the control socket go [default: $XDG_RUNTIME_DIR/sidestep/PID or /tmp/sidestep-UID/PID; in a
     /// container, PID-NAMESPACE]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,

@@ -1,20 +1,16 @@
 //! `sidestep stats`: what a running workspace's supervisor and forwarder have counted.
 
 use std::fmt::{self, Display};
-use std::fs;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::running::{self, parse};
 use super::say;
 use crate::logging::{self, LogSettings};
-use crate::monitor::state_dir::{self, CONTROL_SOCKET};
 use crate::supervisor::Flows;
 use crate::supervisor::control::client;
 use crate::supervisor::counters::All;
@@ -56,11 +52,7 @@ pub struct Stats {
 impl Stats {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         logging::init(LogSettings::default());
-        let dir = match self.state_dir {
-            Some(dir) => dir,
-            None => choose(&state_dir::usual_parent(), self.pid)?,
-        };
-        let socket = dir.join(CONTROL_SOCKET);
+        let socket = running::control_socket(self.state_dir, self.pid, "stats")?;
         if self.json {
             say(client::get(&socket, "/v1/counters")? + "\n")?;
         } else if self.prometheus {
@@ -68,7 +60,7 @@ impl Stats {
         } else {
             let state = parse(&client::get(&socket, "/v1/state")?)?;
             let all = parse(&client::get(&socket, "/v1/counters")?)?;
-            // A forwarder that does not answer is said to, and the rest shown.
+            // Where the forwarder does not answer that is said, and the rest shown.
             let flows = client::get(&socket, "/v1/flows").and_then(|text| parse(&text)).ok();
             say(Table { state, all, flows })?;
         }
@@ -76,42 +68,7 @@ impl Stats {
     }
 }
 
-fn parse<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
-    serde_json::from_str(text).context("the workspace was started by another version of sidestep")
-}
-
-/// The state directory of the workspace meant, among those in `parent`.
-pub(super) fn choose(parent: &Path, pid: Option<u32>) -> anyhow::Result<PathBuf> {
-    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
-    let mut running: Vec<_> = entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| UnixStream::connect(parent.join(name).join(CONTROL_SOCKET)).is_ok())
-        .collect();
-    running.sort();
-    if let Some(pid) = pid {
-        let number = pid.to_string();
-        let found = running.iter().find(|name| name.split('-').next() == Some(&number));
-        let found = found.with_context(|| {
-            format!("process {pid} runs no workspace of {}: --state-dir names one elsewhere", parent.display())
-        })?;
-        return Ok(parent.join(found));
-    }
-    match &running[..] {
-        [one] => Ok(parent.join(one)),
-        [] => bail!(
-            "no workspace is running in {}: `sidestep run` starts one, --state-dir names one elsewhere",
-            parent.display()
-        ),
-        [first, ..] => bail!(
-            "{} workspaces are running ({}): name one, as in `sidestep stats {}`",
-            running.len(),
-            running.join(", "),
-            first.split('-').next().unwrap_or(first)
-        ),
-    }
-}
-
-/// All of it for people: what is not zero.
+/// The most of it for people: what is not zero.
 struct Table {
     state: Value,
     all: All,
@@ -184,31 +141,7 @@ impl Display for Bytes {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-
     use super::*;
-
-    #[test]
-    fn which_workspace_is_meant() {
-        let parent = tempfile::tempdir().unwrap();
-        let chosen = |pid| choose(parent.path(), pid).map_err(|error| error.to_string());
-        let run = |name: &str| {
-            fs::create_dir(parent.path().join(name)).unwrap();
-            UnixListener::bind(parent.path().join(name).join(CONTROL_SOCKET)).unwrap()
-        };
-        assert!(chosen(None).unwrap_err().starts_with("no workspace is running in"));
-        drop(run("1"));
-        assert!(chosen(None).unwrap_err().starts_with("no workspace is running in"));
-        let _first = run("20");
-        assert_eq!(chosen(None).unwrap(), parent.path().join("20"));
-        let _second = run("3-4026531836");
-        assert_eq!(
-            chosen(None).unwrap_err(),
-            "2 workspaces are running (20, 3-4026531836): name one, as in `sidestep stats 20`"
-        );
-        assert_eq!(chosen(Some(3)).unwrap(), parent.path().join("3-4026531836"));
-        assert!(chosen(Some(2)).unwrap_err().starts_with("process 2 runs no workspace"));
-    }
 
     #[test]
     fn bytes_for_people() {

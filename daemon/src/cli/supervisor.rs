@@ -7,21 +7,18 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::monitor::state_dir;
 use crate::monitor::worker;
+use crate::state_dir;
 use crate::supervisor::{self, Handles, Start};
 
 pub fn run() -> anyhow::Result<ExitCode> {
     let (started, fds) = worker::receive_start::<Start>(c"supervisor")?;
     let state_dir = started.config.state_dir.clone();
     let mut fds = fds.into_iter();
-    let handles = Handles {
-        listener: if fds.len() == 5 { fds.next() } else { None },
-        ledger: fds.next().context("no ledger received")?,
-        userns: fds.next().context("no user namespace received")?,
-        netns: fds.next().context("no network namespace received")?,
-    };
-    let link = fds.next().context("no channel to the forwarder received")?;
+    let mut next = |name: &str| fds.next().with_context(|| format!("no {name} received"));
+    let (ledger, userns, netns) = (next("ledger")?, next("user namespace")?, next("network namespace")?);
+    let link = next("channel to the forwarder")?;
+    let handles = Handles { ledger, userns, netns, listener: fds.next() };
     let ready = worker::ready(&started.channel)?;
     let ended = supervisor::run(started.config, handles, link, started.channel.try_clone()?.into(), ready);
     if started.channel.is_closed()? {

@@ -9,7 +9,7 @@ use sidestep_forwarder::sandbox;
 use super::{Check, Finding, PATIENCE};
 use crate::channel::{Channel, Received};
 use crate::launcher::needs;
-use crate::monitor::state_dir;
+use crate::state_dir;
 use crate::sys::{fork, socket};
 
 /// The forwarder's ping sockets, icmp(7).

@@ -15,13 +15,13 @@ use sidestep_seccomp_profile::{filter, load};
 
 use super::{Check, Finding, PATIENCE, Status, call};
 use crate::channel::{Channel, Received};
-use crate::launcher::confine::{self, ABI_NETWORK, ABI_SIGNAL_SCOPE};
+use crate::launcher::confine;
 use crate::launcher::id_map::IdMaps;
 use crate::launcher::namespaces::{self, Namespaces, ProcRefused};
 use crate::launcher::needs::{self, Missing, UsernsSysctls};
 use crate::launcher::resolv_conf::{self, ResolvConf};
 use crate::launcher::{Workspace, files, host, tap};
-use crate::sys::landlock;
+use crate::sys::landlock::{self, ABI_NETWORK, ABI_SIGNAL_SCOPE};
 use crate::sys::listener::Listener;
 
 /// What is decided before the clone, as for a real workspace.

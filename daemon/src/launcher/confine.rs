@@ -12,12 +12,7 @@ use sidestep_seccomp_profile::{filter, load};
 
 use super::files::Furnished;
 use super::{Active, Bypass, needs};
-use crate::sys;
-
-/// Landlock's ABI with rules for TCP bind and connect (Linux 6.7).
-pub const ABI_NETWORK: u32 = 4;
-/// Landlock's ABI with scoped signals (Linux 6.12).
-pub const ABI_SIGNAL_SCOPE: u32 = 6;
+use crate::sys::landlock::{ABI_NETWORK, ABI_SIGNAL_SCOPE, abi};
 
 /// What is to be put on, decided and built before the clone.
 pub struct Confinement {
@@ -42,7 +37,7 @@ pub struct Confined {
 
 impl Confinement {
     pub fn choose(bypass: Bypass) -> anyhow::Result<Self> {
-        let landlock_abi = sys::landlock::abi();
+        let landlock_abi = abi();
         let strict = match bypass {
             Bypass::Off => return Ok(Self { landlock_abi, bypass: None }),
             Bypass::Unconfined => false,

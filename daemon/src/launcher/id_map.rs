@@ -235,7 +235,8 @@ fn parse_subordinate(text: &str, name: Option<&str>, uid: u32) -> Vec<Range> {
     let ranges = text.lines().filter_map(|line| {
         let [owner, first, count] = line.trim().split(':').collect::<Vec<_>>()[..] else { return None };
         let range = Range { first: first.parse().ok()?, count: count.parse().ok()? };
-        (range.count > 0 && (Some(owner) == name || owner == uid)).then_some(range)
+        let is_there = range.count > 0 && range.first.checked_add(range.count).is_some();
+        (is_there && (Some(owner) == name || owner == uid)).then_some(range)
     });
     ranges.take(EXTENTS_MAX - 2).collect()
 }
@@ -286,7 +287,7 @@ mod tests {
 
     #[test]
     fn subordinate_ranges_are_found_by_name_and_by_number() {
-        let text = "# note\nalice:100000:65536\nbob:165536:65536\n1000:300000:10\nalice:x:1\nalice:5:0\n";
+        let text = "# note\nalice:100000:65536\nbob:165536:65536\n1000:300000:10\nalice:x:1\nalice:5:0\nalice:4294967290:100\n";
         let got = |name, uid| -> Vec<_> {
             parse_subordinate(text, name, uid).into_iter().map(|r| (r.first, r.count)).collect()
         };

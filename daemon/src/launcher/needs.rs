@@ -9,8 +9,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::confine::ABI_NETWORK;
 use crate::sys;
+use crate::sys::landlock::ABI_NETWORK;
 
 /// Written out, one sentence: `cause; fix`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,8 +16,8 @@ use super::id_map::IdMaps;
 use super::namespaces::{self, Namespaces, ProcRefused};
 use super::needs::{self, Missing, UsernsSysctls};
 use super::{Active, Choice, Plan, files, tap};
+use crate::FAILURE;
 use crate::channel::{Channel, Received};
-use crate::cli::FAILURE;
 use crate::sys;
 
 /// The child's steps take milliseconds; a machine under load gets this long.

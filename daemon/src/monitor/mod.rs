@@ -5,8 +5,6 @@
 //! and the forwarder, and the supervisor clears up behind it.
 
 mod capture;
-pub mod signals;
-pub mod state_dir;
 mod terminal;
 pub mod worker;
 
@@ -21,11 +19,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{getpid, getsid};
 
-use crate::init::{exit_code, mask_to_bits};
 use crate::launcher::{self, Active, Made, Plan, Settings, Workspace};
-use crate::sys::{descriptors, disposition, ready_fd};
-use signals::Origin;
-use state_dir::{State, StateDir};
+use crate::signals::{self, Origin, exit_code, mask_to_bits};
+use crate::state_dir::{State, StateDir};
+use crate::sys::{descriptors, disposition, inherited};
 use terminal::Terminal;
 use worker::Workers;
 
@@ -39,7 +36,7 @@ struct Monitor {
 
 /// Makes the workspace, runs the command in it and gives the command's exit code.
 pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
-    let ready = settings.ready_fd.map(|fd| ready_fd::take("--ready-fd", fd)).transpose()?;
+    let ready = settings.ready_fd.map(|fd| inherited::take("--ready-fd", fd)).transpose()?;
     let terminal = Terminal::of_caller();
     let caller_mask = SigSet::thread_get_mask()?;
     disposition::default_sigchld()?;
@@ -113,8 +110,11 @@ impl Monitor {
                 }
                 return exit_code(status).context("the workspace ended without a code").map(Some);
             }
-            if self.workers.ended(pid, status)? {
-                self.write_state()?;
+            if self.workers.ended(pid, status)?
+                && let Err(error) = self.write_state()
+            {
+                // Somebody has taken the directory away, say: the workspace needs none.
+                tracing::warn!("others are not told of the new process: {error:#}");
             }
         }
     }

@@ -199,14 +199,14 @@ fn too_many(restarts: &mut VecDeque<Instant>, now: Instant) -> bool {
 }
 
 impl Kept {
-    /// In the order of [`supervisor::Handles`], and the link.
+    /// In the order in which [`crate::cli`] takes them.
     fn supervisor_fds(&self) -> Vec<BorrowedFd<'_>> {
-        let listener = self.made.listener.as_ref();
-        let others = [&self.ledger, &self.made.userns, &self.made.netns];
-        listener.into_iter().chain(others).map(AsFd::as_fd).chain([self.link.0.as_fd()]).collect()
+        let always = [&self.ledger, &self.made.userns, &self.made.netns].map(AsFd::as_fd);
+        let listener = self.made.listener.as_ref().map(AsFd::as_fd);
+        always.into_iter().chain([self.link.0.as_fd()]).chain(listener).collect()
     }
 
-    /// In the order in which [`crate::cli`] takes them.
+    /// The same.
     fn forwarder_fds(&self) -> Vec<BorrowedFd<'_>> {
         let always = [self.made.tap.as_fd(), self.connections.as_fd(), self.link.1.as_fd()];
         always.into_iter().chain(self.capture.as_ref().map(AsFd::as_fd)).collect()

@@ -24,30 +24,42 @@ pub enum Sharing {
 
 /// Takes the port. From here on clients of a TCP port can connect, and wait.
 pub fn listen(entry: Entry, sharing: Sharing) -> anyhow::Result<Published> {
-    let publication = entry.publication;
-    let address = match sharing {
-        Sharing::WithPrograms if publication.transport == Transport::Tcp => group::address(&publication),
-        _ => publication.host_addr(),
-    };
-    let opened = match open(&publication, address, sharing) {
-        // A host without IPv6 has one family to listen at.
-        Err(Errno::AFNOSUPPORT) if publication.host.is_none_or(|host| host.is_ipv4()) => {
-            let host = publication.host.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-            open(&publication, SocketAddr::new(host, publication.host_port), sharing)
-        }
-        opened => opened,
-    };
-    let socket = opened.map_err(|errno| refusal(&publication, errno))?;
+    let socket = take(&entry.publication, sharing).map_err(|errno| refusal(&entry.publication, errno))?;
     Ok(Published { entry, socket })
 }
 
-fn open(publication: &Publication, address: SocketAddr, sharing: Sharing) -> Result<OwnedFd, Errno> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let kind = if publication.transport == Transport::Udp { SocketType::DGRAM } else { SocketType::STREAM };
-    let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, publication.host.is_some_and(|host| host.is_ipv6()))?;
+/// Whether nobody has the port, not even for connections or without listening.
+pub fn is_free(publication: &Publication) -> bool {
+    let bound = |address| bind(&socket_of(publication, address)?, &address);
+    !matches!(in_a_family(publication, publication.host_addr(), bound), Err(Errno::ADDRINUSE))
+}
+
+fn take(publication: &Publication, sharing: Sharing) -> Result<OwnedFd, Errno> {
+    let address = match sharing {
+        Sharing::WithPrograms if publication.transport == Transport::Tcp => group::address(publication),
+        _ => publication.host_addr(),
+    };
+    in_a_family(publication, address, |address| open(publication, address, sharing))
+}
+
+fn in_a_family<T>(
+    publication: &Publication,
+    address: SocketAddr,
+    open: impl Fn(SocketAddr) -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    match open(address) {
+        // A host without IPv6 has one family to listen at.
+        Err(Errno::AFNOSUPPORT) if publication.host.is_none_or(|host| host.is_ipv4()) => {
+            let host = publication.host.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+            open(SocketAddr::new(host, publication.host_port))
+        }
+        opened => opened,
     }
+}
+
+fn open(publication: &Publication, address: SocketAddr, sharing: Sharing) -> Result<OwnedFd, Errno> {
+    let socket = socket_of(publication, address)?;
+    let kind = kind_of(publication);
     if kind == SocketType::STREAM {
         // Connections of an earlier workspace in TIME-WAIT are no reason to wait. (With UDP it would share the port.)
         sockopt::set_socket_reuseaddr(&socket, true)?;
@@ -60,6 +72,21 @@ fn open(publication: &Publication, address: SocketAddr, sharing: Sharing) -> Res
         rustix::net::listen(&socket, BACKLOG)?;
     }
     Ok(socket)
+}
+
+/// Not bound yet.
+fn socket_of(publication: &Publication, address: SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, kind_of(publication), flags, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, publication.host.is_some_and(|host| host.is_ipv6()))?;
+    }
+    Ok(socket)
+}
+
+fn kind_of(publication: &Publication) -> SocketType {
+    if publication.transport == Transport::Udp { SocketType::DGRAM } else { SocketType::STREAM }
 }
 
 /// One sentence with the cause and the fix.
@@ -102,6 +129,26 @@ mod tests {
         let host = host.map(|host| host.parse::<IpAddr>().unwrap());
         let publication = Publication { transport, host, host_port, guest: None, guest_port: 80 };
         Entry { number: 1, origin: Origin::Start, publication }
+    }
+
+    #[test]
+    fn a_port_is_free_when_nobody_has_it() {
+        let publication = |host, port| entry(Transport::Tcp, host, port).publication;
+        let listener = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        let is_free = || [None, Some("0.0.0.0")].map(|host| is_free(&publication(host, port)));
+        assert_eq!(is_free(), [false; 2]);
+        // Bound, and no more than that.
+        rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
+        assert_eq!(is_free(), [false; 2]);
+        drop(listener);
+        assert_eq!(is_free(), [false; 2]);
+        // A reset leaves nothing behind.
+        sockopt::set_socket_linger(&accepted, Some(std::time::Duration::ZERO)).unwrap();
+        drop((accepted, client));
+        assert_eq!(is_free(), [true; 2]);
     }
 
     #[test]

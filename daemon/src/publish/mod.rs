@@ -12,7 +12,7 @@ use sidestep_forwarder::policy::Transport;
 use sidestep_forwarder::ports::Publication;
 use thiserror::Error;
 
-pub use listen::{Sharing, listen};
+pub use listen::{Sharing, is_free, listen};
 
 /// `[IP:]PORT[-PORT]:[IP:]PORT[-PORT][/tcp|udp]`: ports of the host and where they lead inside, as docker and
 /// RootlessKit write it.

@@ -33,7 +33,7 @@ use crate::channel::Channel;
 use crate::launcher::outbound;
 use crate::launcher::resolv_conf::{self, ResolvConf};
 use crate::logging::{self, LogSettings};
-use crate::sys::{ready_fd, shared_memory};
+use crate::sys::{inherited, shared_memory};
 
 use self::tap::Namespaces;
 
@@ -86,7 +86,7 @@ fn version() -> String {
 
 fn serve(settings: Settings) -> anyhow::Result<()> {
     let outbound = outbound(&settings)?;
-    let take = |option: &str, number: Option<_>| number.map(|number| ready_fd::take_any(option, number)).transpose();
+    let take = |option: &str, number: Option<_>| number.map(|number| inherited::take_any(option, number)).transpose();
     let ready = take("--ready-fd", settings.ready_fd)?;
     let exit = take("--exit-fd", settings.exit_fd)?;
     let namespaces = Namespaces::open(&settings)?;

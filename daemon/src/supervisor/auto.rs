@@ -2,8 +2,12 @@
 //! published under its own number for as long as it does.
 //!
 //! The workspace decides what listens, and it is hostile: so no port below [`FIRST`], at most [`PORTS_MAX`], and none
-//! that the host has already. What listens is looked at every [`PERIOD`], and at once when the supervisor has seen a
-//! listen(2); one that can be taken out asks before, so that the program has the port from the start.
+//! that the host has already. A program may keep a socket of the host, and with it the port, when it listens no more: such a
+//! port counts as long as nobody else could have it. What listens is looked at every [`PERIOD`], and at once when the
+//! supervisor has seen a listen(2); one that can be taken out asks before, so that the program has the port from the
+//! start.
+//!
+//! Limits: what a supervisor before this one has counted as kept is not known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +19,8 @@ use sidestep_forwarder::policy::Transport;
 use sidestep_forwarder::ports::{Entry, Origin, Publication};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{MissedTickBehavior, interval};
+
+use crate::publish;
 
 use super::listening::Listening;
 use super::ports::{Ports, Refused};
@@ -30,19 +36,22 @@ const FIRST: u16 = 1024;
 
 pub struct Auto {
     /// The host's address; None: all of them.
-    pub host: Option<IpAddr>,
-    pub network: VirtualNetwork,
-    pub listening: Arc<Listening>,
-    pub ports: Arc<Ports>,
+    host: Option<IpAddr>,
+    network: VirtualNetwork,
+    /// Of the workspace.
+    listening: Arc<Listening>,
+    ports: Arc<Ports>,
     /// None: it is not known yet what a predecessor has published.
-    pub found: Mutex<Option<Found>>,
-    pub listened: Notify,
+    found: Mutex<Option<Found>>,
+    listened: Notify,
 }
 
 /// What has been made of the ports found.
 #[derive(Default)]
-pub struct Found {
+struct Found {
     published: BTreeMap<u16, Published>,
+    /// Published no more, and still somebody's on the host.
+    held: BTreeSet<u16>,
     /// Not to be had, or published otherwise.
     skipped: BTreeSet<u16>,
 }
@@ -53,8 +62,21 @@ struct Published {
 }
 
 impl Auto {
+    /// Begins to look, in the event loop of the caller. `listening`: of the workspace.
+    pub fn start(host: Option<IpAddr>, network: VirtualNetwork, listening: Listening, ports: Arc<Ports>) -> Arc<Self> {
+        let (found, listened) = (Mutex::default(), Notify::new());
+        let auto = Arc::new(Self { host, network, listening: Arc::new(listening), ports, found, listened });
+        tokio::spawn(Arc::clone(&auto).run());
+        auto
+    }
+
+    /// Something inside has begun to listen.
+    pub fn look_now(&self) {
+        self.listened.notify_one();
+    }
+
     /// For as long as the event loop runs.
-    pub async fn run(self: Arc<Self>) {
+    async fn run(self: Arc<Self>) {
         *self.found.lock().await = Some(self.inherited().await);
         let mut tick = interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -86,24 +108,17 @@ impl Auto {
         let autos = entries.into_iter().filter(|entry| entry.origin == Origin::Auto);
         let published = |entry: Entry| Published { number: entry.number, since: Instant::now() };
         let published = autos.map(|entry| (entry.publication.host_port, published(entry))).collect();
-        Found { published, skipped: BTreeSet::new() }
+        Found { published, ..Found::default() }
     }
 
     async fn look(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
-        let is_over =
-            |port: &u16, published: &mut Published| !wanted.contains_key(port) && published.since.elapsed() >= GRACE;
-        for (_, published) in found.published.extract_if(.., is_over) {
-            // Somebody may have removed it.
-            if let Err(error) = self.ports.remove(published.number).await {
-                tracing::debug!("--publish-auto: {error}");
-            }
-        }
+        self.withdraw(found, wanted).await;
         found.skipped.retain(|port| wanted.contains_key(port));
         for (&port, &guest) in wanted {
             if found.published.contains_key(&port) || found.skipped.contains(&port) {
                 continue;
             }
-            if found.published.len() == PORTS_MAX {
+            if found.is_full() {
                 tracing::debug!("port {port} is not published: {PORTS_MAX} are");
                 return;
             }
@@ -121,13 +136,34 @@ impl Auto {
         }
     }
 
+    /// Publishes no more what nobody listens at.
+    async fn withdraw(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
+        found.held.retain(|&port| !self.is_free(port));
+        let is_over = |port, published: &Published| !wanted.contains_key(port) && published.since.elapsed() >= GRACE;
+        let over = found.published.iter().filter(|(port, published)| is_over(port, published));
+        let over: Vec<_> = over.map(|(&port, published)| (port, published.number)).collect();
+        for (port, number) in over {
+            match self.ports.remove(number).await {
+                // Somebody may have removed it.
+                Ok(()) | Err(Refused::Unknown(_)) => {
+                    found.published.remove(&port);
+                    if !self.is_free(port) {
+                        found.held.insert(port);
+                    }
+                }
+                // A program that has come to listen there since, say: the next look tells.
+                Err(error) => tracing::debug!("--publish-auto: {error}"),
+            }
+        }
+    }
+
     /// Publishes a port at which a program is about to listen, at every address. What is not to be had is told when it is
     /// seen to listen.
     pub async fn ahead(&self, port: u16) {
         let mut found = self.found.lock().await;
         let Some(found) = &mut *found else { return };
         let is_known = found.published.contains_key(&port) || found.skipped.contains(&port);
-        if port < FIRST || is_known || found.published.len() == PORTS_MAX {
+        if port < FIRST || is_known || found.is_full() {
             return;
         }
         match self.publish(port, None).await {
@@ -144,10 +180,22 @@ impl Auto {
         if self.ports.list().await?.iter().any(is_it) {
             return Ok(None);
         }
-        let publication =
-            Publication { transport: Transport::Tcp, host: self.host, host_port: port, guest, guest_port: port };
-        let added = self.ports.add(Origin::Auto, vec![publication]).await?;
+        let added = self.ports.add(Origin::Auto, vec![self.publication(port, guest)]).await?;
         Ok(added.first().map(|entry| entry.number))
+    }
+
+    fn is_free(&self, port: u16) -> bool {
+        publish::is_free(&self.publication(port, None))
+    }
+
+    fn publication(&self, port: u16, guest: Option<IpAddr>) -> Publication {
+        Publication { transport: Transport::Tcp, host: self.host, host_port: port, guest, guest_port: port }
+    }
+}
+
+impl Found {
+    fn is_full(&self) -> bool {
+        self.published.len() + self.held.len() >= PORTS_MAX
     }
 }
 
@@ -174,6 +222,27 @@ mod tests {
     use sidestep_forwarder::network::{Ipv4Subnet, Ipv6Subnet};
 
     use super::*;
+    use crate::channel::Channel;
+    use crate::publish::Sharing;
+    use crate::supervisor::link::Link;
+    use crate::sys::socket;
+
+    #[test]
+    fn a_port_that_cannot_be_withdrawn_now_is_not_forgotten() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            // Nobody answers at the other end.
+            let (link, _forwarder) = Channel::pair().unwrap();
+            let ports = Ports::start(Link::start(link.into(), None, 0).unwrap(), Sharing::No);
+            let netlink = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG).unwrap();
+            let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, None, 1500);
+            let auto = Auto::start(None, network, Listening::new(netlink).unwrap(), ports);
+            let since = Instant::now().checked_sub(GRACE).unwrap();
+            let mut found = Found { published: [(3000, Published { number: 7, since })].into(), ..Found::default() };
+            auto.withdraw(&mut found, &BTreeMap::new()).await;
+            assert!(found.published.contains_key(&3000));
+        });
+    }
 
     #[test]
     fn what_is_reached_from_outside_and_no_more() {

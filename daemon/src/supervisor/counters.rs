@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use sidestep_seccomp_profile::syscalls::Stopped;
 
-use super::decide::Reason;
 use super::facts::Kind;
 use super::options;
+use super::reason::Reason;
 
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);

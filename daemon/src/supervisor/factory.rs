@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{Channel, DESCRIPTORS_MAX, Received};
-use crate::sys::{fork, socket};
+use crate::sys::{disposition, fork, namespace, socket};
 
 use super::tracee::{self, Credentials};
 
@@ -28,6 +28,8 @@ const DESCRIPTORS: usize = 3;
 enum Job {
     /// In the network namespace given: so many sockets.
     Sockets { domain: i32, kind: i32, protocol: i32, count: usize },
+    /// Of the same network namespace and the same owner as the socket given: another one, of TCP.
+    Beside { domain: i32 },
     /// In the network namespace given: the names of its legacy iptables, a file of /proc/net.
     LegacyTables { ipv6: bool },
     /// In the network namespace given: its first unprivileged port.
@@ -75,6 +77,12 @@ impl Factory {
         count: usize,
     ) -> io::Result<Vec<OwnedFd>> {
         self.descriptors(&Job::Sockets { domain, kind, protocol, count }, userns, netns)
+    }
+
+    /// A nonblocking TCP socket that may share its port with `other` (SO_REUSEPORT): of its network namespace, which
+    /// `userns` owns, and of its owner.
+    pub fn beside(&self, userns: BorrowedFd<'_>, other: BorrowedFd<'_>, domain: i32) -> io::Result<OwnedFd> {
+        only(self.descriptors(&Job::Beside { domain }, userns, other)?)
     }
 
     /// The names of the legacy iptables or ip6tables that `netns` has, one a line; they may be read again and again.
@@ -127,7 +135,7 @@ fn only(made: Vec<OwnedFd>) -> io::Result<OwnedFd> {
 
 /// The factory's life: a child for each job, until the supervisor is gone.
 fn serve(jobs: &Channel) -> anyhow::Result<()> {
-    fork::reap_children_automatically()?;
+    disposition::ignore_sigchld()?;
     while let Received::Message(job, descriptors) = jobs.receive::<Job>(None)? {
         let Ok([reply, userns, beside]) = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors) else { continue };
         // Without a child the reply socket closes, which the supervisor takes for a failure.
@@ -150,6 +158,12 @@ fn work(job: &Job, userns: &OwnedFd, beside: &OwnedFd) -> io::Result<(Answer, Ve
             enter(beside, CloneFlags::CLONE_NEWNET)?;
             let made = (0..count.min(DESCRIPTORS_MAX)).map(|_| socket::new(domain, kind, protocol));
             Ok((Answer::Descriptors, made.collect::<io::Result<_>>()?))
+        }
+        Job::Beside { domain } => {
+            enter(&namespace::of_socket(beside.as_fd())?, CloneFlags::CLONE_NEWNET)?;
+            // What has no name here does not become the owner, and the sockets cannot share.
+            nix::unistd::setfsuid(rustix::fs::fstat(beside)?.st_uid.into());
+            Ok((Answer::Descriptors, vec![socket::new(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP)?]))
         }
         Job::LegacyTables { ipv6 } => {
             enter(beside, CloneFlags::CLONE_NEWNET)?;

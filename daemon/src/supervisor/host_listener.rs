@@ -1,15 +1,18 @@
 //! listen(2) at a published port, by the bypass: the program gets a listening socket of the host, beside ours
-//! ([`crate::publish::group`]), and what it had becomes its shadow ([`sidestep_forwarder::ports::Shadow`]).
+//! ([`crate::publish::group`]), and where it would have listened inside is its shadow
+//! ([`sidestep_forwarder::ports::Shadow`]): a socket of ours, for the forwarder never waits, and who has a copy of a socket
+//! can make anybody wait who accepts there (O_NONBLOCK belongs to the open file; a lock can be held for ever).
 //!
-//! The order: the host socket is bound; the program's own listens, which may fail as it always may; the host socket
-//! listens and goes in its place; the forwarder gets the shadow. No copy of the host socket is kept, so its last close is
-//! the program's.
+//! The order: the host socket is bound; the program's own listens, which may fail as it always may; the shadow is bound
+//! beside that (SO_REUSEPORT) and listens in its stead; the host socket listens and goes in its place. No copy of it is
+//! kept, so its last close is the program's.
 //!
 //! The program's end is seen in the host's table of listening sockets, which is looked at every [`PERIOD`], and before a
 //! bind or listen inside that the shadow would be in the way of.
 //!
-//! Limits: what a program has copied (dup, fork) before it listens stays the old socket, and listens at the shadow, as
-//! one of those who accept there. Rules that the workspace's netfilter gets after that are for the shadow only.
+//! Limits: what a program has copied (dup, fork) before it listens stays the old socket, and listens no more until it is
+//! called for that; then it is one of two at the port. Rules that the workspace's netfilter gets after that are for the
+//! shadow only.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,7 +31,6 @@ use crate::sys::listener::Caller;
 use crate::sys::socket;
 
 use super::auto::Auto;
-use super::decide::Reason;
 use super::facts::{SocketCookie, SocketFacts, TcpState};
 use super::host_socket;
 use super::ledger::Phase;
@@ -36,9 +38,11 @@ use super::link::Link;
 use super::listening::{LOOPBACK, Listening};
 use super::netfilter::{Netfilter, Way};
 use super::ports::Ports;
+use super::reason::Reason;
 use super::route::InsideRoute;
-use super::session::{Outcome, Session, Stopped};
+use super::session::Session;
 use super::sockaddr::RawAddress;
+use super::stopped::{Outcome, Stopped};
 
 /// Addresses of RFC 5737 and RFC 3849: what the workspace would come from, if it went there, its clients come to.
 const SOMEWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -116,7 +120,7 @@ impl HostListeners {
     /// Something inside has begun to listen in place.
     pub fn listened(&self) {
         if let Some(auto) = &self.auto {
-            auto.listened.notify_one();
+            auto.look_now();
         }
     }
 
@@ -155,36 +159,53 @@ impl Session {
             return Err(Reason::NotTaken);
         }
         let shared = share.place.take(&host, share.ours.as_fd()).map_err(io::Error::from);
-        let cookie = shared.and_then(|()| cookie(host.as_fd()));
-        let (Ok(program), Ok(shadow_socket)) = (&cookie, stopped.copy.try_clone()) else {
-            tracing::debug!(tid = stopped.tid, port, ?cookie, "a published port cannot be shared");
+        let Ok(program) = shared.and_then(|()| cookie(host.as_fd())) else {
+            tracing::debug!(tid = stopped.tid, port, "a published port cannot be shared");
             return Err(Reason::HostPort);
         };
         stopped.begin_act();
         if let Err(error) = socket::listen(stopped.copy.as_fd(), backlog) {
             return Ok(Outcome::of(Err(error)));
         }
-        if socket::listen(host.as_fd(), backlog).is_err() {
-            return Err(Reason::HostPort);
+        let in_place = |error: io::Error| {
+            tracing::debug!(tid = stopped.tid, port, %error, "a program cannot listen on the host");
+            let _ = rustix::net::sockopt::set_socket_reuseport(&stopped.copy, false);
+            Reason::HostPort
+        };
+        let inside = self.shadow_beside(stopped, port).map_err(in_place)?;
+        socket::listen(host.as_fd(), backlog).map_err(in_place)?;
+        let number = share.entry.number;
+        let shadow = Shadow { program, port: number, guest_port: port, to: share.place.on_this_host() };
+        if !self.host_listeners.link.add_shadow(shadow, inside) {
+            return Err(in_place(io::Error::other("it is published no more")));
         }
-        let publication = share.entry.number;
-        let shadow = Shadow { program: *program, port: publication, guest_port: port, to: share.place.on_this_host() };
-        match self.swap.put(&self.listener, stopped, host.as_fd()) {
-            Ok(Caller::Waiting) => {
-                drop(host);
-                self.keep_shadow(shadow, shadow_socket);
-                Ok(Outcome::SUCCESS)
-            }
+        let put = self.swap.put(&self.listener, stopped, host.as_fd());
+        drop(host);
+        if !matches!(put, Ok(Caller::Waiting)) {
+            self.host_listeners.event_loop.block_on(self.host_listeners.remove(vec![program]));
+        }
+        match put {
+            Ok(Caller::Waiting) => Ok(Outcome::SUCCESS),
             // As it was, for the call that is made again.
             Ok(Caller::Left) => {
-                let _ = rustix::net::shutdown(&stopped.copy, rustix::net::Shutdown::Both);
+                let _ = rustix::net::sockopt::set_socket_reuseport(&stopped.copy, false);
                 Ok(Outcome::CallerLeft)
             }
-            Err(error) => {
-                tracing::debug!(tid = stopped.tid, port, %error, "a socket of the host cannot be put in place");
-                Err(Reason::HostPort)
-            }
+            Err(error) => Err(in_place(error)),
         }
+    }
+
+    /// A socket that listens inside in the stead of the program's own, which is bound there, and listens no more.
+    fn shadow_beside(&self, stopped: &Stopped<'_>, port: u16) -> io::Result<OwnedFd> {
+        let theirs = stopped.copy.as_fd();
+        let ours = self.factory.beside(self.swap.userns.as_fd(), theirs, host_socket::domain(&stopped.facts))?;
+        for socket in [theirs, ours.as_fd()] {
+            rustix::net::sockopt::set_socket_reuseport(socket, true)?;
+        }
+        bind_anywhere(ours.as_fd(), family(theirs), port)?;
+        rustix::net::shutdown(theirs, rustix::net::Shutdown::Both)?;
+        socket::listen(ours.as_fd(), libc::SOMAXCONN)?;
+        Ok(ours)
     }
 
     /// Err where the workspace's netfilter could touch a client: one that the forwarder would have led in by the TAP, from
@@ -230,10 +251,9 @@ impl Session {
         let Some(shadow) = self.host_listeners.shadow_of(stopped) else { return Ok(()) };
         let kind = (host_socket::domain(&stopped.facts), libc::SOCK_STREAM, libc::IPPROTO_TCP);
         let fresh = self.factory.socket(self.swap.userns.as_fd(), self.swap.netns.as_fd(), kind)?;
-        rustix::net::sockopt::set_socket_reuseaddr(&fresh, true)?;
-        bind_anywhere(fresh.as_fd(), stopped.facts.ipv6, shadow.guest_port)?;
+        bind_anywhere(fresh.as_fd(), family(stopped.copy.as_fd()), shadow.guest_port)?;
         socket::listen(fresh.as_fd(), libc::SOMAXCONN)?;
-        self.keep_shadow(shadow, fresh);
+        self.host_listeners.link.add_shadow(shadow, fresh);
         Ok(())
     }
 
@@ -242,18 +262,10 @@ impl Session {
     pub(super) fn bind_again(&self, socket: BorrowedFd<'_>, facts: &SocketFacts, listener: Shadow) {
         let _ = rustix::net::sockopt::set_socket_reuseport(socket, false);
         self.host_listeners.make_room(listener.guest_port);
-        if let Err(error) = bind_anywhere(socket, facts.ipv6, listener.guest_port) {
+        let ip = if facts.ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
+        if let Err(error) = rustix::net::bind(socket, &SocketAddr::new(ip, listener.guest_port)) {
             tracing::debug!(%error, "port {} inside is no longer the program's", listener.guest_port);
         }
-    }
-
-    fn keep_shadow(&self, shadow: Shadow, socket: OwnedFd) {
-        // Only we accept there from now on, and we never wait for it.
-        if let Err(error) = rustix::io::ioctl_fionbio(&socket, true) {
-            tracing::debug!(%error, "a shadow cannot be kept");
-            return;
-        }
-        self.host_listeners.link.add_shadow(shadow, socket);
     }
 }
 
@@ -285,7 +297,14 @@ pub fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     socket::u64_option(socket, libc::SOL_SOCKET, libc::SO_COOKIE)
 }
 
-fn bind_anywhere(socket: BorrowedFd<'_>, ipv6: bool, port: u16) -> io::Result<()> {
-    let ip = if ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
-    Ok(rustix::net::bind(socket, &SocketAddr::new(ip, port))?)
+/// Binds a shadow, also where connections that came to an earlier one have not ended.
+fn bind_anywhere(shadow: BorrowedFd<'_>, family: Family, port: u16) -> io::Result<()> {
+    rustix::net::sockopt::set_socket_reuseaddr(shadow, true)?;
+    let ip = if family == Family::V4 {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        rustix::net::sockopt::set_ipv6_v6only(shadow, family == Family::V6)?;
+        IpAddr::from(Ipv6Addr::UNSPECIFIED)
+    };
+    Ok(rustix::net::bind(shadow, &SocketAddr::new(ip, port))?)
 }

@@ -1,4 +1,4 @@
-//! The act of the bypass: a host socket connecting in the process's descriptor, and the way back.
+//! Host sockets: what an untouched one reads, here and inside; making one, connecting it, and how far its connect has come.
 
 use std::io;
 use std::net::SocketAddr;

@@ -14,8 +14,8 @@ use super::active::Entry;
 use super::factory::Factory;
 use super::facts::{Kind, TcpState};
 use super::privileged_port;
-use super::session::{Outcome, Stopped};
 use super::sockaddr::{Meaning, RawAddress};
+use super::stopped::{Outcome, Stopped};
 use super::swap::{Memory, connect_deadline};
 
 /// connect(2). One that waits does so on this thread, which the watch interrupts when the caller has left or its time is

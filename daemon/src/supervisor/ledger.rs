@@ -72,7 +72,6 @@ impl Phase {
 
 pub struct Ledger {
     pub touched: Touched,
-    slots: &'static [[AtomicU64; SLOT_WORDS]],
     free: Mutex<Vec<&'static [AtomicU64; SLOT_WORDS]>>,
     released: Condvar,
     /// Threads that wait for `released`; changed under the lock.
@@ -91,10 +90,7 @@ impl Ledger {
         let (unanswered, free) = slots.iter().rev().partition(|&slot| Slot(slot).holds_notification());
         let unanswered = Vec::into_iter(unanswered).map(Slot).collect();
         let touched = Touched::new(&behind[0]);
-        (
-            Self { touched, slots, free: Mutex::new(free), released: Condvar::new(), waiting: AtomicUsize::new(0) },
-            unanswered,
-        )
+        (Self { touched, free: Mutex::new(free), released: Condvar::new(), waiting: AtomicUsize::new(0) }, unanswered)
     }
 
     /// A slot to receive into; waits while every one holds a call that waits itself.
@@ -125,11 +121,6 @@ impl Ledger {
                 self.released.notify_one();
             }
         }
-    }
-
-    /// Calls received and not answered.
-    pub fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.lock().map(|free| free.len()).unwrap_or(0)
     }
 }
 
@@ -251,6 +242,10 @@ mod tests {
         (0..SIZE / 8).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak()
     }
 
+    fn in_flight(ledger: &Ledger) -> usize {
+        SLOTS - ledger.free.lock().unwrap().len()
+    }
+
     #[test]
     fn a_received_notification_is_found_by_the_next_supervisor() {
         let words = memory();
@@ -260,7 +255,7 @@ mod tests {
         received.notification_words()[0].store(77, Ordering::Relaxed);
         received.set_phase(Phase::Acting);
         assert_eq!(received.begin_attempt(), 0);
-        assert_eq!(ledger.in_flight(), 2);
+        assert_eq!(in_flight(&ledger), 2);
         drop((ledger, waiting));
 
         let (next, unanswered) = Ledger::open(words);
@@ -268,9 +263,9 @@ mod tests {
         assert_eq!(unanswered[0].notification().id, 77);
         assert_eq!(unanswered[0].phase(), Phase::Acting);
         assert_eq!(unanswered[0].begin_attempt(), 1);
-        assert_eq!(next.in_flight(), 1);
+        assert_eq!(in_flight(&next), 1);
         next.release(unanswered.into_iter().next().unwrap());
-        assert_eq!(next.in_flight(), 0);
+        assert_eq!(in_flight(&next), 0);
     }
 
     #[test]
@@ -315,7 +310,7 @@ mod tests {
     fn the_ledger_is_bounded() {
         let (ledger, _) = Ledger::open(memory());
         let mut taken: Vec<_> = (0..SLOTS).filter_map(|_| ledger.take()).collect();
-        assert_eq!((taken.len(), ledger.in_flight()), (SLOTS, SLOTS));
+        assert_eq!((taken.len(), in_flight(&ledger)), (SLOTS, SLOTS));
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| ledger.take().is_some());
             ledger.release(taken.pop().unwrap());

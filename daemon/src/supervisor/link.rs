@@ -125,12 +125,16 @@ impl Link {
         self.news.notify_one();
     }
 
-    /// Ends that.
-    pub fn unpublish(&self, number: u64) {
+    /// Ends that. False: a program has a share of it.
+    pub fn unpublish(&self, number: u64) -> bool {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if ports.shadows.values().any(|(shadow, _)| shadow.port == number) {
+            return false;
+        }
         ports.published.remove(&number);
         ports.withdrawn.push(number);
         self.news.notify_one();
+        true
     }
 
     /// Waits until the forwarder has closed a port, so that somebody may have it. What it is told and what it is asked are
@@ -187,11 +191,15 @@ impl Link {
         ports.published.values().filter(|(entry, _)| leads(entry)).cloned().collect()
     }
 
-    /// Has this forwarder and every later one relay what comes to the shadow.
-    pub fn add_shadow(&self, shadow: Shadow, socket: OwnedFd) {
+    /// Has this forwarder and every later one relay what comes to the shadow. False: its port is published no more.
+    pub fn add_shadow(&self, shadow: Shadow, socket: OwnedFd) -> bool {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if !ports.published.contains_key(&shadow.port) {
+            return false;
+        }
         ports.shadows.insert(shadow.program, (shadow, Arc::new(socket)));
         self.news.notify_one();
+        true
     }
 
     /// Our socket of a published port.
@@ -413,6 +421,8 @@ impl Drop for Waiting<'_> {
 
 #[cfg(test)]
 mod tests {
+    use sidestep_forwarder::ports::Publication;
+
     use super::*;
 
     fn with_link(test: impl AsyncFnOnce(Arc<Link>, Channel)) {
@@ -450,6 +460,25 @@ mod tests {
             forwarder.send(&ToSupervisor::Started { restarts: 3 }, &[]).unwrap();
             assert_eq!(heard(&forwarder).await, told);
             assert_eq!(link.forwarder_restarts(), 3);
+        });
+    }
+
+    /// Whichever comes first, a port and a share of it do not miss one another.
+    #[test]
+    fn a_port_stays_while_a_program_has_a_share() {
+        with_link(async |link, _forwarder| {
+            let (host_port, guest_port) = (8080, 80);
+            let publication = Publication { transport: Transport::Tcp, host: None, host_port, guest: None, guest_port };
+            let to = SocketAddr::from(([127, 0, 0, 1], host_port));
+            let shadow = Shadow { program: 1, port: 7, guest_port, to };
+            let socket = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+            assert!(!link.add_shadow(shadow, socket()));
+            link.publish(Entry { number: 7, origin: Origin::Added, publication }, socket());
+            assert!(link.add_shadow(shadow, socket()));
+            assert!(!link.unpublish(7));
+            let _ = timeout(Duration::ZERO, link.remove_shadow(1)).await;
+            assert!(link.unpublish(7));
+            assert!(!link.add_shadow(shadow, socket()));
         });
     }
 

@@ -4,7 +4,8 @@
 //! [`notification`] becomes a [`decode`]d call with copies of what the [`tracee`] passed; [`facts`] says what socket it
 //! names; [`decide`] gives a verdict, with what the [`ways`] are: [`route`]s and [`netfilter`] rules, for containers by
 //! way of [`nested`], to the workspace's own programs [`straight`]; [`swap`], [`host_listener`] or [`in_place`] act on it;
-//! what takes time goes to [`waits`]; [`session`] holds it all together and sends the reply.
+//! what takes time goes to [`waits`]; [`session`] holds it all together and sends the reply; the [`watch`] looks after what
+//! does not come to an end.
 
 mod active;
 mod auto;
@@ -35,39 +36,41 @@ pub(crate) mod notification;
 mod options;
 pub(crate) mod ports;
 mod privileged_port;
+mod reason;
 mod receivers;
 pub(crate) mod resolvers;
 mod route;
 mod session;
 mod sockaddr;
+mod stopped;
 mod straight;
 mod swap;
 mod touched;
 pub(crate) mod tracee;
 mod turns;
 mod waits;
+mod watch;
 mod ways;
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::network::VirtualNetwork;
 use sidestep_forwarder::outbound::Outbound;
 use sidestep_forwarder::policy::Policy;
-use tokio::io::Interest;
-use tokio::time::{MissedTickBehavior, interval};
 
+use crate::launcher::needs;
 use crate::publish::Sharing;
 use crate::sys::listener::Listener;
-use crate::sys::{namespace, readiness, shared_memory, socket, thread};
+use crate::sys::{shared_memory, socket, thread};
 
-use self::active::{Active, STUCK_REPLY};
+use self::active::Active;
 use self::auto::Auto;
 use self::control::Control;
 use self::counters::{Counters, Restarts};
@@ -80,7 +83,8 @@ use self::inside::Inside;
 use self::ledger::Ledger;
 use self::link::Link;
 use self::listening::Listening;
-use self::nested::{Namespace, Nested};
+use self::nested::Nested;
+use self::netfilter::{Sources, Unseen};
 use self::ports::Ports;
 use self::route::Oracle;
 use self::session::Session;
@@ -89,9 +93,6 @@ use self::tracee::Tracees;
 use self::waits::Waits;
 
 pub use self::link::Flows;
-
-/// How often the watch looks for calls that are stuck or that nobody waits for, and for callers that have ended.
-const WATCH: Duration = Duration::from_millis(250);
 
 /// What the supervisor needs to know; its descriptors come beside it, in [`Handles`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -128,15 +129,15 @@ pub struct Extent {
     pub nested: bool,
 }
 
-/// Descriptors the monitor keeps copies of, in the order in which they are sent.
+/// Descriptors the monitor keeps copies of.
 pub struct Handles {
-    /// The seccomp listener; None without `--bypass`.
-    pub listener: Option<OwnedFd>,
     /// Memory of [`ledger::SIZE`] bytes that outlives a supervisor.
     pub ledger: OwnedFd,
     /// The workspace's user and network namespaces (/proc/self/ns/user, /proc/self/ns/net as opened inside).
     pub userns: OwnedFd,
     pub netns: OwnedFd,
+    /// The seccomp listener; None without `--bypass`.
+    pub listener: Option<OwnedFd>,
 }
 
 /// Runs until `stop` (the channel to the monitor) is closed at the other end; `link` is the channel to the forwarder.
@@ -160,24 +161,17 @@ pub fn run(
         .context("cannot start the event loop")?;
     let counters = Arc::new(Counters::default());
     let _in_event_loop = runtime.enter();
-    let auto = start
-        .publish_auto
-        .map(|asked| (asked.host, inside.sock_diag().and_then(Listening::new), start.network.clone()));
+    let listening = start.publish_auto.map(|_| inside.sock_diag().and_then(Listening::new)).transpose();
+    let listening = listening.context("--publish-auto: cannot ask what listens in the workspace")?;
     let link = Link::start(link, Some(inside), start.restarts.forwarder)?;
     let sharing = if handles.listener.is_some() { Sharing::WithPrograms } else { Sharing::No };
     let ports = Ports::start(Arc::clone(&link), sharing);
     start_control(&start, &counters, &link, &ports);
     tokio::spawn(resolvers::follow(Arc::clone(&link)));
-    let auto = match auto {
-        Some((host, listening, network)) => {
-            let listening = Arc::new(listening.context("--publish-auto: cannot ask what listens in the workspace")?);
-            let (found, listened) = (Default::default(), Default::default());
-            let auto = Arc::new(Auto { host, network, listening, ports: Arc::clone(&ports), found, listened });
-            tokio::spawn(Arc::clone(&auto).run());
-            Some(auto)
-        }
-        None => None,
-    };
+    let auto = start
+        .publish_auto
+        .zip(listening)
+        .map(|(asked, listening)| Auto::start(asked.host, start.network.clone(), listening, Arc::clone(&ports)));
     let session = match handles.listener.take() {
         Some(listener) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;
@@ -193,7 +187,7 @@ pub fn run(
         None => None,
     };
     ready()?;
-    runtime.block_on(watch(session, stop))
+    runtime.block_on(watch::until_closed(session, stop))
 }
 
 /// Without a control socket (somebody has taken the directory away) a workspace still has its network.
@@ -235,24 +229,20 @@ fn serve(
     let host = Untouched::on_host(start.extent.udp).context("cannot make a socket")?;
     let probe = make(libc::AF_INET, libc::SOCK_DGRAM, 0).context("cannot make a socket in the workspace")?;
     let ground = Ground {
-        host: facts::own_netns().context("this kernel has no SO_NETNS_COOKIE (Linux 5.14)")?,
-        workspace: facts::netns_of(probe.as_fd()).context("this kernel has no SO_NETNS_COOKIE (Linux 5.14)")?,
+        host: facts::own_netns().map_err(|error| needs::no_netns_cookie(&error))?,
+        workspace: facts::netns_of(probe.as_fd()).map_err(|error| needs::no_netns_cookie(&error))?,
         network: start.network,
         policy: start.policy,
         extent: start.extent,
         tap_ifindex: start.tap_ifindex,
     };
-    let netfilter = netfilter_sources(&factory, handles.userns.as_fd(), handles.netns.as_fd(), Unseen::Passed)
+    let netfilter = Sources::made_in(&factory, handles.userns.as_fd(), handles.netns.as_fd(), Unseen::Passed)
         .and_then(|sources| netfilter::Oracle::new(sources, netfilter::MAX_BYTES))
         .context("cannot ask for the workspace's netfilter rules")?;
-    let routes = |make: &dyn Fn(i32, i32, i32) -> io::Result<OwnedFd>| {
-        let netlink = || make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
-        Oracle::remembering(netlink()?, netlink()?)
-    };
-    let inside = routes(&make).context("cannot ask for the workspace's routes")?;
-    let nested =
-        ground.extent.nested.then(|| routes(&make)).transpose().context("cannot ask for the workspace's routes")?;
-    let outside = routes(&socket::new);
+    let inside = routes(make).context("cannot ask for the workspace's routes")?;
+    let nested = ground.extent.nested.then(|| routes(make)).transpose();
+    let nested = nested.context("cannot ask for the workspace's routes")?.map(Nested::new);
+    let outside = routes(socket::new).context("cannot ask for the host's routes")?;
     let words =
         shared_memory::map_words(&handles.ledger, ledger::SIZE / size_of::<u64>()).context("cannot map the ledger")?;
     let (ledger, inherited) = Ledger::open(words);
@@ -276,8 +266,8 @@ fn serve(
         factory,
         inside,
         netfilter,
-        nested: nested.map(Nested::new),
-        host: outside.context("cannot ask for the host's routes")?,
+        nested,
+        host: outside,
         ground,
         swap,
         host_listeners,
@@ -289,94 +279,10 @@ fn serve(
     Ok(session)
 }
 
-/// Legacy tables that are there and not shown.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Unseen {
-    /// Taken for none: a limit of the workspace.
-    Passed,
-    /// Their namespace is not asked.
-    Refused,
-}
-
-fn netfilter_sources(
-    factory: &Factory,
-    userns: BorrowedFd<'_>,
-    netns: BorrowedFd<'_>,
-    unseen: Unseen,
-) -> io::Result<netfilter::Sources> {
-    let socket = || factory.socket(userns, netns, (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER));
-    let netlink = match socket() {
-        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
-        notices => Some((notices?, socket()?)),
-    };
-    let names = |ipv6| match factory.legacy_tables(userns, netns, ipv6) {
-        Ok(names) => Ok(Some(names)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // Where nobody in the workspace is root, the kernel shows them to nobody.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && unseen == Unseen::Passed => {
-            tracing::debug!("rules of iptables-legacy in the workspace are not seen");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    };
-    Ok(netfilter::Sources { netlink, legacy: [names(false)?, names(true)?] })
-}
-
-/// What `netns`, nested in the workspace, is to be asked with.
-fn open_nested(factory: &Factory, netns: BorrowedFd<'_>, udp: bool) -> io::Result<Namespace> {
-    let userns = namespace::owner(netns)?;
-    let make = |domain, kind, protocol| factory.socket(userns.as_fd(), netns, (domain, kind, protocol));
-    let sources = netfilter_sources(factory, userns.as_fd(), netns, Unseen::Refused)?;
-    Ok(Namespace {
-        routes: Oracle::new(make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?)?,
-        netfilter: netfilter::Oracle::new(sources, nested::MAX_BYTES)?,
-        untouched: Untouched::read(udp, make)?,
-    })
-}
-
-/// Looks after calls whose thread does not come back or whose caller has left, until the monitor is gone.
-async fn watch(session: Option<Arc<Session>>, stop: OwnedFd) -> anyhow::Result<()> {
-    let stop = readiness::register(stop, Interest::READABLE).context("cannot watch the monitor")?;
-    let Some(session) = session else {
-        stop.readable().await?.retain_ready();
-        return Ok(());
-    };
-    let mut tick = interval(WATCH);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = stop.readable() => return Ok(()),
-            _ = tick.tick() => look(&session, Instant::now()),
-        }
-    }
-}
-
-fn look(session: &Session, now: Instant) {
-    let found = session.active.inspect(now);
-    if let Some((_, tid)) = found.stuck.first() {
-        tracing::warn!(
-            tid,
-            count = found.stuck.len(),
-            "calls of the workspace hold on to the supervisor: they get EIO"
-        );
-    }
-    for (id, _) in found.stuck {
-        session.counters.stuck.count();
-        let _ = session.send(id, STUCK_REPLY);
-    }
-    for id in found.sleeping {
-        if !session.listener.is_waiting(id) {
-            session.active.interrupt(id);
-        }
-    }
-    for id in found.overdue {
-        session.active.interrupt(id);
-    }
-    session.swap.memory.expire(now);
-    if let Some(nested) = &session.nested {
-        nested.expire(now);
-    }
-    session.tracees.forget_ended();
+/// The routes of the namespace whose sockets `make` makes.
+fn routes(make: impl Fn(i32, i32, i32) -> io::Result<OwnedFd>) -> io::Result<Oracle> {
+    let netlink = || make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
+    Oracle::remembering(netlink()?, netlink()?)
 }
 
 /// A thread that panicked may hold anything; a new supervisor with the ledger is better than half of this one.

@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,7 @@ use sidestep_forwarder::policy::Request;
 use crate::sys::namespace;
 
 use super::device::LinkKind;
+use super::factory::Factory;
 use super::host_socket::Untouched;
 use super::netfilter::{self, Netfilter, Way};
 use super::route::{InsideRoute, Oracle, Packet, Route};
@@ -42,7 +43,7 @@ const KEEP: Duration = Duration::from_secs(1);
 /// Namespaces kept at a time, five descriptors each; past it the one that was not used for longest goes.
 const MAX_KEPT: usize = 64;
 /// A container's own rules are few, if any; kept they take several times as much.
-pub const MAX_BYTES: usize = 256 << 10;
+const MAX_BYTES: usize = 256 << 10;
 
 /// What one nested namespace is asked with, all of it made inside.
 pub struct Namespace {
@@ -50,6 +51,20 @@ pub struct Namespace {
     pub netfilter: netfilter::Oracle,
     /// What untouched sockets read in it.
     pub untouched: Untouched,
+}
+
+impl Namespace {
+    /// `netns`: nested in the workspace.
+    pub fn open(factory: &Factory, netns: BorrowedFd<'_>, udp: bool) -> io::Result<Self> {
+        let userns = namespace::owner(netns)?;
+        let make = |domain, kind, protocol| factory.socket(userns.as_fd(), netns, (domain, kind, protocol));
+        let sources = netfilter::Sources::made_in(factory, userns.as_fd(), netns, netfilter::Unseen::Refused)?;
+        Ok(Self {
+            routes: Oracle::new(make(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?)?,
+            netfilter: netfilter::Oracle::new(sources, MAX_BYTES)?,
+            untouched: Untouched::read(udp, make)?,
+        })
+    }
 }
 
 pub struct Nested {

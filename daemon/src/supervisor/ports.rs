@@ -110,12 +110,11 @@ impl Ports {
             Some(entry) if entry.origin == Origin::Start => {
                 return Err(Refused::Lasting(entry.publication.host_port));
             }
-            Some(entry) if self.link.shadows().iter().any(|shadow| shadow.port == number) => {
+            Some(entry) if !self.link.unpublish(number) => {
                 return Err(Refused::Shared(entry.publication.host_port));
             }
             Some(_) => drop(known.entries.remove(&number)),
         }
-        self.link.unpublish(number);
         self.link.has_withdrawn(number).await;
         Ok(())
     }

@@ -16,7 +16,8 @@ use super::tracee;
 
 const CAP_NET_BIND_SERVICE: u32 = 10;
 
-/// Ports from here on are never privileged unless a namespace says so; the kernel's default.
+/// The kernel's default. Ports from here on are taken for unprivileged in any namespace: a job of the factory is a lot for
+/// each bind(2), and a namespace that asks for a privilege there protects its own processes from one another only.
 const DEFAULT_START: u16 = 1024;
 
 /// The rule for one bind. The error is what the kernel would answer.

@@ -15,19 +15,20 @@ use super::counters::Counters;
 use super::decide::{Ground, Verdict};
 use super::decode::{Call, socket_number};
 use super::factory::Factory;
-use super::facts::{Bound, Kind, SocketCookie, SocketFacts, TcpState};
+use super::facts::{Bound, Kind, SocketFacts, TcpState};
 use super::host_listener::HostListeners;
 use super::in_place;
 use super::ledger::{Ledger, MAX_ATTEMPTS, Phase, Slot};
-use super::nested::{self, Namespace, Nested};
+use super::nested::{self, Nested};
 use super::netfilter;
 use super::notification::Notification;
 use super::route::Oracle;
 use super::sockaddr::Meaning;
+use super::stopped::{End, Outcome, Stopped, Wait, errno};
 use super::swap::Swap;
-use super::tracee::{Tracee, TraceeError, TraceeFd, Tracees};
+use super::tracee::{TraceeError, Tracees};
 use super::turns::Turn;
-use super::waits::{End, Waits};
+use super::waits::Waits;
 
 /// What every thread that answers shares.
 pub struct Session {
@@ -50,46 +51,6 @@ pub struct Session {
     pub counters: Arc<Counters>,
     /// Landlock denies the workspace TCP bind and connect, so a call that cannot be looked at may go on.
     pub strict: bool,
-}
-
-/// A call whose caller waits, with what was learned about it.
-pub struct Stopped<'a> {
-    pub slot: &'a Slot,
-    pub id: u64,
-    pub tid: u32,
-    pub tracee: Arc<Tracee>,
-    pub number: TraceeFd,
-    /// The caller's open file.
-    pub copy: OwnedFd,
-    pub facts: SocketFacts,
-    /// Of a host socket under `--bypass-nested`: its caller's network namespace, where that is not the workspace.
-    pub netns: Option<OwnedFd>,
-    /// The nested namespace that was asked about a connection of this socket.
-    pub nested: Option<Arc<Namespace>>,
-}
-
-/// What becomes of a call.
-pub enum Outcome {
-    Reply(Reply),
-    /// The answer about something that was done to a socket. A caller that has left may come back for it with the
-    /// same call, and doing it again would give another.
-    Done {
-        cookie: SocketCookie,
-        reply: Reply,
-    },
-    Wait(Wait),
-    /// Nobody waits for an answer any more.
-    CallerLeft,
-}
-
-/// A connect under way on a host socket in place.
-pub struct Wait {
-    /// The supervisor's copy of it.
-    pub host: OwnedFd,
-    pub cookie: SocketCookie,
-    /// When SO_SNDTIMEO runs out, and what connect(2) says then.
-    pub deadline: Option<Instant>,
-    pub late: i32,
 }
 
 impl Session {
@@ -189,6 +150,20 @@ impl Session {
         Ok((!is_workspace).then_some(netns))
     }
 
+    /// What another thread of ours, or a predecessor, did for a call on this socket: ended first, then told, if the caller
+    /// has not heard of it.
+    fn left_by_an_earlier_try(&self, stopped: &Stopped<'_>, call: &Call, work: &Entry<'_>) -> Option<Outcome> {
+        self.swap.complete(stopped);
+        let cookie = stopped.facts.cookie;
+        if let Err(Busy) = work.settle(stopped.tid, cookie) {
+            return Some(self.busy());
+        }
+        self.swap.memory.goes_on(stopped.tid, cookie);
+        let answer = self.swap.memory.take_answer(cookie, &stopped.slot.notification());
+        let left = answer.map(|reply| Outcome::Done { cookie, reply }).or_else(|| self.untold_failure(stopped, call));
+        left.inspect(|_| self.counters.repeated.count())
+    }
+
     fn act(
         &self,
         stopped: Stopped<'_>,
@@ -197,19 +172,8 @@ impl Session {
         turn: Option<Turn<'_>>,
         work: &Entry<'_>,
     ) -> Outcome {
-        self.swap.complete(&stopped);
-        let cookie = stopped.facts.cookie;
-        if let Err(Busy) = work.settle(stopped.tid, cookie) {
-            return self.busy();
-        }
-        self.swap.memory.goes_on(stopped.tid, cookie);
-        if let Some(reply) = self.swap.memory.take_answer(cookie, &stopped.slot.notification()) {
-            self.counters.repeated.count();
-            return Outcome::Done { cookie, reply };
-        }
-        if let Some(failure) = self.untold_failure(&stopped, call) {
-            self.counters.repeated.count();
-            return failure;
+        if let Some(outcome) = self.left_by_an_earlier_try(&stopped, call, work) {
+            return outcome;
         }
         let in_place = |stopped, reason| {
             self.counters.in_place.count(reason);
@@ -233,7 +197,9 @@ impl Session {
                 let &Call::Listen { backlog } = call else { return Outcome::errno(libc::EIO) };
                 match self.listen_on_host(&stopped, port, backlog) {
                     Ok(outcome) => {
-                        self.counters.listening.count();
+                        if matches!(outcome, Outcome::Reply(Reply::Return(_))) {
+                            self.counters.listening.count();
+                        }
                         outcome
                     }
                     Err(reason) => in_place(stopped, reason),
@@ -399,37 +365,4 @@ impl Session {
             self.answer(slot, || ());
         }
     }
-}
-
-impl Stopped<'_> {
-    /// Written down before anything the workspace can see is done; true when a predecessor had come so far.
-    pub fn begin_act(&self) -> bool {
-        let again = self.slot.phase() == Phase::Acting;
-        self.slot.set_phase(Phase::Acting);
-        again
-    }
-}
-
-impl Outcome {
-    pub const SUCCESS: Self = Self::Reply(Reply::Return(0));
-
-    pub const fn errno(errno: i32) -> Self {
-        Self::Reply(Reply::Errno(errno))
-    }
-
-    pub fn of(result: io::Result<()>) -> Self {
-        match result {
-            Ok(()) => Self::SUCCESS,
-            Err(e) => Self::errno(errno(&e)),
-        }
-    }
-
-    pub fn done(cookie: SocketCookie, result: io::Result<()>) -> Self {
-        let reply = result.map_or_else(|e| Reply::Errno(errno(&e)), |()| Reply::Return(0));
-        Self::Done { cookie, reply }
-    }
-}
-
-fn errno(error: &io::Error) -> i32 {
-    error.raw_os_error().unwrap_or(libc::EIO)
 }

@@ -20,13 +20,15 @@ use sidestep_forwarder::ports::Shadow;
 
 use crate::publish::group::Family;
 
-use super::decide::{Exit, Reason, Verdict};
+use super::decide::{Exit, Verdict};
 use super::facts::{self, SocketCookie, TcpState};
 use super::host_listener::{HostListeners, cookie, family};
 use super::listening::LOOPBACK;
 use super::netfilter::{Netfilter, Way};
+use super::reason::Reason;
 use super::route::{HostRoute, Packet, Route};
-use super::session::{Session, Stopped};
+use super::session::Session;
+use super::stopped::Stopped;
 
 /// How long a connection over the loopback may take to get to its listener.
 const ARRIVES_WITHIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };

@@ -14,9 +14,9 @@
 //!
 //! Limits: a signal whose handler is installed without SA_RESTART gives EINTR to calls of which Linux knows none (bind, a
 //! nonblocking connect, setsockopt of a rare option). One that comes before the swap leaves the program's socket
-//! unconnected: the call made again goes on, poll(2) does not. After one, a connect with SO_SNDTIMEO that the program itself makes again gets one EINTR
-//! more, for it looks like one that the kernel began again. A copy of the old socket (dup, fork) stays the old,
-//! unconnected socket, also in an epoll that watches it under the copy's number.
+//! unconnected: the call made again goes on, poll(2) does not. After one, a connect with SO_SNDTIMEO that the program
+//! itself makes again gets one EINTR more, for it looks like one that the kernel began again. A copy of the old socket
+//! (dup, fork) stays the old, unconnected socket, also in an epoll that watches it under the copy's number.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,25 +24,26 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
+use rustix::net::sockopt::{Timeout, socket_timeout};
 use sidestep_forwarder::outbound::Outbound;
 
 use crate::sys::listener::{Caller, Listener, Reply};
 use crate::sys::{namespace, socket};
 
-use super::decide::{Exit, Reason};
+use super::decide::Exit;
 use super::epoll::{self, Epolls};
 use super::factory::Factory;
 use super::facts::{self, Kind, NetnsCookie, SocketCookie, SocketFacts, TcpState};
 use super::host_socket::{self, Progress, Untouched};
 use super::notification::Notification;
-use super::session::{Outcome, Stopped, Wait};
+use super::reason::Reason;
+use super::stopped::{End, Outcome, Stopped, Wait};
 use super::touched::{OptionSet, Touched};
 use super::turns::Turns;
-use super::waits::End;
 
 /// How long something is kept for a caller that left. A restarted call comes back at once.
 const KEEP: Duration = Duration::from_secs(10);
-/// Entries of each memory; past it the oldest callers get an EISCONN or a second connect instead.
+/// Entries of each memory; past it callers that leave are not remembered, and get an EISCONN or a second connect instead.
 const MAX_KEPT: usize = 1024;
 
 pub struct Swap {
@@ -344,12 +345,8 @@ fn wait(host: OwnedFd, late: i32) -> Outcome {
     Outcome::Wait(Wait { host, cookie, deadline, late })
 }
 
-/// When a connect that begins now gives up by the socket's own timeout.
+/// When a connect that begins now gives up by SO_SNDTIMEO, which bounds connect(2) too; None: not by itself.
 pub fn connect_deadline(socket: BorrowedFd<'_>) -> Option<Instant> {
-    send_timeout(socket).and_then(|timeout| Instant::now().checked_add(timeout))
-}
-
-/// SO_SNDTIMEO, which bounds connect(2) too; None: no bound.
-pub fn send_timeout(socket: BorrowedFd<'_>) -> Option<Duration> {
-    rustix::net::sockopt::socket_timeout(socket, rustix::net::sockopt::Timeout::Send).ok().flatten()
+    let timeout = socket_timeout(socket, Timeout::Send).ok().flatten()?;
+    Instant::now().checked_add(timeout)
 }

@@ -4,6 +4,7 @@
 //! the runtime's pool, which may be lost. A caller that a signal took away gives no event on the listener, so each wait
 //! looks at its notification now and then: otherwise our copy would outlive the caller's own.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,21 +13,15 @@ use tokio::io::Interest;
 use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use crate::sys::listener::Reply;
 use crate::sys::readiness;
 
 use super::ledger::Slot;
-use super::session::{Session, Wait};
+use super::session::Session;
+use super::stopped::{End, Wait};
 
 /// How soon a caller that left is noticed.
 const LOOK: Duration = Duration::from_millis(250);
-
-/// Why a wait ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    Ready,
-    TimedOut,
-    CallerLeft,
-}
 
 pub struct Waits {
     runtime: Handle,
@@ -43,25 +38,25 @@ impl Waits {
         self.runtime.spawn(async move {
             let id = slot.notification().id;
             let Wait { host, cookie, deadline, late } = wait;
-            let (host, end) = until_end(&session, id, host, deadline).await;
-            // Where registering failed the socket went with it, and so does the wait.
-            let Some(host) = host else {
-                let _ = session.reply(&slot, crate::sys::listener::Reply::Errno(libc::ENOBUFS));
-                return session.ledger.release(slot);
-            };
-            tokio::task::spawn_blocking(move || session.resume(slot, Wait { host, cookie, deadline, late }, end));
+            match until_end(&session, id, host, deadline).await {
+                Ok((host, end)) => {
+                    let wait = Wait { host, cookie, deadline, late };
+                    tokio::task::spawn_blocking(move || session.resume(slot, wait, end));
+                }
+                // The socket went with it, and so does the wait.
+                Err(error) => {
+                    tracing::debug!(%error, "cannot wait for a connect");
+                    let _ = session.reply(&slot, Reply::Errno(libc::ENOBUFS));
+                    session.ledger.release(slot);
+                }
+            }
         });
     }
 }
 
-async fn until_end(session: &Session, id: u64, host: OwnedFd, deadline: Option<Instant>) -> (Option<OwnedFd>, End) {
-    let host = match readiness::register(host, Interest::WRITABLE) {
-        Ok(host) => host,
-        Err(error) => {
-            tracing::debug!(%error, "cannot wait for a connect");
-            return (None, End::CallerLeft);
-        }
-    };
+/// Err: the event loop does not take the socket.
+async fn until_end(session: &Session, id: u64, host: OwnedFd, deadline: Option<Instant>) -> io::Result<(OwnedFd, End)> {
+    let host = readiness::register(host, Interest::WRITABLE)?;
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let end = loop {
@@ -71,7 +66,7 @@ async fn until_end(session: &Session, id: u64, host: OwnedFd, deadline: Option<I
             _ = look.tick() => if !session.listener.is_waiting(id) { break End::CallerLeft },
         }
     };
-    (Some(host.into_inner()), end)
+    Ok((host.into_inner(), end))
 }
 
 async fn until(deadline: Option<Instant>) {

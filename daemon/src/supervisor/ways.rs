@@ -10,12 +10,14 @@ use sidestep_forwarder::policy::Request;
 
 use crate::sys::namespace;
 
-use super::decide::{Candidate, Reason, Verdict, Ways, candidate, with_routes};
+use super::decide::{Candidate, Verdict, Ways, candidate, with_routes};
 use super::decode::Call;
-use super::nested;
+use super::nested::{self, Namespace};
 use super::netfilter::{Netfilter, Way};
+use super::reason::Reason;
 use super::route::{HostRoute, InsideRoute};
-use super::session::{Session, Stopped};
+use super::session::Session;
+use super::stopped::Stopped;
 
 impl Session {
     /// What is to be done about a call. Nothing is asked where the call itself settles it.
@@ -73,7 +75,7 @@ impl Session {
                 of_socket.as_fd()
             }
         };
-        let open = || super::open_nested(&self.factory, netns, self.ground.extent.udp);
+        let open = || Namespace::open(&self.factory, netns, self.ground.extent.udp);
         let asked = nested.find(netns, Instant::now(), open)?;
         let workspace = nested::Workspace {
             netns: self.swap.netns.as_fd(),

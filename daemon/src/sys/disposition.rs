@@ -26,19 +26,20 @@ extern "C" fn remember_sigpipe() {
 #[unsafe(link_section = ".init_array")]
 static REMEMBER_SIGPIPE: extern "C" fn() = remember_sigpipe;
 
-/// True where this process was started with SIGPIPE ignored.
-pub fn sigpipe_was_ignored() -> bool {
-    SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed)
-}
-
 /// Gives SIGPIPE the disposition this process was started with; for the moment before an exec.
 pub fn restore_sigpipe() -> io::Result<()> {
-    set(Signal::SIGPIPE, if sigpipe_was_ignored() { SigHandler::SigIgn } else { SigHandler::SigDfl })
+    let was_ignored = SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed);
+    set(Signal::SIGPIPE, if was_ignored { SigHandler::SigIgn } else { SigHandler::SigDfl })
 }
 
 /// Children can be waited for even where the caller ignored SIGCHLD.
 pub fn default_sigchld() -> io::Result<()> {
     set(Signal::SIGCHLD, SigHandler::SigDfl)
+}
+
+/// Has the kernel reap this process's children: none of them becomes a zombie, none can be waited for.
+pub fn ignore_sigchld() -> io::Result<()> {
+    set(Signal::SIGCHLD, SigHandler::SigIgn)
 }
 
 fn set(which: Signal, handler: SigHandler) -> io::Result<()> {

@@ -2,7 +2,6 @@
 
 use std::io;
 
-use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, Pid};
 
 /// Runs `child` in a new process, which exits with its result; returns the new process's id here.
@@ -22,11 +21,4 @@ pub fn fork(child: impl FnOnce() -> i32) -> io::Result<Pid> {
             unsafe { libc::_exit(code) }
         }
     }
-}
-
-/// Has the kernel reap this process's children: none of them becomes a zombie, none can be waited for.
-pub fn reap_children_automatically() -> io::Result<()> {
-    // SAFETY: SIG_IGN is no handler that could run.
-    unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
-    Ok(())
 }

@@ -1,5 +1,10 @@
 //! Landlock's version number; the rulesets themselves are made by the `landlock` crate.
 
+/// Landlock's ABI with rules for TCP bind and connect (Linux 6.7).
+pub const ABI_NETWORK: u32 = 4;
+/// Landlock's ABI with scoped signals (Linux 6.12).
+pub const ABI_SIGNAL_SCOPE: u32 = 6;
+
 /// The kernel's Landlock ABI, 0 where it has none (not built in, or not among the enabled LSMs).
 pub fn abi() -> u32 {
     const VERSION: libc::c_uint = 1;

@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getppid, setsid};
 
 use super::{descriptors, disposition};
-use crate::cli::FAILURE;
+use crate::FAILURE;
 
 /// A worker runs in a session of its own (^C and ^Z go to the terminal's group) and takes no descriptor along but its
 /// standard ones. With `die_with_parent` it does not outlive the monitor.

@@ -1,6 +1,6 @@
-//! Shadows: what a program listened at inside before it got a listening socket of the host in that one's place.
+//! Shadows: what listens inside for a program that got a listening socket of the host.
 //!
-//! It still listens in the workspace's namespace, so the port is seen there, and is there for whoever has no other way
+//! One listens in the workspace's namespace, so the port is seen there, and is there for whoever has no other way
 //! to the program: what comes to it (connections from inside, from containers, and what we lead inside ourselves) is
 //! accepted here and relayed by splice(2) to where the program listens on the host.
 //!

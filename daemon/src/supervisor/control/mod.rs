@@ -19,15 +19,15 @@ mod metrics;
 pub mod peer;
 
 use std::convert::Infallible;
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::{self, Read};
+use std::fs::{self, Permissions};
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -41,8 +41,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use crate::monitor::state_dir::{CONTROL_SOCKET, STATE_FILE};
 use crate::publish::Spec;
+use crate::state_dir::{self, CONTROL_SOCKET};
 
 use super::counters::{self, Counters};
 use super::link::{Link, Silent};
@@ -54,8 +54,6 @@ const CONNECTIONS_MAX: usize = 16;
 const WITHIN: Duration = Duration::from_secs(5);
 /// Request line and headers; hyper's least is 8 KB.
 const HEAD_MAX: usize = 8 * 1024;
-/// state.json is some 2 KB, with many rules more.
-const STATE_MAX: u64 = 1 << 20;
 /// A body: one wish for ports.
 const WISH_MAX: usize = 1024;
 /// Out of descriptors, say: a moment later there may be some.
@@ -140,7 +138,7 @@ impl Control {
             return Ok(error(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} is for GET")));
         }
         Ok(match path {
-            "/v1/state" => match read_state(&self.state_dir.join(STATE_FILE)) {
+            "/v1/state" => match state_dir::read(&self.state_dir) {
                 Ok(text) => answer(StatusCode::OK, "application/json", text),
                 Err(failed) => error(StatusCode::INTERNAL_SERVER_ERROR, &format!("{failed:#}")),
             },
@@ -207,16 +205,6 @@ async fn read_spec(body: Incoming) -> anyhow::Result<Spec> {
     let body = Limited::new(body, WISH_MAX).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
     let wish: Wish = serde_json::from_slice(&body).context("not {\"publish\": \"8080:80\"}")?;
     wish.publish.parse::<Spec>().with_context(|| wish.publish.clone())
-}
-
-/// The workspace may have put something else there: a pipe is not to be waited for, nor a link followed.
-fn read_state(path: &Path) -> anyhow::Result<String> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
-    let file = file.with_context(|| format!("cannot read {}", path.display()))?;
-    ensure!(file.metadata()?.is_file(), "{} is no file", path.display());
-    let mut text = String::new();
-    file.take(STATE_MAX).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(text)
 }
 
 fn json_answer(status: StatusCode, body: &impl Serialize) -> Answer {

@@ -8,6 +8,7 @@
 //!
 //! | file       | what it does                                                              |
 //! |------------|---------------------------------------------------------------------------|
+//! | `sources`  | the sockets and files to ask with, made in the namespace                  |
 //! | `dump`     | chains, rules, sets and elements out of the kernel, put together in `tables` |
 //! | `lower`    | an expression of a rule made a step; `xt` for matches of iptables         |
 //! | `ruleset`  | the chains and their steps                                                |
@@ -36,6 +37,7 @@ mod lower;
 mod packet;
 mod register;
 mod ruleset;
+mod sources;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -59,6 +61,7 @@ use self::dump::Reader;
 pub use self::packet::Way;
 use self::packet::{Connection, Device};
 use self::ruleset::Ruleset;
+pub use self::sources::{Sources, Unseen};
 
 /// linux/netfilter/nfnetlink.h
 const NFNLGRP_NFTABLES: u32 = 7;
@@ -72,14 +75,6 @@ pub const MAX_BYTES: usize = 64 << 20;
 pub enum Netfilter {
     Untouched,
     CouldTouch,
-}
-
-/// What an [`Oracle`] asks with, all of it made in the namespace to be asked.
-pub struct Sources {
-    /// NETLINK_NETFILTER sockets, one for notifications and one for dumps; None: this kernel has no nfnetlink.
-    pub netlink: Option<(OwnedFd, OwnedFd)>,
-    /// /proc/net/ip_tables_names and ip6_tables_names; None: this kernel has no legacy tables, or does not show them.
-    pub legacy: [Option<OwnedFd>; 2],
 }
 
 pub struct Oracle {

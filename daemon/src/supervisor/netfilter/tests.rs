@@ -337,6 +337,10 @@ fn a_walk_ends() {
     let chains = chains.into_iter().chain([Vec::new()]).collect();
     let rules = Ruleset { bases: vec![OUTPUT], chains, ..Ruleset::default() };
     assert!(touches(&rules, "192.0.2.1:443"));
+    // So would rules that do nothing.
+    let chains = vec![vec![lowered(&[verdict(JUMP, "b")]); 1000], vec![lowered(&[expression("counter", &[])]); 1000]];
+    let rules = Ruleset { bases: vec![OUTPUT], chains, ..Ruleset::default() };
+    assert!(touches(&rules, "192.0.2.1:443"));
 }
 
 /// struct xt_conntrack_mtinfo3 as iptables 1.8.9 fills it for `--ctstate RELATED,ESTABLISHED`.

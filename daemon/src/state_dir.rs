@@ -1,9 +1,9 @@
 //! The directory that tells others about a running workspace: `state.json`, and the supervisor's control socket.
 
 use std::env;
-use std::fs::{self, DirBuilder, Permissions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -14,9 +14,13 @@ use sidestep_forwarder::policy::Policy;
 
 use crate::launcher::{Active, needs};
 
-pub const STATE_FILE: &str = "state.json";
+const STATE_FILE: &str = "state.json";
+/// What is about to become it.
+const STATE_FILE_NEW: &str = "state.json.new";
 /// The supervisor's, see [`crate::supervisor::control`].
 pub const CONTROL_SOCKET: &str = "control.sock";
+/// state.json is some 2 KB, with many rules more.
+const STATE_MAX: u64 = 1 << 20;
 /// Bytes of a Unix socket's path (sun_path in unix(7)), less the zero at its end.
 const SOCKET_PATH_MAX: usize = 107;
 /// Directories named after one pid; more than a few are litter.
@@ -69,11 +73,16 @@ impl StateDir {
         &self.path
     }
 
-    /// Readers see the whole file or none.
+    /// Readers see the whole file or none. What the workspace may have put in its place is replaced, not followed.
     pub fn write(&self, state: &State<'_>) -> anyhow::Result<()> {
-        let (file, new) = (self.path.join(STATE_FILE), self.path.join("state.json.new"));
+        let (file, new) = (self.path.join(STATE_FILE), self.path.join(STATE_FILE_NEW));
         let text = serde_json::to_string_pretty(state)?;
-        fs::write(&new, text).and_then(|()| fs::rename(&new, &file)).with_context(|| format!("cannot write {file:?}"))
+        // One of ours is there only where we were killed before the rename.
+        let _ = fs::remove_file(&new);
+        File::create_new(&new)
+            .and_then(|mut opened| opened.write_all(text.as_bytes()))
+            .and_then(|()| fs::rename(&new, &file))
+            .with_context(|| format!("cannot write {}", file.display()))
     }
 }
 
@@ -83,9 +92,22 @@ impl Drop for StateDir {
     }
 }
 
+/// What state.json says. The workspace may have put something else there: a pipe is not to be waited for, nor a link
+/// followed.
+pub fn read(directory: &Path) -> anyhow::Result<String> {
+    let path = directory.join(STATE_FILE);
+    let cannot = || format!("cannot read {}", path.display());
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path);
+    let file = file.with_context(cannot)?;
+    ensure!(file.metadata()?.is_file(), "{} is no file", path.display());
+    let mut text = String::new();
+    file.take(STATE_MAX).read_to_string(&mut text).with_context(cannot)?;
+    Ok(text)
+}
+
 /// Removes what a workspace had there; a directory in which somebody else has files stays.
 pub fn remove(path: &Path) {
-    for name in [STATE_FILE, "state.json.new", CONTROL_SOCKET] {
+    for name in [STATE_FILE, STATE_FILE_NEW, CONTROL_SOCKET] {
         report(fs::remove_file(path.join(name)));
     }
     report(fs::remove_dir(path));
@@ -172,7 +194,7 @@ fn make_private(path: &Path) -> anyhow::Result<()> {
 
 /// Two workspaces cannot share one directory; the state of one that is gone is written over.
 fn refuse_running(path: &Path) -> anyhow::Result<()> {
-    let Ok(text) = fs::read_to_string(path.join(STATE_FILE)) else { return Ok(()) };
+    let Ok(text) = read(path) else { return Ok(()) };
     let monitor = serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|state| state["monitor"].as_i64());
     let Some(monitor) = monitor.filter(|&pid| pid != i64::from(getpid().as_raw())) else { return Ok(()) };
     let name = fs::read_to_string(format!("/proc/{monitor}/comm")).unwrap_or_default();
@@ -214,5 +236,37 @@ mod tests {
         let long = base.path().join("x".repeat(100));
         assert!(StateDir::create(Some(&long)).is_err_and(|error| error.to_string().contains("bytes too long")));
         assert!(!long.exists());
+    }
+
+    #[test]
+    fn what_a_workspace_puts_there_is_neither_followed_nor_waited_for() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = StateDir::create(Some(&base.path().join("state"))).unwrap();
+        let elsewhere = base.path().join("elsewhere");
+        fs::write(&elsewhere, "as it was").unwrap();
+        for name in [STATE_FILE, STATE_FILE_NEW] {
+            std::os::unix::fs::symlink(&elsewhere, dir.path().join(name)).unwrap();
+        }
+        let network = VirtualNetwork::new(sidestep_forwarder::network::Ipv4Subnet::DEFAULT, None, 1500);
+        let state = State {
+            version: "0",
+            monitor: 1,
+            init: 2,
+            supervisor: 3,
+            forwarder: 4,
+            bypass: Active::Off,
+            landlock_abi: 0,
+            pid_namespace: true,
+            ifname: "tap0",
+            network: &network,
+            policy: &Policy::default(),
+        };
+        assert!(read(dir.path()).is_err(), "a link");
+        dir.write(&state).unwrap();
+        assert!(read(dir.path()).unwrap().contains("\"tap0\""));
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "as it was");
+        fs::remove_file(dir.path().join(STATE_FILE)).unwrap();
+        nix::unistd::mkfifo(&dir.path().join(STATE_FILE), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(read(dir.path()).is_err(), "a pipe");
     }
 }

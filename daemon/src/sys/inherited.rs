@@ -16,8 +16,8 @@ pub fn take(option: &str, number: RawFd) -> anyhow::Result<File> {
     // SAFETY: borrowed for one system call that answers EBADF where there is no such descriptor.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl_setfd(borrowed, FdFlags::CLOEXEC).with_context(context)?;
-    // SAFETY: it is open, was opened before we were executed, and this is called once for a number, before anything else of ours
-    // has taken a descriptor from outside.
+    // SAFETY: it is open, was opened before we were executed, and this is called once for a number, before anything else
+    // of ours has taken a descriptor from outside.
     Ok(unsafe { File::from_raw_fd(number) })
 }
 
