@@ -18,6 +18,8 @@ TEST_PACKAGES := bash bind9-dnsutils busybox-static chromium crun curl hey iperf
 PEER_PACKAGES := passt slirp4netns
 # What only the figures are measured with. bypass4netns comes from a newer Debian, by hand: docs/performance.md.
 BENCH_PACKAGES := postgresql-15 runc wrk
+# What only the soak runs, 250 MB.
+SOAK_PACKAGES := docker.io
 PACKAGES := $(BUILD_PACKAGES) $(RUN_PACKAGES) $(TEST_PACKAGES) $(PEER_PACKAGES)
 
 .PHONY: help build-deps deps can-build build test demo bench soak fmt lint clippy deny install static dist dist-test clean
@@ -62,6 +64,7 @@ bench: deps build ## the short form of every figure, then of the pieces; ROUNDS=
 	$(if $(ARGS),,$(CARGO) bench --locked --package sidestep --bench hot -- --quick)
 
 soak: deps build ## what is too long for CI, hours, reported in docs/soak.md (ONLY="attacks crash": those; ROUNDS=n: make test's n times)
+	@.ci/deps $(SOAK_PACKAGES)
 	SIDESTEP_BIN=$(CURDIR)/$(SIDESTEP) ONLY="$(ONLY)" .ci/soak $(ROUNDS)
 
 fmt: ## format the code

@@ -186,8 +186,12 @@ fn no_resolv_conf(ws: Workspace) -> Result<()> {
 }
 
 fn no_state_dir(ws: Workspace) -> Result<()> {
-    let script = "mount -t tmpfs -o ro none /tmp && export XDG_RUNTIME_DIR=/nonexistent";
-    found(&ws, script, ("state directory", "fail"), ("--bypass=off", 125))
+    // As in a container with --read-only.
+    let read_only = "mount -t tmpfs -o ro none /tmp && export XDG_RUNTIME_DIR=/nonexistent";
+    let said = Examined::new(&prepared(&ws, read_only, &DOCTOR).run(&ws.lab.host)?)?.of("state directory")?;
+    ensure!(said.status == "ok" && said.sentence.starts_with("in /dev/shm/sidestep-"), "{said:?}");
+    let script = format!("{read_only} && mount -t tmpfs -o ro none /dev/shm");
+    found(&ws, &script, ("state directory", "fail"), ("--bypass=off", 125))
 }
 
 /// In a new network namespace no group may have ping sockets.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use nix::unistd::{Uid, getpid};
+use nix::unistd::{AccessFlags, Uid, access, getpid};
 use serde::Serialize;
 use sidestep_forwarder::network::VirtualNetwork;
 use sidestep_forwarder::policy::Policy;
@@ -131,8 +131,10 @@ fn parent(runtime_dir: Option<PathBuf>, uid: Uid) -> PathBuf {
     if let Some(dir) = runtime_dir.filter(|dir| dir.is_absolute() && dir.is_dir()) {
         return dir.join("sidestep");
     }
-    // An image of one binary has no /tmp, and a container's runtime gives it /dev/shm.
-    let temporary = ["/tmp", "/dev/shm"].into_iter().find(|dir| Path::new(dir).is_dir()).unwrap_or("/tmp");
+    // An image of one binary has no /tmp, one that is mounted read-only none to write in; a container's runtime gives both
+    // /dev/shm.
+    let writable = |dir: &&str| access(*dir, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+    let temporary = ["/tmp", "/dev/shm"].into_iter().find(writable).unwrap_or("/tmp");
     Path::new(temporary).join(format!("sidestep-{uid}"))
 }
 

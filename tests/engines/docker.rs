@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 
 use super::{HOST, LOOPBACK, answers, image};
-use crate::lab::command::{DEADLINE, Running};
+use crate::lab::command::{DEADLINE, Program, Running};
 use crate::lab::effort::tries;
 use crate::lab::login::Login;
 use crate::lab::servers::{BIG, TcpServer};
@@ -18,7 +18,7 @@ use crate::lab::{Lab, REMOTE, REMOTE_V4, dns};
 
 crate::cases! {
     EVERY_WAY: in_a_workspace;
-    HOST_AS_USER: rootless;
+    HOST_AS_USER: rootless, entrypoint;
 }
 
 /// How docs/docker.md starts it in a workspace.
@@ -26,18 +26,32 @@ const IN_A_WORKSPACE: &str = include_str!("../../docs/dockerd.sh");
 /// Debian has that script among its examples.
 const ROOTLESS: &str = "PATH=$PATH:/usr/share/docker.io/contrib exec dockerd-rootless.sh --data-root $DOCKER_DATA";
 
-/// Has the daemon started by the script $1/dockerd, and containers of the image in $1/box say what they get of the HTTP
-/// server at $2. One serves at port 8080 until a line is read.
-const CONTAINERS: &str = r#"
+/// Starts the daemon by the script $1/dockerd and makes an image of $1/box and sidestep. Each part below is between this
+/// and the [`END`].
+const BEGIN: &str = r#"
 export DOCKER_BUILDKIT=0 DOCKER_DATA=$(mktemp -d)
 log=$DOCKER_DATA.log
 sh "$1/dockerd" >"$log" 2>&1 &
 daemon=$!
 trap 'kill $daemon; wait $daemon; cat "$log" >&2' EXIT
 until docker version >/dev/null 2>&1; do kill -0 $daemon; sleep 0.1; done
-tar -C "$1/box" -c . | docker import - box >/dev/null
-tap0() { awk '/tap0:/ { bytes = $2 + $10 } END { print bytes + 0 }' /proc/net/dev; }
+tree=$DOCKER_DATA.tree
+cp -r "$1/box" "$tree"
+cp /run/lab/sidestep "$tree"
+for library in $(ldd "$tree/sidestep" 2>/dev/null | grep -o '/[^ )]*'); do cp --parents "$library" "$tree"; done
+tar -C "$tree" --owner 0 --group 0 -c . | docker import - box >/dev/null
+"#;
 
+const END: &str = r#"
+trap - EXIT
+kill $daemon
+wait $daemon
+rm -rf "$log" "$tree" "$DOCKER_DATA"
+"#;
+
+/// Containers that say what they get of the HTTP server at $2. One serves at port 8080 until a line is read.
+const CONTAINERS: &str = r#"
+tap0() { awk '/tap0:/ { bytes = $2 + $10 } END { print bytes + 0 }' /proc/net/dev; }
 docker run --rm box sh -c "wget -q -O- http://$2/; nslookup remote.lab; ping -c 1 -W 10 remote.lab" |
     grep -E 'hello|Address: 192|received'
 before=$(tap0)
@@ -54,10 +68,17 @@ curl -sS http://127.0.0.1:8080/
 echo serving
 read -r _
 docker rm --force web >/dev/null
-trap - EXIT
-kill $daemon
-wait $daemon
-rm -rf "$log" "$DOCKER_DATA"
+"#;
+
+/// sidestep ahead of a container's command, with what the README has for that, and with less.
+const ENTRYPOINT: &str = r#"
+least="--rm --device /dev/net/tun --security-opt seccomp=unconfined"
+whole="$least --security-opt systempaths=unconfined"
+for flags in "$whole" "$whole --user 1000" "$least" "$least --read-only" "$least --init" "$whole --network host"; do
+    for mode in off require; do docker run $flags box /sidestep run --bypass=$mode -- wget -q -O- "http://$2/"; done
+done
+# 1: no ping there, for the ids that it takes are not the user's.
+docker run $whole box /sidestep doctor || test $? = 1
 "#;
 
 /// The script's directory, readable for every user of the lab.
@@ -69,10 +90,11 @@ fn files(dockerd: &str) -> Result<TempDir> {
     Ok(files)
 }
 
-/// The script, for bash(1) to run.
-fn containers(files: &TempDir, server: &TcpServer) -> Vec<String> {
+/// A part with its beginning and end, for bash(1) to run.
+fn script(part: &str, files: &TempDir, server: &TcpServer) -> Vec<String> {
+    let script = [BEGIN, part, END].concat();
     let arguments = [files.path().display().to_string(), server.addr.to_string()];
-    let shell = ["bash", "-euo", "pipefail", "-c", CONTAINERS, "bash"];
+    let shell = ["bash", "-euo", "pipefail", "-c", &script, "bash"];
     shell.into_iter().map(str::to_owned).chain(arguments).collect()
 }
 
@@ -111,26 +133,54 @@ fn in_a_workspace(ws: Workspace) -> Result<()> {
     let ws = ws.flag("--publish").flag("8080:8080").deadline(DEADLINE * 10);
     let ws = if bypasses { ws.flag("--bypass=require").flag("--bypass-nested") } else { ws };
     for _ in 0..tries(1, 3) {
-        let carried = serve(&ws.lab, ws.start(containers(&files, &server))?)?;
+        let carried = serve(&ws.lab, ws.start(script(CONTAINERS, &files, &server))?)?;
         let as_wanted = if bypasses { carried < BIG / 2 } else { carried >= BIG };
         ensure!(as_wanted, "the TAP carried {carried} of {BIG} bytes");
     }
     Ok(())
 }
 
+/// A user's login with its own Docker.
+struct Rootless {
+    login: Login,
+    server: TcpServer,
+    files: TempDir,
+}
+
+impl Rootless {
+    fn new(ws: Workspace) -> Result<Self> {
+        dns::serve(&ws.lab.remote, REMOTE[0])?;
+        let server = TcpServer::http(&ws.lab.remote, REMOTE[0])?;
+        let login = Login::new(ws.lab)?;
+        symlink(SLIRP4NETNS, login.home().join("bin/slirp4netns"))?;
+        Ok(Self { login, server, files: files(ROOTLESS)? })
+    }
+
+    fn program(&self, part: &str) -> Program {
+        let socket = format!("unix://{}/run/docker.sock", self.login.home().display());
+        let program = self.login.program(script(part, &self.files, &self.server)).deadline(DEADLINE * 10);
+        // Clients keep their addresses.
+        program.env("DOCKER_HOST", socket).env("DOCKERD_ROOTLESS_ROOTLESSKIT_PORT_DRIVER", "slirp4netns")
+    }
+}
+
 fn rootless(ws: Workspace) -> Result<()> {
-    dns::serve(&ws.lab.remote, REMOTE[0])?;
-    let server = TcpServer::http(&ws.lab.remote, REMOTE[0])?;
-    let files = files(ROOTLESS)?;
-    let login = Login::new(ws.lab)?;
-    symlink(SLIRP4NETNS, login.home().join("bin/slirp4netns"))?;
-    let socket = format!("unix://{}/run/docker.sock", login.home().display());
-    let program = login.program(containers(&files, &server)).deadline(DEADLINE * 10);
-    // Clients keep their addresses.
-    let program = program.env("DOCKER_HOST", socket).env("DOCKERD_ROOTLESS_ROOTLESSKIT_PORT_DRIVER", "slirp4netns");
+    let docker = Rootless::new(ws)?;
+    let lab = &docker.login.lab;
     for _ in 0..tries(1, 3) {
-        serve(&login.lab, program.start(&login.lab.host)?)?;
-        login.leaves_nothing()?;
+        serve(lab, docker.program(CONTAINERS).start(&lab.host)?)?;
+        docker.login.leaves_nothing()?;
     }
     Ok(())
+}
+
+/// sidestep in a container of that Docker.
+fn entrypoint(ws: Workspace) -> Result<()> {
+    let docker = Rootless::new(ws)?;
+    let done = docker.program(ENTRYPOINT).run(&docker.login.lab.host)?.succeeded()?;
+    ensure!(done.stdout.starts_with(&"hello\n".repeat(12)), "{done}");
+    for works in ["sidestep run: works", "--bypass=unconfined): works", "--bypass=require): works"] {
+        contains(&done.stdout, works)?;
+    }
+    docker.login.leaves_nothing()
 }
