@@ -7,7 +7,8 @@ NO_EFFECT = {
     },
     socket.IPPROTO_IP: {6, 7, 8, 12, 15, 18, 20, 22, 23, 26, 49},  # what recvmsg on datagrams and bind look at
     socket.IPPROTO_TCP: {9, 23, 27, 34},  # DEFER_ACCEPT, FASTOPEN, SAVE_SYN, FASTOPEN_NO_COOKIE: of listeners
-    socket.IPPROTO_IPV6: {2, 3, 4, 5, 8, 11, 29, 30, 31, 49, 51, 53, 56, 58, 60, 62, 66, 74, 77, 78},
+    # And 2292PKTOPTIONS, which is refused: it sets a routing header.
+    socket.IPPROTO_IPV6: {2, 3, 4, 5, 6, 8, 11, 29, 30, 31, 49, 51, 53, 56, 58, 60, 62, 66, 74, 77, 78},
 }
 
 
