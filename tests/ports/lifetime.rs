@@ -116,6 +116,13 @@ fn given_to_run(ws: Workspace) -> Result<()> {
         poll("the worker is gone", DEADLINE, || Ok((!victim.is_alive()).then_some(())))?;
         poll("the supervisor answers", DEADLINE, || Ok(ports(&["list"])?.status.success().then_some(())))
     };
+    // Whoever is told that a port stays does not lose it: a forwarder is killed below.
+    let tree = Tree::of(running.pid())?;
+    let monitor = tree.processes.iter().find(|process| process.pid == running.pid().as_raw()).context("no monitor")?;
+    monitor.kill(Signal::SIGSTOP)?;
+    let refused = ports(&["remove", "3"])?.exited(125)?;
+    monitor.kill(Signal::SIGCONT)?;
+    contains(&refused.stderr, "`sidestep run` does not answer")?;
     killed("supervisor")?;
     let mut before = connect(&ws.lab.remote, (HOST[0], 8080))?;
     line(&mut before)?;

@@ -18,19 +18,21 @@ crate::cases! {
     BYPASS_AS_USER: removed;
 }
 
-/// One that dies when it is about to tell the forwarder of a shadow has not answered the listen: the next one makes another.
+/// One that dies when it is about to tell the forwarder of a shadow has not answered the listen: the next one makes another,
+/// and does not take what is left of the first for an option of the program's, though others have set it.
 fn killed_amid_listen(ws: Workspace) -> Result<()> {
     let ws = ws.flag("-p=8080:80");
     let mut running = ws.start_python(&format!(
         "{SERVER}
+socket.socket().setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 l = listener('0.0.0.0', 80); say('bound'); input()
 l.listen(); serve(l); say(side(l), ask('127.0.0.1', 80), inside(80)); input()"
     ))?;
     running.line_with("bound")?;
     let tree = Tree::of(running.pid())?;
     let supervisor = tree.worker("supervisor")?;
-    // Each message to the forwarder stands still for a minute before it is sent.
-    let words = ["strace", "-f", "-e", "trace=sendmsg", "-e", "inject=sendmsg:delay_enter=60000000", "-p"];
+    // Each message of the event loop's thread, which has the link, stands still for a minute before it is sent.
+    let words = ["strace", "-e", "trace=sendmsg", "-e", "inject=sendmsg:delay_enter=60000000", "-p"];
     let tracer = ws.outside(words).arg(supervisor.pid.to_string()).start(&ws.lab.host)?;
     poll("strace has attached", DEADLINE, || Ok(tracer.stderr().contains("attached").then_some(())))?;
     running.write("go\n")?;

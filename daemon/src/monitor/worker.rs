@@ -29,6 +29,9 @@ use crate::sys::{shared_memory, spawn};
 
 /// How long a worker may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(20);
+/// What is done for the supervisor between two looks at the signals: more than its channel holds of what it has asked
+/// (net.core.wmem_default), so that one that does not stop asking keeps nobody from them.
+const ASKED_MAX: usize = 512;
 /// How long a worker may take to stop by itself once the workspace has ended.
 const STOP_WITHIN: Duration = Duration::from_secs(6);
 /// More restarts than this ...
@@ -212,12 +215,11 @@ impl Workers {
 
     /// False: the supervisor has ended.
     fn asked(&mut self) -> bool {
-        loop {
+        for _ in 0..ASKED_MAX {
             match self.supervisor.channel.receive(Some(Duration::ZERO)) {
                 Ok(Received::Message(ToMonitor::Ready, _)) => {}
                 Ok(Received::Message(ToMonitor::Unpublish { number }, done)) => {
-                    self.kept.ports.retain(|port| port.entry.number != number);
-                    drop(done);
+                    self.kept.unpublish(number, done);
                 }
                 Ok(Received::Timeout) => return true,
                 Ok(Received::Closed) => return false,
@@ -227,6 +229,7 @@ impl Workers {
                 }
             }
         }
+        true
     }
 
     /// Closes their channels, and everything we hold for them, and waits for their end.
@@ -248,6 +251,15 @@ fn too_many(restarts: &mut VecDeque<Instant>, now: Instant) -> bool {
 }
 
 impl Kept {
+    /// A port is published no more, where somebody still waits at the other end of `done` to hear of it: a supervisor that
+    /// has given up (we were stopped, say) has said that the port stays.
+    fn unpublish(&mut self, number: u64, done: Vec<OwnedFd>) {
+        let done: Vec<_> = done.into_iter().map(Channel::from).collect();
+        if done.iter().any(|done| !done.is_closed().unwrap_or(true)) {
+            self.ports.retain(|port| port.entry.number != number);
+        }
+    }
+
     /// In the order in which [`crate::cli`] takes them.
     fn supervisor_fds(&self) -> Vec<BorrowedFd<'_>> {
         let always = [&self.ledger, &self.made.userns, &self.made.netns].map(AsFd::as_fd);

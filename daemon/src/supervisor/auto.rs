@@ -118,13 +118,13 @@ impl Auto {
             if found.published.contains_key(&port) || found.skipped.contains(&port) {
                 continue;
             }
-            if found.is_full() {
+            if !found.has_room_for(port) {
                 tracing::debug!("port {port} is not published: {PORTS_MAX} are");
-                return;
+                continue;
             }
             match self.publish(port, guest).await {
                 Ok(Some(number)) => {
-                    found.published.insert(port, Published { number, since: Instant::now() });
+                    found.add(port, number);
                     tracing::info!("port {port} of the workspace is published");
                 }
                 Ok(None) => drop(found.skipped.insert(port)),
@@ -163,11 +163,11 @@ impl Auto {
         let mut found = self.found.lock().await;
         let Some(found) = &mut *found else { return };
         let is_known = found.published.contains_key(&port) || found.skipped.contains(&port);
-        if port < FIRST || is_known || found.is_full() {
+        if port < FIRST || is_known || !found.has_room_for(port) {
             return;
         }
         match self.publish(port, None).await {
-            Ok(Some(number)) => drop(found.published.insert(port, Published { number, since: Instant::now() })),
+            Ok(Some(number)) => found.add(port, number),
             Ok(None) => {}
             Err(error) => tracing::debug!("--publish-auto: {error}"),
         }
@@ -194,8 +194,14 @@ impl Auto {
 }
 
 impl Found {
-    fn is_full(&self) -> bool {
-        self.published.len() + self.held.len() >= PORTS_MAX
+    fn has_room_for(&self, port: u16) -> bool {
+        self.held.contains(&port) || self.published.len() + self.held.len() < PORTS_MAX
+    }
+
+    /// It counts once: a server that is started again comes to a port that its own connections have held.
+    fn add(&mut self, port: u16, number: u64) {
+        self.held.remove(&port);
+        self.published.insert(port, Published { number, since: Instant::now() });
     }
 }
 
@@ -242,6 +248,19 @@ mod tests {
             auto.withdraw(&mut found, &BTreeMap::new()).await;
             assert!(found.published.contains_key(&3000));
         });
+    }
+
+    #[test]
+    fn a_port_that_is_published_again_counts_once() {
+        let mut found = Found { held: (FIRST..).take(PORTS_MAX).collect(), ..Found::default() };
+        for number in 1..3 {
+            assert!(found.has_room_for(FIRST));
+            assert!(!found.has_room_for(FIRST - 1));
+            found.add(FIRST, number);
+            assert_eq!((found.published.len(), found.held.len()), (1, PORTS_MAX - 1));
+            found.published.clear();
+            found.held.insert(FIRST);
+        }
     }
 
     #[test]

@@ -149,7 +149,9 @@ impl Session {
     /// Has a socket that is bound to `port` of the workspace listen on the host. Err: why it listens in place.
     pub(super) fn listen_on_host(&self, stopped: &Stopped<'_>, port: u16, backlog: i32) -> Result<Outcome, Reason> {
         // A predecessor may have come so far that it listens.
-        if stopped.facts.state == TcpState::Listening && stopped.slot.phase() != Phase::Acting {
+        if stopped.slot.phase() == Phase::Sharing {
+            share_no_more(stopped.copy.as_fd());
+        } else if stopped.facts.state == TcpState::Listening {
             return Err(Reason::InUse);
         }
         let family = family(stopped.copy.as_fd());
@@ -167,13 +169,13 @@ impl Session {
             tracing::debug!(tid = stopped.tid, port, "a published port cannot be shared");
             return Err(Reason::HostPort);
         };
-        stopped.begin_act();
+        stopped.slot.set_phase(Phase::Sharing);
         if let Err(error) = socket::listen(stopped.copy.as_fd(), backlog) {
             return Ok(Outcome::of(Err(error)));
         }
         let in_place = |error: io::Error| {
             tracing::debug!(tid = stopped.tid, port, %error, "a program cannot listen on the host");
-            let _ = rustix::net::sockopt::set_socket_reuseport(&stopped.copy, false);
+            share_no_more(stopped.copy.as_fd());
             Reason::HostPort
         };
         let inside = self.shadow_beside(stopped, port).map_err(in_place)?;
@@ -190,7 +192,7 @@ impl Session {
             Ok(Caller::Waiting) => Ok(Outcome::SUCCESS),
             // As it was, for the call that is made again.
             Ok(Caller::Left) => {
-                let _ = rustix::net::sockopt::set_socket_reuseport(&stopped.copy, false);
+                share_no_more(stopped.copy.as_fd());
                 Ok(Outcome::CallerLeft)
             }
             Err(error) => Err(in_place(error)),
@@ -264,7 +266,7 @@ impl Session {
     /// A socket that listened on the host is one of the workspace again, and still has its port, as after every
     /// shutdown.
     pub(super) fn bind_again(&self, socket: BorrowedFd<'_>, facts: &SocketFacts, listener: Shadow) {
-        let _ = rustix::net::sockopt::set_socket_reuseport(socket, false);
+        share_no_more(socket);
         self.host_listeners.make_room(listener.guest_port);
         let ip = if facts.ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { Ipv4Addr::UNSPECIFIED.into() };
         if let Err(error) = rustix::net::bind(socket, &SocketAddr::new(ip, listener.guest_port)) {
@@ -305,6 +307,11 @@ pub fn family(socket: BorrowedFd<'_>) -> Family {
 
 pub fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     socket::u64_option(socket, libc::SOL_SOCKET, libc::SO_COOKIE)
+}
+
+/// The program's own again, without what let our socket be bound beside it.
+fn share_no_more(socket: BorrowedFd<'_>) {
+    let _ = rustix::net::sockopt::set_socket_reuseport(socket, false);
 }
 
 /// Binds a shadow, also where connections that came to an earlier one have not ended.

@@ -56,7 +56,9 @@ pub enum Phase {
     Receiving = 1,
     Received = 2,
     Acting = 3,
-    Answered = 4,
+    /// The same of a listen at a published port: SO_REUSEPORT is ours on the caller's socket.
+    Sharing = 4,
+    Answered = 5,
 }
 
 impl Phase {
@@ -66,6 +68,7 @@ impl Phase {
             1 => Self::Receiving,
             2 => Self::Received,
             3 => Self::Acting,
+            4 => Self::Sharing,
             _ => Self::Answered,
         }
     }

@@ -5,8 +5,8 @@
 //! no such address, do not pass the TAP at all ([`splice`]). The listening sockets come from outside and outlive a
 //! forwarder: clients that come while there is none wait in the kernel's queue.
 //!
-//! Under the bypass a program may have the clients itself, on a socket beside ours that the kernel prefers; what it used
-//! to listen at inside is then a [`shadow`] that leads to it.
+//! Under the bypass a program may have the clients itself, on a socket beside ours that the kernel prefers; a [`shadow`]
+//! then listens inside in its stead, and leads to it.
 //!
 //! Limits: [`MAX_PORTS`] sockets; so many clients and datagrams before others have their turn; a client for whom there is no
 //! descriptor or no room is left in the queue and looked for again soon ([`arrivals`]).
