@@ -57,5 +57,12 @@ fn answers(from: &Netns, addr: IpAddr, port: u16, path: &str) -> Result<String> 
     })
 }
 
+/// Asks until nobody listens any more: engines do not wait for the end of who forwards their ports.
+fn is_closed(from: &Netns, addr: IpAddr, port: u16) -> Result<()> {
+    poll("the end of the published port", DEADLINE, || {
+        Ok((curl(from, addr, port, "")?.status.code() == Some(REFUSED)).then_some(()))
+    })
+}
+
 /// curl(1)'s exit code where nobody listens.
 const REFUSED: i32 = 7;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{HOST, LOOPBACK, REFUSED, answers, curl, image};
+use super::{HOST, LOOPBACK, answers, curl, image, is_closed};
 use crate::lab::command::Finished;
 use crate::lab::login::Login;
 use crate::lab::servers::{BIG, TcpServer};
@@ -128,7 +128,7 @@ fn comes_and_goes(podman: &Podman, network: &str) -> Result<()> {
         }
         if start == "restart web" {
             podman.podman("stop web")?.succeeded()?;
-            curl(&lab.remote, HOST, 8080, "")?.exited(REFUSED)?;
+            is_closed(&lab.remote, HOST, 8080)?;
         }
     }
     Ok(())
@@ -179,7 +179,7 @@ fn two_at_once(ws: Workspace) -> Result<()> {
         answers(&login.lab.remote, HOST, port, "")?;
     }
     podman.podman("rm --force one")?.succeeded()?;
-    curl(&login.lab.remote, HOST, 8081, "")?.exited(REFUSED)?;
+    is_closed(&login.lab.remote, HOST, 8081)?;
     curl(&login.lab.remote, HOST, 8082, "")?.printed("hello from inside")?;
     podman.podman("exec two ping -c 1 -W 10 192.0.2.2")?.succeeded()?;
     podman.leaves_nothing()

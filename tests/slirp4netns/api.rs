@@ -14,7 +14,7 @@ use crate::lab::workspace::{Workspace, contains};
 use crate::lab::{HOST_V4, poll};
 
 crate::cases! {
-    TAP: ports, errors, refused_ports, idle_clients, large_requests, vanishing_clients, replaces_its_socket;
+    TAP: ports, errors, refused_ports, ports_soon_free, idle_clients, large_requests, vanishing_clients, replaces_its_socket;
 }
 
 /// A slirp4netns's API socket.
@@ -148,6 +148,24 @@ fn refused_ports(ws: Workspace) -> Result<()> {
     is(&add(8081)?, &json!({"return": {"id": 1}}))?;
     poll("the reason", DEADLINE, || Ok(running.stderr().contains("port 8080").then_some(())))?;
     contains(&running.stderr(), "is taken by")
+}
+
+/// A port of one that is about to end is waited for, as by Podman's restart.
+fn ports_soon_free(ws: Workspace) -> Result<()> {
+    let (target, api) = (Target::new(ws)?, Api::new()?);
+    let _running = target.start(&format!("-c {}", api.flag()), &target.pid())?;
+    let taken = target.ws.lab.host.within(|| std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080)))?;
+    let mut stream = api.connect()?;
+    let request = json!({"execute": "add_hostfwd", "arguments": {"proto": "tcp", "host_port": 8080, "guest_port": 80}});
+    stream.write_all(request.to_string().as_bytes())?;
+    stream.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let early = stream.read(&mut [0]);
+    ensure!(early.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock), "{early:?}");
+    drop(taken);
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    is(&serde_json::from_str(&reply)?, &json!({"return": {"id": 1}}))
 }
 
 /// The API answers, and the network carries.

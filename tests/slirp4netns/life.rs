@@ -1,18 +1,23 @@
 //! How it begins and ends: descriptors, signals, deaths.
 
 use std::fs;
+use std::io::{self, Read as _};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
+use super::api::Api;
 use super::target::Target;
-use crate::lab::poll;
+use crate::lab::command::DEADLINE;
 use crate::lab::processes::{Process, Tree};
 use crate::lab::workspace::Workspace;
+use crate::lab::{HOST_V4, poll};
 
 crate::cases! {
-    TAP: exit_fd, first_descriptors, signals, target_gone, attendant_killed;
+    TAP: exit_fd, first_descriptors, signals, target_gone, attendant_killed, ports_end_with_it;
 }
 
 const SOON: Duration = Duration::from_secs(30);
@@ -92,4 +97,39 @@ fn attendant_killed(ws: Workspace) -> Result<()> {
     let used = cpu()? - start;
     ensure!(used < 20, "{used} ticks of 10 ms in half a second");
     Ok(())
+}
+
+/// Whoever asks for a port as soon as the process is gone gets it, however late the attendant hears of that.
+fn ports_end_with_it(ws: Workspace) -> Result<()> {
+    let (target, api) = (Target::new(ws)?, Api::new()?);
+    let mut running = target.start(&format!("-c {}", api.flag()), &target.pid())?;
+    let added = api.add(&json!({"proto": "tcp", "host_port": 8080, "guest_port": 80}))?;
+    ensure!(added["return"]["id"] == 1, "{added}");
+    let to = SocketAddr::from((HOST_V4, 8080));
+    let connect = || target.ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE));
+    let mut client = connect()?;
+    client.set_read_timeout(Some(DEADLINE))?;
+    // Nobody listens inside, which only the forwarder can find out.
+    let end = client.read(&mut [0]);
+    ensure!(matches!(&end, Ok(0)) || end.as_ref().is_err_and(is_reset), "{end:?}");
+    // The attendant has done what it does when a port is added.
+    api.ask(&json!({"execute": "list_hostfwd"}))?;
+
+    let tree = Tree::of(running.pid())?;
+    let others: Vec<_> = tree.processes.iter().filter(|process| process.pid != running.pid().as_raw()).collect();
+    for process in &others {
+        process.kill(Signal::SIGSTOP)?;
+    }
+    running.kill(Signal::SIGKILL)?;
+    poll("its end", SOON, || Ok(running.has_ended()?.then_some(())))?;
+    let refused = connect().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    for process in &others {
+        process.kill(Signal::SIGCONT)?;
+    }
+    ensure!(refused, "the port is there without its forwarder");
+    is_gone(&tree)
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionReset
 }

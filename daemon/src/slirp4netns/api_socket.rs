@@ -8,12 +8,12 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sidestep_forwarder::ports::Origin;
+use sidestep_forwarder::ports::{Entry, Origin, Publication};
 use sidestep_forwarder::slirp4netns::api::{self, BadRequest, REQUEST_MAX, Request};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::supervisor::ports::{Ports, Refused};
 
@@ -21,7 +21,10 @@ use crate::supervisor::ports::{Ports, Refused};
 const CONNECTIONS: usize = 64;
 /// For the request and its answer.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
-/// Before the next try when there is no descriptor for a client.
+/// How long a port that cannot be had is tried again: `podman restart` asks for it without waiting for the end of the
+/// forwarder that had it.
+const PORT_WITHIN: Duration = Duration::from_secs(1);
+/// Before the next try: a port, or a client for whom there was no descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the process ends. `guest` is where ports lead unless it is said otherwise.
@@ -66,7 +69,7 @@ async fn converse(mut stream: UnixStream, ports: &Ports, guest: Ipv4Addr) -> std
 
 async fn carry_out(ports: &Ports, request: Request) -> Result<String, BadRequest> {
     match request {
-        Request::AddHostfwd(publication) => match ports.add(Origin::Added, vec![publication]).await.as_deref() {
+        Request::AddHostfwd(publication) => match add(ports, publication).await.as_deref() {
             Ok([entry, ..]) => Ok(api::added(entry.number)),
             failed => {
                 tracing::warn!("add_hostfwd: {}", failed.err().map_or_else(String::new, ToString::to_string));
@@ -79,5 +82,15 @@ async fn carry_out(ports: &Ports, request: Request) -> Result<String, BadRequest
             Err(Refused::Unknown(_)) => Err(BadRequest::RemoveId),
             Err(_) => Err(BadRequest::RemoveFailed),
         },
+    }
+}
+
+async fn add(ports: &Ports, publication: Publication) -> Result<Vec<Entry>, Refused> {
+    let deadline = Instant::now() + PORT_WITHIN;
+    loop {
+        match ports.add(Origin::Added, vec![publication]).await {
+            Err(Refused::Taken(_)) if Instant::now() < deadline => sleep(PAUSE).await,
+            done => return done,
+        }
     }
 }

@@ -67,7 +67,7 @@ fn attend(
     let link = link.as_fd().try_clone_to_owned()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let link = Link::start(link, Some(inside), 0)?;
+        let link = Link::start(link, Some(inside), None)?;
         tokio::spawn(resolvers::follow(Arc::clone(&link)));
         if let Some(api) = api {
             let api = tokio::net::UnixListener::from_std(api)?;

@@ -239,7 +239,7 @@ mod tests {
         runtime.block_on(async {
             // Nobody answers at the other end.
             let (link, _forwarder) = Channel::pair().unwrap();
-            let ports = Ports::start(Link::start(link.into(), None, 0).unwrap(), Sharing::No, None);
+            let ports = Ports::start(Link::start(link.into(), None, Some(0)).unwrap(), Sharing::No, None);
             let netlink = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG).unwrap();
             let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, None, 1500);
             let auto = Auto::start(None, network, Listening::new(netlink).unwrap(), ports);

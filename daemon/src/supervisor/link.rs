@@ -58,7 +58,8 @@ pub struct Silent;
 #[derive(Clone)]
 struct Port {
     entry: Entry,
-    socket: Arc<OwnedFd>,
+    /// None: the forwarder alone has it.
+    socket: Option<Arc<OwnedFd>>,
     /// Who shares it, or removes it.
     sharing: Arc<RwLock<()>>,
 }
@@ -101,11 +102,13 @@ pub struct Link {
     /// The forwarder asks for those of one family once at a time.
     supplies: Semaphore,
     forwarder_restarts: AtomicU64,
+    has_successors: bool,
 }
 
 impl Link {
-    /// Begins to listen, in the event loop of the caller.
-    pub fn start(channel: OwnedFd, inside: Option<Inside>, forwarder_restarts: u64) -> anyhow::Result<Arc<Self>> {
+    /// Begins to listen, in the event loop of the caller. `restarts` is how often the forwarder has been started again;
+    /// None: nobody does that, and once it has the socket of a port, the port ends when it says so or ends itself.
+    pub fn start(channel: OwnedFd, inside: Option<Inside>, restarts: Option<u64>) -> anyhow::Result<Arc<Self>> {
         let channel = Channel::from(channel);
         let watched = readiness::register(channel.try_clone()?.into(), Interest::READABLE | Interest::WRITABLE)
             .context("cannot watch the channel to the forwarder")?;
@@ -123,7 +126,8 @@ impl Link {
             waiting: Mutex::default(),
             inside: inside.map(Arc::new),
             supplies: Semaphore::new(2),
-            forwarder_restarts: AtomicU64::new(forwarder_restarts),
+            forwarder_restarts: AtomicU64::new(restarts.unwrap_or(0)),
+            has_successors: restarts.is_some(),
         });
         tokio::spawn(Arc::clone(&link).listen());
         tokio::spawn(Arc::clone(&link).tell());
@@ -139,7 +143,7 @@ impl Link {
     /// Has this forwarder and every later one serve the port.
     pub fn publish(&self, entry: Entry, socket: OwnedFd) {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.published.insert(entry.number, Port { entry, socket: Arc::new(socket), sharing: Arc::default() });
+        ports.published.insert(entry.number, Port { entry, socket: Some(Arc::new(socket)), sharing: Arc::default() });
         self.news.notify_one();
     }
 
@@ -155,7 +159,7 @@ impl Link {
     pub fn share(&self, number: u64) -> Option<(Arc<OwnedFd>, Shared)> {
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let port = ports.published.get(&number)?;
-        Some((Arc::clone(&port.socket), Arc::clone(&port.sharing).try_read_owned().ok()?))
+        Some((port.socket.clone()?, Arc::clone(&port.sharing).try_read_owned().ok()?))
     }
 
     /// For who is about to remove a port, and until it has. None: a program shares it.
@@ -238,7 +242,7 @@ impl Link {
     /// Our socket of a published port.
     pub fn socket_of(&self, number: u64) -> Option<Arc<OwnedFd>> {
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        ports.published.get(&number).map(|port| Arc::clone(&port.socket))
+        ports.published.get(&number)?.socket.clone()
     }
 
     /// The shadows at this port of the workspace, with their sockets.
@@ -419,13 +423,24 @@ impl Link {
             self.send(&ToForwarder::Unpublish { number }, &[]).await?;
         }
         for Port { entry, socket, .. } in published {
+            let Some(socket) = socket else { continue };
             self.send(&ToForwarder::Publish(entry), &[socket.as_fd()]).await?;
+            if !self.has_successors {
+                self.has_handed_over(entry.number);
+            }
         }
         for (shadow, socket) in shadows {
             self.send(&ToForwarder::Shadow(shadow), &[socket.as_fd()]).await?;
         }
         self.told.send_replace(added);
         Ok(())
+    }
+
+    fn has_handed_over(&self, number: u64) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(port) = ports.published.get_mut(&number) {
+            port.socket = None;
+        }
     }
 }
 
@@ -463,7 +478,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, theirs) = Channel::pair().unwrap();
-            test(Link::start(ours.into(), None, 0).unwrap(), theirs).await;
+            test(Link::start(ours.into(), None, Some(0)).unwrap(), theirs).await;
         });
     }
 

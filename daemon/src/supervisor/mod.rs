@@ -165,7 +165,7 @@ pub fn run(
     let _in_event_loop = runtime.enter();
     let listening = start.publish_auto.map(|_| inside.sock_diag().and_then(Listening::new)).transpose();
     let listening = listening.context("--publish-auto: cannot ask what listens in the workspace")?;
-    let link = Link::start(link, Some(inside), start.restarts.forwarder)?;
+    let link = Link::start(link, Some(inside), Some(start.restarts.forwarder))?;
     let sharing = if handles.listener.is_some() { Sharing::WithPrograms } else { Sharing::No };
     let monitor = Channel::from(stop.try_clone().context("cannot ask the monitor")?);
     let ports = Ports::start(Arc::clone(&link), sharing, Some(monitor));
