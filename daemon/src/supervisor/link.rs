@@ -2,7 +2,7 @@
 //! kept here and said to each forwarder that begins; what it is asked has a number, a time limit, and company of at most
 //! [`REQUESTS_MAX`] others, so that the link cannot fill.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +21,7 @@ use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, Semaphore, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::channel::{Channel, Received};
 use crate::sys::readiness;
@@ -32,6 +32,9 @@ use super::inside::Inside;
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Requests under way at a time: their answers, of up to 16 KB each, have room in the link (net.core.wmem_default).
 const REQUESTS_MAX: usize = 4;
+
+/// After a message that the kernel did not take (ENOBUFS, ETOOMANYREFS) all is told again.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// A forwarder is asked so often whether it has closed a port; it has by the second time.
 const WITHDRAWN_LOOKS: usize = 8;
@@ -76,10 +79,9 @@ struct Ports {
     shadows: BTreeMap<u64, (Shadow, Arc<OwnedFd>)>,
     /// How many shadows there have been.
     added: u64,
-    /// To be told to the forwarder.
-    withdrawn: Vec<u64>,
-    /// The same, with the number of the question.
-    gone: Vec<(u64, u64)>,
+    /// What the forwarder is to be told of ports and shadows that are no more. Each stays until it is on its way: who goes
+    /// on without it would keep the port.
+    ended: VecDeque<ToForwarder>,
 }
 
 pub struct Link {
@@ -147,7 +149,7 @@ impl Link {
     pub fn unpublish(&self, number: u64) {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         ports.published.remove(&number);
-        ports.withdrawn.push(number);
+        ports.ended.push_back(ToForwarder::Unpublish { number });
         self.news.notify_one();
     }
 
@@ -264,7 +266,7 @@ impl Link {
             if ports.shadows.remove(&program).is_none() {
                 return Ok(());
             }
-            ports.gone.push((id, program));
+            ports.ended.push_back(ToForwarder::Unshadow { id, program });
             self.news.notify_one();
         }
         match timeout(ANSWER_WITHIN, answer).await {
@@ -390,34 +392,37 @@ impl Link {
     async fn tell(self: Arc<Self>) {
         loop {
             self.news.notified().await;
-            let resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if let Some((resolvers, search)) = resolvers
-                && let Err(error) = self.send(&ToForwarder::Resolvers { resolvers, search }, &[]).await
-            {
+            let (resolvers, ports) = (self.tell_resolvers().await, self.tell_ports().await);
+            if let Err(error) = resolvers.and(ports) {
                 tracing::debug!("to the forwarder: {error:#}");
-            }
-            if let Err(error) = self.tell_ports().await {
-                tracing::debug!("to the forwarder: {error:#}");
+                sleep(AGAIN_AFTER).await;
+                self.news.notify_one();
             }
         }
     }
 
+    async fn tell_resolvers(&self) -> anyhow::Result<()> {
+        let resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some((resolvers, search)) = resolvers else { return Ok(()) };
+        self.send(&ToForwarder::Resolvers { resolvers, search }, &[]).await
+    }
+
     /// A forwarder that has a port already takes no notice.
     async fn tell_ports(&self) -> anyhow::Result<()> {
-        let (withdrawn, gone, published, shadows, added) = {
-            let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-            // Those of the start are the monitor's to tell.
-            let published = ports.published.values().filter(|port| port.entry.origin != Origin::Start);
-            let published: Vec<_> = published.cloned().collect();
-            let shadows: Vec<_> = ports.shadows.values().cloned().collect();
-            (std::mem::take(&mut ports.withdrawn), std::mem::take(&mut ports.gone), published, shadows, ports.added)
+        let (published, shadows, added) = loop {
+            let ended = {
+                let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(ended) = ports.ended.front().cloned() else {
+                    // Those of the start are the monitor's to tell.
+                    let published = ports.published.values().filter(|port| port.entry.origin != Origin::Start);
+                    let published: Vec<_> = published.cloned().collect();
+                    break (published, ports.shadows.values().cloned().collect::<Vec<_>>(), ports.added);
+                };
+                ended
+            };
+            self.send(&ended, &[]).await?;
+            self.ports.lock().unwrap_or_else(PoisonError::into_inner).ended.pop_front();
         };
-        for (id, program) in gone {
-            self.send(&ToForwarder::Unshadow { id, program }, &[]).await?;
-        }
-        for number in withdrawn {
-            self.send(&ToForwarder::Unpublish { number }, &[]).await?;
-        }
         for Port { entry, socket, .. } in published {
             self.send(&ToForwarder::Publish(entry), &[socket.as_fd()]).await?;
         }
@@ -529,6 +534,36 @@ mod tests {
             assert!(
                 matches!(heard, Received::Message(ToForwarder::Shadow(told), fds) if told == shadow && fds.len() == 1)
             );
+        });
+    }
+
+    /// A forwarder that goes on without it would keep the port.
+    #[test]
+    fn an_end_that_could_not_be_told_is_not_forgotten() {
+        with_link(async |link, forwarder| {
+            tokio::time::pause();
+            let shadow = Shadow { program: 7, port: 1, guest_port: 80, to: ([127, 0, 0, 1], 8080).into() };
+            link.add_shadow(shadow, Channel::pair().unwrap().0.into());
+            // From now on messages are refused.
+            rustix::net::shutdown(&forwarder, rustix::net::Shutdown::Read).unwrap();
+            assert_eq!(link.remove_shadow(7).await, Err(Silent));
+            let ended = link.ports.lock().unwrap().ended.clone();
+            assert!(matches!(ended.front(), Some(ToForwarder::Unshadow { program: 7, .. })), "{ended:?}");
+        });
+    }
+
+    #[test]
+    fn what_the_kernel_did_not_take_is_told_again() {
+        with_link(async |link, forwarder| {
+            tokio::time::pause();
+            let size = rustix::net::sockopt::socket_send_buffer_size(&link.channel).unwrap() / 2;
+            rustix::net::sockopt::set_socket_send_buffer_size(&link.channel, 0).unwrap();
+            link.set_resolvers(Vec::new(), vec!["x".repeat(8000)]);
+            // EMSGSIZE.
+            sleep(AGAIN_AFTER / 2).await;
+            rustix::net::sockopt::set_socket_send_buffer_size(&link.channel, size).unwrap();
+            tokio::time::resume();
+            assert!(matches!(heard(&forwarder).await, ToForwarder::Resolvers { .. }));
         });
     }
 
