@@ -180,7 +180,7 @@ mod tests {
     use sidestep_forwarder::link::{ToForwarder, ToSupervisor};
 
     use super::*;
-    use crate::channel::Received;
+    use crate::supervisor::link::tests::heard;
 
     /// Others wait for whoever holds it, calls of the workspace among them.
     #[test]
@@ -198,20 +198,18 @@ mod tests {
                     ports.remove(added[0].number).await
                 }
             });
-            let mut asked = 0;
+            let mut is_begin = true;
             let unanswered = loop {
-                match forwarder.receive(Some(Duration::ZERO)).unwrap() {
-                    Received::Message(ToForwarder::Ports { id, .. }, _) if asked == 0 => {
-                        asked += 1;
+                match heard(&forwarder).await {
+                    ToForwarder::Ports { id, .. } if is_begin => {
+                        is_begin = false;
                         forwarder.send(&ToSupervisor::Ports { id, ports: Vec::new() }, &[]).unwrap();
                     }
-                    Received::Message(ToForwarder::Shadows { id, .. }, _) => {
+                    ToForwarder::Shadows { id, .. } => {
                         forwarder.send(&ToSupervisor::Shadows { id, shadows: Vec::new() }, &[]).unwrap();
                     }
-                    Received::Message(ToForwarder::Ports { id, .. }, _) => break id,
-                    Received::Message(..) => {}
-                    Received::Timeout => tokio::task::yield_now().await,
-                    Received::Closed => panic!("closed"),
+                    ToForwarder::Ports { id, .. } => break id,
+                    _ => {}
                 }
             };
             assert!(!removing.is_finished());

@@ -4,8 +4,9 @@ use sidestep_forwarder::link::{ToForwarder, ToSupervisor};
 use sidestep_forwarder::ports::{Origin, Publication};
 
 use super::*;
-use crate::channel::{Channel, Received};
+use crate::channel::Channel;
 use crate::publish::Sharing;
+use crate::supervisor::link::tests::heard;
 
 /// Its shadow is known only when the forwarder has told of it.
 #[test]
@@ -18,7 +19,7 @@ fn room_is_made_where_a_program_of_a_predecessor_was() {
         let netlink = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG).unwrap();
         let (listening, event_loop) = (Listening::new(netlink).unwrap(), Handle::current());
         let listeners = HostListeners { ports, link, listening, auto: None, event_loop, removing: Mutex::default() };
-        let making_room = tokio::task::spawn_blocking(move || listeners.make_room(80));
+        let mut making_room = tokio::task::spawn_blocking(move || listeners.make_room(80));
 
         let socket = || socket::new(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
         let (host_port, guest_port) = (1, 80);
@@ -26,14 +27,10 @@ fn room_is_made_where_a_program_of_a_predecessor_was() {
         let entry = Entry { number: 1, origin: Origin::Start, publication };
         let shadow = Shadow { program: 7, port: 1, guest_port, to: ([127, 0, 0, 1], host_port).into() };
         let mut is_removed = false;
-        while !making_room.is_finished() {
-            let message = match forwarder.receive(Some(Duration::ZERO)).unwrap() {
-                Received::Message(message, _) => message,
-                Received::Timeout => {
-                    tokio::task::yield_now().await;
-                    continue;
-                }
-                Received::Closed => panic!("closed"),
+        loop {
+            let message = tokio::select! {
+                message = heard(&forwarder) => message,
+                made = &mut making_room => break made.unwrap(),
             };
             // All that there is, and then that there is no more.
             let (answer, of) = match message {
@@ -52,7 +49,6 @@ fn room_is_made_where_a_program_of_a_predecessor_was() {
             let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
             forwarder.send(&answer, &sockets).unwrap();
         }
-        making_room.await.unwrap();
         assert!(is_removed);
     });
 }
