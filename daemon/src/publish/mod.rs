@@ -33,6 +33,8 @@ pub enum SpecError {
     Port(String),
     #[error("{0} is no IP address (IPv6 goes in brackets)")]
     Address(String),
+    #[error("an IPv6 address is written in brackets, as in [::1]:8080:80")]
+    Brackets,
     #[error("{0} is no address at which something inside could listen")]
     Guest(IpAddr),
     #[error("UDP cannot be led to the loopback inside")]
@@ -100,10 +102,16 @@ fn side(text: &str) -> Result<Side<'_>, SpecError> {
         Some((range, rest)) => (range, Some(rest)),
         None => (rest, None),
     };
+    if rest.is_some_and(|rest| rest.starts_with(':')) {
+        return Err(SpecError::Brackets);
+    }
     Ok((address, ports(range)?, rest))
 }
 
 fn ports(text: &str) -> Result<RangeInclusive<u16>, SpecError> {
+    if text.is_empty() {
+        return Err(SpecError::Shape);
+    }
     let wrong = || SpecError::Port(text.to_owned());
     let number = |text: &str| text.parse::<u16>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
     let (first, last) = text.split_once('-').unwrap_or((text, text));
@@ -141,14 +149,18 @@ mod tests {
             ("8080", SpecError::Shape),
             ("8080:80:90", SpecError::Shape),
             ("8080:80/sctp", SpecError::Shape),
-            ("", port("")),
+            ("", SpecError::Shape),
+            ("8080:", SpecError::Shape),
+            ("127.0.0.1::80", SpecError::Shape),
             ("0:80", port("0")),
             ("80:65536", port("65536")),
             ("9-8:1-2", port("9-8")),
             ("+1:1", port("+1")),
             ("1-3:1-2", SpecError::Lengths(3, 2)),
             ("1.2.3:1:1", SpecError::Address("1.2.3".into())),
-            ("::1:80:80", port("")),
+            ("::1:80:80", SpecError::Brackets),
+            ("2001:db8::1:80:80", SpecError::Brackets),
+            ("80:::1:80", SpecError::Brackets),
             ("[::g]:80:80", SpecError::Address("::g".into())),
             ("53:127.0.0.1:53/udp", SpecError::Loopback),
             ("80:0.0.0.0:80", SpecError::Guest(Ipv4Addr::UNSPECIFIED.into())),

@@ -88,8 +88,10 @@ impl Auto {
             let listening = Arc::clone(&self.listening);
             match tokio::task::spawn_blocking(move || listening.addresses()).await {
                 Ok(Ok(addresses)) => {
+                    let wanted = wanted(&addresses, &self.network);
+                    self.withdraw(&wanted).await;
                     if let Some(found) = &mut *self.found.lock().await {
-                        self.look(found, &wanted(&addresses, &self.network)).await;
+                        self.look(found, &wanted).await;
                     }
                 }
                 Ok(Err(error)) => tracing::debug!("what listens inside: {error}"),
@@ -100,19 +102,13 @@ impl Auto {
 
     /// What a supervisor before this one has published.
     async fn inherited(&self) -> Found {
-        let entries = loop {
-            if let Ok(entries) = self.ports.list().await {
-                break entries;
-            }
-        };
-        let autos = entries.into_iter().filter(|entry| entry.origin == Origin::Auto);
+        let autos = self.ports.inherited().await.into_iter().filter(|entry| entry.origin == Origin::Auto);
         let published = |entry: Entry| Published { number: entry.number, since: Instant::now() };
         let published = autos.map(|entry| (entry.publication.host_port, published(entry))).collect();
         Found { published, ..Found::default() }
     }
 
     async fn look(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
-        self.withdraw(found, wanted).await;
         found.skipped.retain(|port| wanted.contains_key(port));
         for (&port, &guest) in wanted {
             if found.published.contains_key(&port) || found.skipped.contains(&port) {
@@ -136,19 +132,21 @@ impl Auto {
         }
     }
 
-    /// Publishes no more what nobody listens at.
-    async fn withdraw(&self, found: &mut Found, wanted: &BTreeMap<u16, Option<IpAddr>>) {
-        found.held.retain(|&port| !self.is_free(port));
-        let is_over = |port, published: &Published| !wanted.contains_key(port) && published.since.elapsed() >= GRACE;
-        let over = found.published.iter().filter(|(port, published)| is_over(port, published));
-        let over: Vec<_> = over.map(|(&port, published)| (port, published.number)).collect();
-        for (port, number) in over {
+    /// Publishes no more what nobody listens at. A program that is about to listen does not wait until each is gone.
+    async fn withdraw(&self, wanted: &BTreeMap<u16, Option<IpAddr>>) {
+        let over = self.found.lock().await.as_mut().map(|found| {
+            found.held.retain(|&port| !self.is_free(port));
+            found.over(wanted)
+        });
+        for (port, number) in over.unwrap_or_default() {
             match self.ports.remove(number).await {
                 // Somebody may have removed it.
                 Ok(()) | Err(Refused::Unknown(_)) => {
-                    found.published.remove(&port);
-                    if !self.is_free(port) {
-                        found.held.insert(port);
+                    if let Some(found) = &mut *self.found.lock().await {
+                        found.published.remove(&port);
+                        if !self.is_free(port) {
+                            found.held.insert(port);
+                        }
                     }
                 }
                 // A program that has come to listen there since, say: the next look tells.
@@ -203,6 +201,13 @@ impl Found {
         self.held.remove(&port);
         self.published.insert(port, Published { number, since: Instant::now() });
     }
+
+    /// What nobody listens at, with the numbers.
+    fn over(&self, wanted: &BTreeMap<u16, Option<IpAddr>>) -> Vec<(u16, u64)> {
+        let is_over = |port, published: &Published| !wanted.contains_key(port) && published.since.elapsed() >= GRACE;
+        let over = self.published.iter().filter(|(port, published)| is_over(port, published));
+        over.map(|(&port, published)| (port, published.number)).collect()
+    }
 }
 
 /// The ports to publish, each with the address it is to lead to where that is not the workspace's own.
@@ -244,9 +249,10 @@ mod tests {
             let network = VirtualNetwork::new(Ipv4Subnet::DEFAULT, None, 1500);
             let auto = Auto::start(None, network, Listening::new(netlink).unwrap(), ports);
             let since = Instant::now().checked_sub(GRACE).unwrap();
-            let mut found = Found { published: [(3000, Published { number: 7, since })].into(), ..Found::default() };
-            auto.withdraw(&mut found, &BTreeMap::new()).await;
-            assert!(found.published.contains_key(&3000));
+            let found = Found { published: [(3000, Published { number: 7, since })].into(), ..Found::default() };
+            *auto.found.lock().await = Some(found);
+            auto.withdraw(&BTreeMap::new()).await;
+            assert!(auto.found.lock().await.as_ref().unwrap().published.contains_key(&3000));
         });
     }
 

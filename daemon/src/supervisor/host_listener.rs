@@ -92,6 +92,8 @@ impl HostListeners {
 
     /// Sees to it that no shadow holds this port for a program that has gone.
     pub fn make_room(&self, guest_port: u16) {
+        // A predecessor's hold ports as well.
+        self.event_loop.block_on(self.ports.are_known());
         // One that is being removed is not among the shadows any more, and may still be there.
         let _turn = self.event_loop.block_on(self.removing.lock());
         let shadows = self.link.shadows_at(guest_port).into_iter().map(|(shadow, _)| shadow).collect();
@@ -108,7 +110,7 @@ impl HostListeners {
         }
     }
 
-    /// Programs that listen no more; one that cannot be asked about is taken to.
+    /// Programs that listen no more; one that cannot be asked about is taken to listen still.
     fn gone(&self, shadows: Vec<Shadow>) -> Vec<u64> {
         let is_gone = |shadow: &Shadow| match self.listening.at(shadow.to.port()) {
             Ok(cookies) => !cookies.contains(&SocketCookie(shadow.program)),
@@ -325,3 +327,6 @@ fn bind_anywhere(shadow: BorrowedFd<'_>, family: Family, port: u16) -> io::Resul
     };
     Ok(rustix::net::bind(shadow, &SocketAddr::new(ip, port))?)
 }
+
+#[cfg(test)]
+mod tests;

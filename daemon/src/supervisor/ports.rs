@@ -6,15 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sidestep_forwarder::policy::Transport;
 use sidestep_forwarder::ports::{Entry, MAX_PORTS, Origin, Publication};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::timeout;
+use tokio::sync::{self, SetOnce};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::channel::Channel;
 use crate::monitor::worker::ToMonitor;
@@ -22,6 +23,10 @@ use crate::publish::{self, Sharing};
 use crate::sys::readiness;
 
 use super::link::{ANSWER_WITHIN, Link, Silent};
+
+/// How long a supervisor that begins waits for what a predecessor had: for a forwarder that is started again on a busy
+/// machine, and less than a call of the workspace may take ([`super::active::STUCK_AFTER`]).
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Why a port was not published, or still is.
 #[derive(Debug, Error)]
@@ -40,7 +45,6 @@ pub enum Refused {
     Taken(anyhow::Error),
 }
 
-#[derive(Default)]
 struct Known {
     entries: BTreeMap<u64, Entry>,
     next: u64,
@@ -51,25 +55,45 @@ pub struct Ports {
     sharing: Sharing,
     /// None: nobody else has any port.
     monitor: Option<Channel>,
-    /// None: not known yet.
-    known: Mutex<Option<Known>>,
+    /// Set when the forwarder has said what a predecessor had. Nothing is waited for under the lock: calls of the workspace
+    /// wait for it.
+    known: SetOnce<Mutex<Known>>,
+    /// Until when that is waited for, however often: a call of the workspace may do so more than once.
+    patience: Instant,
+    /// Ports are removed one at a time.
+    removing: sync::Mutex<()>,
 }
 
 impl Ports {
     /// Takes over what a predecessor has published, in the event loop of the caller.
     pub fn start(link: Arc<Link>, sharing: Sharing, monitor: Option<Channel>) -> Arc<Self> {
-        let ports = Arc::new(Self { link, sharing, monitor, known: Mutex::new(None) });
+        let (known, patience, removing) = (SetOnce::new(), Instant::now() + PATIENCE, sync::Mutex::default());
+        let ports = Arc::new(Self { link, sharing, monitor, known, patience, removing });
         let taking_over = Arc::clone(&ports);
         tokio::spawn(async move {
             // A forwarder that does not answer is about to be started again.
-            while taking_over.list().await.is_err() {}
+            let entries = loop {
+                if let Ok(entries) = taking_over.link.recover_ports().await {
+                    break entries;
+                }
+            };
+            let _ = taking_over.known.set(Mutex::new(Known::of(entries)));
         });
         ports
     }
 
+    /// What a predecessor has published, however long the forwarder takes to say.
+    pub async fn inherited(&self) -> Vec<Entry> {
+        locked(self.known.wait().await).entries.values().copied().collect()
+    }
+
     pub async fn list(&self) -> Result<Vec<Entry>, Silent> {
-        let known = self.known().await?;
-        Ok(known.iter().flat_map(|known| known.entries.values().copied()).collect())
+        Ok(locked(self.known().await?).entries.values().copied().collect())
+    }
+
+    /// Waits until what a predecessor had is known, its shadows, too, where the forwarder says.
+    pub async fn are_known(&self) {
+        let _ = self.known().await;
     }
 
     /// Those that lead to this TCP port of the workspace; none where the forwarder does not say.
@@ -90,8 +114,7 @@ impl Ports {
 
     /// Publishes all of them, or none.
     pub async fn add(&self, origin: Origin, publications: Vec<Publication>) -> Result<Vec<Entry>, Refused> {
-        let mut known = self.known().await?;
-        let Some(known) = &mut *known else { return Err(Silent.into()) };
+        let mut known = locked(self.known().await?);
         if known.entries.len() + publications.len() > MAX_PORTS {
             return Err(Refused::Full);
         }
@@ -111,15 +134,15 @@ impl Ports {
 
     /// Publishes a port no more; its clients stay connected. The port is free by then, if the forwarder answers.
     pub async fn remove(&self, number: u64) -> Result<(), Refused> {
-        let mut known = self.known().await?;
-        let Some(known) = &mut *known else { return Err(Silent.into()) };
-        let &entry = known.entries.get(&number).ok_or(Refused::Unknown(number))?;
+        let known = self.known().await?;
+        let _turn = self.removing.lock().await;
+        let &entry = locked(known).entries.get(&number).ok_or(Refused::Unknown(number))?;
         let port = entry.publication.host_port;
         let _alone = self.link.alone(number).ok_or(Refused::Shared(port))?;
         if entry.origin == Origin::Start {
             self.taken_from_monitor(number).await.map_err(|_| Refused::Monitor(port))?;
         }
-        known.entries.remove(&number);
+        locked(known).entries.remove(&number);
         self.link.unpublish(number);
         self.link.has_withdrawn(number).await;
         Ok(())
@@ -136,13 +159,65 @@ impl Ports {
         Ok(())
     }
 
-    async fn known(&self) -> Result<MutexGuard<'_, Option<Known>>, Silent> {
-        let mut known = self.known.lock().await;
-        if known.is_none() {
-            let entries = self.link.recover_ports().await?;
-            let next = entries.iter().map(|entry| entry.number + 1).max().unwrap_or(1);
-            *known = Some(Known { entries: entries.into_iter().map(|entry| (entry.number, entry)).collect(), next });
-        }
-        Ok(known)
+    async fn known(&self) -> Result<&Mutex<Known>, Silent> {
+        timeout_at(self.patience, self.known.wait()).await.map_err(|_| Silent)
+    }
+}
+
+impl Known {
+    fn of(entries: Vec<Entry>) -> Self {
+        let next = entries.iter().map(|entry| entry.number + 1).max().unwrap_or(1);
+        Self { entries: entries.into_iter().map(|entry| (entry.number, entry)).collect(), next }
+    }
+}
+
+fn locked(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use sidestep_forwarder::link::{ToForwarder, ToSupervisor};
+
+    use super::*;
+    use crate::supervisor::link::tests::heard;
+
+    /// Others wait for whoever holds it, calls of the workspace among them.
+    #[test]
+    fn a_port_that_is_being_removed_keeps_nobody() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (link, forwarder) = Channel::pair().unwrap();
+            let ports = Ports::start(Link::start(link.into(), None, Some(0)).unwrap(), Sharing::No, None);
+            let removing = tokio::spawn({
+                let ports = Arc::clone(&ports);
+                async move {
+                    let (host, guest_port) = (Some([127, 0, 0, 1].into()), 80);
+                    let it = Publication { transport: Transport::Tcp, host, host_port: 0, guest: None, guest_port };
+                    let added = ports.add(Origin::Added, vec![it]).await.unwrap();
+                    ports.remove(added[0].number).await
+                }
+            });
+            let mut is_begin = true;
+            let unanswered = loop {
+                match heard(&forwarder).await {
+                    ToForwarder::Ports { id, .. } if is_begin => {
+                        is_begin = false;
+                        forwarder.send(&ToSupervisor::Ports { id, ports: Vec::new() }, &[]).unwrap();
+                    }
+                    ToForwarder::Shadows { id, .. } => {
+                        forwarder.send(&ToSupervisor::Shadows { id, shadows: Vec::new() }, &[]).unwrap();
+                    }
+                    ToForwarder::Ports { id, .. } => break id,
+                    _ => {}
+                }
+            };
+            assert!(!removing.is_finished());
+            assert_eq!(ports.list().await, Ok(Vec::new()));
+            assert!(!removing.is_finished());
+            tokio::time::resume();
+            forwarder.send(&ToSupervisor::Ports { id: unanswered, ports: Vec::new() }, &[]).unwrap();
+            assert!(removing.await.unwrap().is_ok());
+        });
     }
 }
