@@ -19,7 +19,16 @@ fn room_is_made_where_a_program_of_a_predecessor_was() {
         let netlink = socket::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG).unwrap();
         let (listening, event_loop) = (Listening::new(netlink).unwrap(), Handle::current());
         let listeners = HostListeners { ports, link, listening, auto: None, event_loop, removing: Mutex::default() };
-        let mut making_room = tokio::task::spawn_blocking(move || listeners.make_room(80));
+        let (begins, begun) = tokio::sync::oneshot::channel();
+        let mut making_room = tokio::task::spawn_blocking(move || {
+            let _ = begins.send(());
+            listeners.make_room(80);
+        });
+        begun.await.unwrap();
+        // One that does not wait for the forwarder is over by then.
+        for _ in 0..10_000 {
+            tokio::task::yield_now().await;
+        }
 
         let socket = || socket::new(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
         let (host_port, guest_port) = (1, 80);
