@@ -107,23 +107,28 @@ fn ports_end_with_it(ws: Workspace) -> Result<()> {
     ensure!(added["return"]["id"] == 1, "{added}");
     let to = SocketAddr::from((HOST_V4, 8080));
     let connect = || target.ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE));
-    let mut client = connect()?;
-    client.set_read_timeout(Some(DEADLINE))?;
-    // Nobody listens inside, which only the forwarder can find out.
-    let end = client.read(&mut [0]);
+    // Nobody listens inside, which only the forwarder can find out; connect may see that already.
+    let end = connect().and_then(|mut client| {
+        client.set_read_timeout(Some(DEADLINE))?;
+        client.read(&mut [0])
+    });
     ensure!(matches!(&end, Ok(0)) || end.as_ref().is_err_and(is_reset), "{end:?}");
     // The attendant has done what it does when a port is added.
     api.ask(&json!({"execute": "list_hostfwd"}))?;
 
-    let tree = Tree::of(running.pid())?;
-    let others: Vec<_> = tree.processes.iter().filter(|process| process.pid != running.pid().as_raw()).collect();
-    for process in &others {
-        process.kill(Signal::SIGSTOP)?;
-    }
+    // A child that makes a socket inside may be gone by the time it is to stop.
+    let forwarder = running.pid();
+    let others = |tree: &Tree| -> Vec<_> {
+        tree.processes.iter().filter(|process| process.pid != forwarder.as_raw()).cloned().collect()
+    };
+    let tree = poll("nothing but the forwarder runs", SOON, || {
+        let tree = Tree::of(forwarder)?;
+        Ok(others(&tree).iter().all(|process| process.kill(Signal::SIGSTOP).is_ok()).then_some(tree))
+    })?;
     running.kill(Signal::SIGKILL)?;
     poll("its end", SOON, || Ok(running.has_ended()?.then_some(())))?;
     let refused = connect().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    for process in &others {
+    for process in others(&tree) {
         process.kill(Signal::SIGCONT)?;
     }
     ensure!(refused, "the port is there without its forwarder");
