@@ -41,34 +41,42 @@ pub struct Confined {
     pub active: Active,
 }
 
+impl BypassFilter {
+    /// None: only the TAP.
+    fn choose(bypass: Bypass, landlock_abi: u32) -> anyhow::Result<Option<Self>> {
+        let (strict, required) = match bypass {
+            Bypass::Off => return Ok(None),
+            Bypass::Unconfined => (false, false),
+            Bypass::Auto => (true, false),
+            Bypass::Require => (true, true),
+        };
+        let missing = if strict && landlock_abi < ABI_NETWORK {
+            Some(needs::no_landlock_network(landlock_abi))
+        } else {
+            // In strict mode calls that nobody can answer would leave the workspace without any TCP.
+            needs::supervisor_hindered()
+        };
+        match missing {
+            None => {
+                let program = filter::build().context("cannot build the seccomp filter")?;
+                Ok(Some(Self { program, strict, required }))
+            }
+            Some(missing) if required => bail!("--bypass=require: {missing}"),
+            Some(missing) => {
+                tracing::warn!("no bypass, only the TAP: {missing}");
+                Ok(None)
+            }
+        }
+    }
+}
+
 impl Confinement {
     pub fn choose(bypass: Bypass) -> anyhow::Result<Self> {
         let landlock_abi = abi();
         // Not there before Linux 6.2, where everybody may.
         let is_let = std::fs::read_to_string(LEGACY_TIOCSTI).map_or(true, |text| text.trim() != "0");
         let typing = is_let.then(filter::build_typing).transpose().context("cannot build the seccomp filter")?;
-        let strict = match bypass {
-            Bypass::Off => return Ok(Self { landlock_abi, bypass: None, typing }),
-            Bypass::Unconfined => false,
-            Bypass::Auto | Bypass::Require if landlock_abi >= ABI_NETWORK => true,
-            Bypass::Auto => {
-                tracing::warn!("no bypass, only the TAP: {}", needs::no_landlock_network(landlock_abi));
-                return Ok(Self { landlock_abi, bypass: None, typing });
-            }
-            Bypass::Require => bail!("--bypass=require: {}", needs::no_landlock_network(landlock_abi)),
-        };
-        // In strict mode calls that nobody can answer would leave the workspace without any TCP.
-        match needs::supervisor_hindered() {
-            None => {}
-            Some(missing) if bypass == Bypass::Require => bail!("--bypass=require: {missing}"),
-            Some(missing) => {
-                tracing::warn!("no bypass, only the TAP: {missing}");
-                return Ok(Self { landlock_abi, bypass: None, typing });
-            }
-        }
-        let program = filter::build().context("cannot build the seccomp filter")?;
-        let required = bypass == Bypass::Require;
-        Ok(Self { landlock_abi, bypass: Some(BypassFilter { program, strict, required }), typing })
+        Ok(Self { landlock_abi, bypass: BypassFilter::choose(bypass, landlock_abi)?, typing })
     }
 
     /// In the workspace's first process, which has one thread.
