@@ -26,6 +26,7 @@ const CONNECTS: u32 = 200;
 const MEGABYTES: u32 = 32;
 
 /// A worker's calls, by name, while the workspace does what it does between a line written to it and one of its own.
+/// It lives on until they are counted: its end would close its connections, and cost calls of its own.
 fn calls_of(ws: &Workspace, worker: &str, program: &str) -> Result<BTreeMap<String, u32>> {
     let server = TcpServer::start(&ws.lab.remote, (REMOTE[0], 0), |mut stream| {
         // Whoever says "send" is sent so much; what others send is thrown away.
@@ -38,7 +39,11 @@ fn calls_of(ws: &Workspace, worker: &str, program: &str) -> Result<BTreeMap<Stri
         std::io::copy(&mut stream, &mut std::io::sink())?;
         stream.write_all(b"done")
     })?;
-    let code = format!("ADDRESS = {:?}, {}\n{program}", server.addr.ip().to_string(), server.addr.port());
+    let code = format!(
+        "ADDRESS = {:?}, {}\n{program}\nsay('done'); input()",
+        server.addr.ip().to_string(),
+        server.addr.port()
+    );
     let mut running = ws.start_python(&code)?;
     running.line_with("ready")?;
     let pid = Tree::of(running.pid())?.worker(worker)?.pid.to_string();
@@ -48,6 +53,7 @@ fn calls_of(ws: &Workspace, worker: &str, program: &str) -> Result<BTreeMap<Stri
     running.line_with("done")?;
     counter.kill(Signal::SIGINT)?;
     let table = counter.finish()?.stderr;
+    running.write("end\n")?;
     running.finish()?.succeeded()?;
     counts(&table).with_context(|| table)
 }
@@ -80,8 +86,7 @@ fn a_connect(ws: Workspace) -> Result<()> {
     let program = format!(
         "def connect():\n    s = dial(*ADDRESS); s.sendall(b'take'); s.close()\n\
          connect(); say('ready'); input()\n\
-         for _ in range({CONNECTS}): connect()\n\
-         say('done')"
+         for _ in range({CONNECTS}): connect()"
     );
     at_most(110.0, CONNECTS, &calls_of(&ws, "supervisor", &program)?)
 }
@@ -92,8 +97,7 @@ fn calls_that_do_not_stop(ws: Workspace) -> Result<()> {
          s = dial(*ADDRESS); s.sendall(b'take'); say('ready'); input()\n\
          for _ in range(10_000):\n    \
              s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1); s.getpeername(); s.getsockname(); s.send(b'x')\n    \
-             fcntl.fcntl(s, fcntl.F_GETFL); os.close(os.dup(s.fileno()))\n\
-         say('done')";
+             fcntl.fcntl(s, fcntl.F_GETFL); os.close(os.dup(s.fileno()))";
     let calls = calls_of(&ws, "supervisor", program)?;
     let all = calls.values().sum::<u32>();
     // The watch looks around four times a second, however long this takes under strace.
@@ -108,7 +112,7 @@ fn a_megabyte(ws: Workspace) -> Result<()> {
         (60.0, "s.sendall(b'take')\nfor _ in range(COUNT): s.sendall(bytes(1 << 20))\ns.shutdown(1); s.recv(4)"),
         (90.0, "s.sendall(b'send')\nwhile s.recv(1 << 20): pass"),
     ] {
-        let program = format!("COUNT = {MEGABYTES}\ns = dial(*ADDRESS); say('ready'); input()\n{way}\nsay('done')");
+        let program = format!("COUNT = {MEGABYTES}\ns = dial(*ADDRESS); say('ready'); input()\n{way}");
         at_most(bound, MEGABYTES, &calls_of(&ws, "forwarder", &program)?)?;
     }
     Ok(())
@@ -117,7 +121,7 @@ fn a_megabyte(ws: Workspace) -> Result<()> {
 /// Nobody wakes for connections that say nothing.
 fn idle_connections(ws: Workspace) -> Result<()> {
     let program = "import time\n\
-         open = [dial(*ADDRESS) for _ in range(200)]; say('ready'); input(); time.sleep(3); say('done')";
+         open = [dial(*ADDRESS) for _ in range(200)]; say('ready'); input(); time.sleep(3)";
     let calls = calls_of(&ws, "forwarder", program)?;
     let all = calls.values().sum::<u32>();
     ensure!(all <= 60, "{all} calls for 200 connections that say nothing: {calls:?}");
