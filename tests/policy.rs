@@ -1,6 +1,6 @@
 //! `--deny` and `--allow`: the same answers through the TAP and past it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 
 use anyhow::{Result, ensure};
 
@@ -10,7 +10,7 @@ use crate::lab::{HOST_V4, HOST_V6, REMOTE, servers};
 
 crate::cases! {
     EVERY_WAY: networks, ports, first_rule_decides, host, every_connect;
-    BOTH_PATHS: metadata, datagrams, gateway, what_is_refused;
+    BOTH_PATHS: host_without_address, metadata, datagrams, gateway, what_is_refused;
 }
 
 fn accept(ws: &Workspace, addr: IpAddr) -> Result<TcpServer> {
@@ -72,6 +72,41 @@ fn host(ws: Workspace) -> Result<()> {
     let server = TcpServer::echo(&ws.lab.host, later)?;
     let got = attempts(&ws, &[(later, server.addr.port())])?;
     ensure!(got == "EHOSTUNREACH", "{later}: {got}");
+    Ok(())
+}
+
+/// Over IPv6 a host takes in more than its addresses: what a route of type local covers and, where it forwards, the
+/// anycast address of its prefixes' routers.
+fn host_without_address(ws: Workspace) -> Result<()> {
+    let (routed, anycast): (IpAddr, IpAddr) = ("2001:db8:77::5".parse()?, "2001:db8:1::".parse()?);
+    let everywhere: IpAddr = "::".parse()?;
+    ws.lab.host.run("ip -6 route add local 2001:db8:77::/64 dev lo")?;
+    ws.lab.host.sysctl("ipv6/conf/all/forwarding", "1")?;
+    let server = TcpServer::echo(&ws.lab.host, everywhere)?;
+    let datagrams = ws.lab.host.within(|| UdpSocket::bind((everywhere, 0)))?;
+    let (to_tcp, to_udp) = (server.addr.port(), datagrams.local_addr()?.port());
+    // What answers a datagram has another address, so the sender's socket does not hear it.
+    let attempted = |ws: &Workspace| {
+        let code = format!(
+            "print(attempt('{routed}', {to_tcp}, 5))
+for addr in '{routed}', '{anycast}':
+    s = udp(addr); s.settimeout(2); s.connect((addr, {to_udp})); s.send(b'x')
+    print(outcome(lambda: s.recv(9)))"
+        );
+        ws.python(&code)?.output()
+    };
+    let open = attempted(&ws)?;
+    ensure!(open == "connected\ntimed out\ntimed out" && server.accepted() == 1, "the lab's host is not there: {open}");
+    datagrams.set_nonblocking(true)?;
+    ensure!((0..2).all(|_| datagrams.recv(&mut [0; 9]).is_ok()), "the lab's host has not heard a datagram");
+
+    let ws = ws.flag("--deny=host");
+    let closed = attempted(&ws)?;
+    ensure!(closed == "EHOSTUNREACH\nECONNREFUSED\nECONNREFUSED", "{closed}");
+    ensure!(server.accepted() == 1 && datagrams.recv(&mut [0; 9]).is_err(), "the host was reached");
+    ensure!(!ws.run(["ping", "-c1", "-W5", &anycast.to_string()])?.status.success(), "the host was pinged");
+    let remote = accept(&ws, REMOTE[1])?;
+    ensure!(attempts(&ws, &[(remote.addr.ip(), remote.addr.port())])? == "connected", "more is closed than the host");
     Ok(())
 }
 

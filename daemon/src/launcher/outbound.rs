@@ -27,7 +27,7 @@ fn address(flag: &str, text: &str, ipv6: bool) -> anyhow::Result<IpAddr> {
         is_global(addr),
         "{flag}: {addr} is no address that leaves this host; give one that other hosts can answer"
     );
-    ensure!(policy::is_own(addr), "{flag}: {addr} is no address of this host; `ip address` lists those it has");
+    ensure!(policy::is_assigned(addr), "{flag}: {addr} is no address of this host; `ip address` lists those it has");
     Ok(addr)
 }
 

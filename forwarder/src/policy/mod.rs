@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::{Role, VirtualNetwork};
 
-pub use own_address::is_own;
+pub use own_address::{is_assigned, is_own};
 pub use rule::{Action, Match, Rule, RuleError, Transport};
 
 /// RFC 6052: IPv4 addresses as an IPv6-only network writes them. A network with a NAT64 leads there, so what is denied
