@@ -134,14 +134,19 @@ for _ in range(3):
 }
 
 fn metadata(ws: Workspace) -> Result<()> {
-    let metadata: IpAddr = "169.254.169.254".parse()?;
-    ws.lab.remote.run("ip addr add 169.254.169.254/32 dev lo")?;
-    let server = accept(&ws, metadata)?;
-    let destination = [(metadata, server.addr.port())];
-    ensure!(attempts(&ws, &destination)? == "connected", "the lab has no metadata service");
+    let addresses: [IpAddr; 2] = ["169.254.169.254".parse()?, "fd20:ce::254".parse()?];
+    let mut servers = Vec::new();
+    for addr in addresses {
+        let length = if addr.is_ipv4() { "32" } else { "128 nodad" };
+        ws.lab.remote.run(&format!("ip addr add {addr}/{length} dev lo"))?;
+        servers.push(accept(&ws, addr)?);
+    }
+    let destinations: Vec<_> = servers.iter().map(|server| (server.addr.ip(), server.addr.port())).collect();
+    ensure!(attempts(&ws, &destinations)? == "connected connected", "the lab has no metadata services");
     let ws = ws.flag("--deny=metadata");
-    ensure!(attempts(&ws, &destination)? == "EHOSTUNREACH");
-    ensure!(server.accepted() == 1, "the metadata service was reached");
+    let got = attempts(&ws, &destinations)?;
+    ensure!(got == "EHOSTUNREACH EHOSTUNREACH", "{got}");
+    ensure!(servers.iter().all(|server| server.accepted() == 1), "a metadata service was reached");
     Ok(())
 }
 

@@ -23,8 +23,9 @@ impl Args for EgressRules {
                 "Refuse these destinations: connect fails at once with EHOSTUNREACH, with and without the bypass\n\n\
                  Of all --deny and --allow, the first that fits decides; without one that fits, the destination is \
                  allowed. IPv6 with a port goes in brackets: [2001:db8::/32]:443. Two keywords stand for addresses: \
-                 metadata (169.254.169.254, fd00:ec2::254, 100.100.100.200) and host (the host's own addresses). The \
-                 virtual resolver asks the host's resolvers whatever is denied here.",
+                 metadata (where clouds hand out a machine's credentials: 169.254.169.254, fd00:ec2::254, \
+                 fd20:ce::254 and the like) and host (the host's own addresses, and whatever else it keeps to itself). \
+                 The virtual resolver asks the host's resolvers whatever is denied here.",
             ))
             .arg(rule(ALLOW).help("Allow these destinations, before the --deny that follow").long_help(
                 "Allow these destinations, before the --deny that follow\n\n\

@@ -3,6 +3,7 @@
 //! Rule 1: the workspace's own kernel decides. A connection is taken out only where its namespace would have sent it
 //! through our TAP unchanged; every doubt is `InPlace`, which is always right. Rule 2: policy is the same on both paths.
 
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use sidestep_forwarder::network::VirtualNetwork;
@@ -104,9 +105,16 @@ pub fn with_routes(ground: &Ground, request: Request, ways: Ways) -> Verdict {
     if ways.netfilter == Netfilter::CouldTouch {
         return Verdict::InPlace(Reason::Netfilter);
     }
-    let Egress::Host(to) = ground.policy.egress(&ground.network, request, |_| ways.host == HostRoute::Own) else {
+    // The host's routes have been asked about one spelling of it: about another, behind a NAT64, the TAP asks.
+    let is_of_another = Cell::new(false);
+    let is_own = |addr| {
+        is_of_another.set(is_of_another.get() || addr != request.destination.ip().to_canonical());
+        ways.host == HostRoute::Own
+    };
+    let to = match ground.policy.egress(&ground.network, request, is_own) {
+        Egress::Host(to) if !is_of_another.get() => to,
         // The TAP refuses it in the same words, at the same place.
-        return Verdict::InPlace(Reason::Policy);
+        _ => return Verdict::InPlace(Reason::Policy),
     };
     match (request.transport, ways.host) {
         (_, HostRoute::Many) => Verdict::InPlace(Reason::HostRoute),

@@ -101,7 +101,8 @@ impl Policy {
             Some(Role::Guest | Role::Unassigned) => return Egress::Denied(Denial::Unassigned),
             None => {}
         }
-        match denied_everywhere(addr) {
+        let spellings = [Some(addr), behind_nat64(addr).map(IpAddr::V4)];
+        match spellings.into_iter().flatten().find_map(denied_everywhere) {
             Some(denial) => Egress::Denied(denial),
             None => Egress::Host(SocketAddr::new(addr, destination.port())),
         }
@@ -165,6 +166,8 @@ mod tests {
             "::ffff:127.0.0.1",
             "::ffff:0.0.0.0",
             "::127.0.0.1",
+            "64:ff9b::127.0.0.1",
+            "64:ff9b::",
         ] {
             let destination = SocketAddr::new(addr.parse().unwrap(), 80);
             for host_loopback in [false, true] {

@@ -8,12 +8,26 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// Where clouds hand out credentials to whoever asks from the machine: EC2, GCE, Azure and OpenStack; EC2 over IPv6;
-/// Alibaba Cloud.
-const METADATA: [IpAddr; 3] = [
+/// Where clouds hand out credentials to whoever asks from the machine. Link-local addresses of IPv6 (OpenStack has one)
+/// are out of reach in any case.
+const METADATA: [IpAddr; 11] = [
+    // EC2, GCE, Azure, OpenStack and most others.
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    // EC2 and GCE over IPv6.
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    // ECS tasks; EKS pods, over both.
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    // Alibaba Cloud, Oracle Cloud Classic.
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    // Scaleway, over both.
+    IpAddr::V4(Ipv4Addr::new(169, 254, 42, 42)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)),
+    // Azure's WireServer, which configures machines.
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
 ];
 
 /// What is asked to leave. A ping has no port.
@@ -168,6 +182,9 @@ mod tests {
             ("metadata", "169.254.169.254", 80, Tcp, true),
             ("metadata:80/tcp", "fd00:ec2::254", 80, Tcp, true),
             ("metadata", "100.100.100.200", 53, Udp, true),
+            ("metadata", "fd20:ce::254", 80, Tcp, true),
+            ("metadata", "fd00:ec2::23", 80, Tcp, true),
+            ("metadata", "fd00:42::42", 80, Tcp, true),
             ("metadata", "169.254.169.253", 80, Tcp, false),
             ("host", "198.51.100.1", 22, Tcp, true),
             ("host", "198.51.100.2", 22, Tcp, false),

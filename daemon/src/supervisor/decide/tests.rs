@@ -212,6 +212,8 @@ fn rules_of_the_policy_keep_a_connection_in_place() {
         ("192.0.2.1:81", one, true),
         ("192.0.2.1:81", HostRoute::Own, false),
         ("[::ffff:192.0.2.1]:80", one, false),
+        ("[2001:db8::1]:80", one, true),
+        ("[64:ff9b::198.51.100.1]:80", one, false),
     ];
     for (destination, host, bypassed) in cases {
         let inside = InsideRoute::OurTap { source: None };
