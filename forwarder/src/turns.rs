@@ -4,6 +4,9 @@
 
 use std::collections::VecDeque;
 
+/// As many as there are events in a wake: frames wait for no more than these.
+const A_WAKE: usize = 64;
+
 #[derive(Debug, Default)]
 pub struct Turns {
     waiting: VecDeque<u32>,
@@ -16,9 +19,9 @@ impl Turns {
         self.waiting.is_empty()
     }
 
-    /// Flows that wait. Whoever takes so many leaves those for later that came meanwhile.
-    pub fn len(&self) -> usize {
-        self.waiting.len()
+    /// How many have their turn in one wake: those that wait now, and no more than [`A_WAKE`].
+    pub fn due(&self) -> usize {
+        self.waiting.len().min(A_WAKE)
     }
 
     /// The flow at `index` wants another turn.
@@ -48,10 +51,12 @@ mod tests {
     fn each_waits_once_and_in_order() {
         let mut turns = Turns::default();
         [5, 0, 5, 2, 0].into_iter().for_each(|index| turns.wait(index));
-        assert_eq!((turns.len(), turns.next()), (3, Some(5)));
+        assert_eq!((turns.due(), turns.next()), (3, Some(5)));
         // Its turn did not suffice.
         turns.wait(5);
         assert_eq!(std::iter::from_fn(|| turns.next()).collect::<Vec<_>>(), [0, 2, 5]);
         assert!(turns.is_empty());
+        (0..100).for_each(|index| turns.wait(index));
+        assert_eq!(turns.due(), 64);
     }
 }

@@ -268,12 +268,12 @@ impl Ports {
 
     pub fn run_ready(&mut self, edge: &mut Edge, tcp: &mut Tcp) {
         self.splices.run_ready(edge);
-        for _ in 0..self.ready.len() {
+        for _ in 0..self.ready.due() {
             if let Some(index) = self.ready.next() {
                 self.turn(edge, tcp, index);
             }
         }
-        for _ in 0..self.ready_shadows.len() {
+        for _ in 0..self.ready_shadows.due() {
             if let Some(index) = self.ready_shadows.next() {
                 self.shadow_turn(edge, index);
             }

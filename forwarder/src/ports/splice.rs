@@ -23,6 +23,8 @@ use crate::turns::Turns;
 
 /// Connections at once: each may pin a pipe's worth of memory in each direction.
 const MAX_SPLICED: usize = 1024;
+/// Bytes moved in one wake before frames have their turn; a connection's own turn may be as much beyond it.
+const BYTES_A_WAKE: u64 = 8 << 20;
 
 #[derive(Debug)]
 struct Spliced {
@@ -183,7 +185,7 @@ impl Splices {
         // Every report is of all that is so now.
         from_it.has_urgent = events.contains(EventFlags::PRI);
         to_it.writable |= writes;
-        self.turn(edge, index);
+        self.ready.wait(index);
     }
 
     pub fn has_ready(&self) -> bool {
@@ -191,9 +193,13 @@ impl Splices {
     }
 
     pub fn run_ready(&mut self, edge: &Edge) {
-        for _ in 0..self.ready.len() {
+        let mut moved = 0;
+        for _ in 0..self.ready.due() {
+            if moved >= BYTES_A_WAKE {
+                return;
+            }
             if let Some(index) = self.ready.next() {
-                self.turn(edge, index);
+                moved += self.turn(edge, index);
             }
         }
     }
@@ -221,26 +227,27 @@ impl Splices {
         });
     }
 
-    fn turn(&mut self, edge: &Edge, index: u32) {
-        let Some(spliced) = self.connections.get_mut(index) else { return };
-        if !spliced.is_connected {
-            return;
-        }
+    /// Returns how many bytes it has moved.
+    fn turn(&mut self, edge: &Edge, index: u32) -> u64 {
+        let Some(spliced) = self.connections.get_mut(index).filter(|spliced| spliced.is_connected) else { return 0 };
         spliced.last_used = edge.now;
         let Spliced { client, inside, to_guest, to_client, .. } = spliced;
+        let before = to_guest.total + to_client.total;
         // Both, whatever becomes of the other: what was said before a failure is still handed on.
         let turns = [to_guest.turn(client, inside, &mut self.pipes), to_client.turn(inside, client, &mut self.pipes)];
         if turns.iter().any(Result::is_err) {
             reset_at_death(client);
             reset_at_death(inside);
-            return self.remove(index);
+            self.remove(index);
+            return 0;
         }
+        let moved = to_guest.total + to_client.total - before;
         if to_guest.is_shut && to_client.is_shut {
-            return self.remove(index);
-        }
-        if turns.contains(&Ok(Turn::More)) {
+            self.remove(index);
+        } else if turns.contains(&Ok(Turn::More)) {
             self.ready.wait(index);
         }
+        moved
     }
 
     /// Nobody listens at the workspace's address of one family: there is the other.

@@ -150,7 +150,7 @@ impl Tcp {
         if edge.is_tap_full() {
             return;
         }
-        for _ in 0..self.ready.len() {
+        for _ in 0..self.ready.due() {
             if let Some(index) = self.ready.next() {
                 self.settle(edge, index);
             }

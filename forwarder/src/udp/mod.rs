@@ -173,7 +173,7 @@ impl Udp {
         if edge.is_tap_full() {
             return;
         }
-        for _ in 0..self.ready.len() {
+        for _ in 0..self.ready.due() {
             if let Some(index) = self.ready.next() {
                 self.datagrams_to_tap(edge, index);
             }

@@ -3,6 +3,8 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd as _;
 
+use rustix::net::sockopt;
+
 use super::udp::{datagrams, host, taken, udp_from};
 use super::*;
 use crate::policy::Transport;
@@ -196,4 +198,54 @@ fn answers_that_come_together_leave_together() {
     assert_eq!([next(), next(), next(), next()], [(700, 2120, 1), (700, 700, 5), (0, 0, 5), (9, 9, 7)]);
     let (listed, _) = lab.engine.list(lab.edge.now, None);
     assert_eq!(listed.iter().map(|client| client.from_tap).collect::<Vec<_>>(), [2829]);
+}
+
+/// However much clients of the host's loopback send, they share a wake with the TAP.
+#[test]
+fn spliced_connections_leave_frames_their_turn() {
+    const CLIENTS: usize = 48;
+    let mut lab = Lab::new();
+    let (published, server) = (listener(), listener());
+    let (at, to) = (published.local_addr().unwrap(), server.local_addr().unwrap());
+    // What is accepted has it from these.
+    sockopt::set_socket_recv_buffer_size(&published, 1 << 20).unwrap();
+    sockopt::set_socket_recv_buffer_size(&server, 1 << 20).unwrap();
+    let publication = Publication {
+        transport: Transport::Tcp,
+        host: Some(at.ip()),
+        host_port: at.port(),
+        guest: Some(to.ip()),
+        guest_port: to.port(),
+    };
+    let entry = Entry { number: 1, origin: Origin::Start, publication };
+    assert!(lab.engine.publish(&mut lab.edge, Published { entry, socket: published.into() }));
+    let socket = |_| {
+        let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::NONBLOCK, None);
+        socket.inspect(|socket| sockopt::set_socket_send_buffer_size(socket, 1 << 20).unwrap()).unwrap()
+    };
+    lab.edge.stock.add(false, (0..CLIENTS).map(socket).collect());
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| TcpStream::connect(at).unwrap()).collect();
+    let mut served = Vec::new();
+    for _ in 0..1000 {
+        lab.turn(1);
+        served.extend(server.accept());
+    }
+    assert_eq!(served.len(), CLIENTS);
+    for client in &mut clients {
+        sockopt::set_socket_send_buffer_size(&*client, 1 << 20).unwrap();
+        client.set_nonblocking(true).unwrap();
+        while client.write(&[7; 65_536]).is_ok() {}
+    }
+    let moved = |lab: &Lab| lab.engine.list(lab.edge.now, None).0.iter().map(|flow| flow.to_tap).sum::<u64>();
+    let mut turns = vec![0];
+    loop {
+        lab.turn(1);
+        turns.push(moved(&lab));
+        if !lab.engine.has_ready() {
+            break;
+        }
+    }
+    // A wake's share, and what the last of its connections had beyond that.
+    assert!(turns.windows(2).all(|pair| pair[1] - pair[0] <= 16 << 20), "{turns:?}");
+    assert!(turns.len() > 2, "it came in one wake: {turns:?}");
 }
