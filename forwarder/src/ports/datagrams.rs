@@ -3,9 +3,9 @@
 //! ways (UDP_SEGMENT, UDP_GRO, USO). What it sends to anybody else is not ours to carry: the egress policy decides about
 //! that.
 //!
-//! Limits: [`MAX_CLIENTS`], of which the one that was used longest ago gives way; a client that the workspace does not
-//! answer is forgotten after [`UNANSWERED_MS`]. A client is known by the address of its own family, if the workspace has
-//! one.
+//! Limits: [`MAX_CLIENTS`], half of them without an answer, of which the one that was used longest ago gives way, for
+//! anybody can send from any number of addresses; a client that the workspace does not answer is forgotten after
+//! [`UNANSWERED_MS`]. A client is known by the address of its own family, if the workspace has one.
 
 use std::collections::HashMap;
 use std::io::IoSlice;
@@ -27,8 +27,10 @@ use crate::udp::{RECEIVES_A_TURN, Train, retry, send_segments};
 use crate::wire::build::Datagrams;
 use crate::wire::{IpPacket, Quote, UdpDatagram};
 
-/// Clients at once: they cost no descriptor, and anybody can send from any number of addresses.
+/// Clients at once: they cost no descriptor.
 const MAX_CLIENTS: usize = 8_192;
+/// Of which so many may have had no answer once there is room for no more.
+const MAX_UNANSWERED: usize = MAX_CLIENTS / 2;
 /// Idle time after which a client is forgotten (RFC 4787), and the same where it has had no answer yet.
 const IDLE_MS: u64 = 180_000;
 const UNANSWERED_MS: u64 = 30_000;
@@ -61,12 +63,21 @@ pub struct Clients {
     /// By what they are inside.
     clients: Table<FlowKey, Client>,
     by_address: HashMap<(u32, SocketAddr), u32>,
-    recency: Recency,
+    answered: Recency,
+    unanswered: Recency,
+    /// How many these are.
+    unanswered_count: usize,
 }
 
 impl Clients {
     pub fn new() -> Self {
-        Self { clients: Table::new(Kind::PortClient, MAX_CLIENTS), by_address: HashMap::new(), recency: Recency::new() }
+        Self {
+            clients: Table::new(Kind::PortClient, MAX_CLIENTS),
+            by_address: HashMap::new(),
+            answered: Recency::new(),
+            unanswered: Recency::new(),
+            unanswered_count: 0,
+        }
     }
 
     /// One turn of what has come to the port's socket. True: there is no more.
@@ -109,7 +120,8 @@ impl Clients {
         let found = self.by_address.get(&(port.index, received.source)).copied();
         let index = found.or_else(|| self.open(edge, port, publication, received.source))?;
         let client = self.clients.get_mut(index)?;
-        self.recency.touch(index);
+        let recency = if client.is_answered { &mut self.answered } else { &mut self.unanswered };
+        recency.touch(index);
         client.local = received.local;
         client.last_used = edge.now;
         client.to_tap += received.len as u64;
@@ -126,10 +138,9 @@ impl Clients {
             (1..=PORT_TRIES).map(|step| FlowKey { remote_port: key.remote_port.wrapping_add(step), ..key });
         let key =
             std::iter::once(key).chain(other_ports).find(|k| k.remote_port != 0 && self.clients.find(k).is_none())?;
-        if self.clients.is_full()
-            && let Some(oldest) = self.recency.oldest()
-        {
-            self.remove(edge, oldest);
+        if self.clients.is_full() {
+            let gives_way = if self.unanswered_count > MAX_UNANSWERED { &self.unanswered } else { &self.answered };
+            self.remove(edge, gives_way.oldest()?);
         }
         let index = self.clients.insert(key, |id| {
             let timer = edge.timers.insert(id);
@@ -150,7 +161,8 @@ impl Clients {
                 path_mtu: PathMtu::default(),
             })
         })?;
-        self.recency.insert(index);
+        self.unanswered.insert(index);
+        self.unanswered_count += 1;
         self.by_address.insert((port.index, address), index);
         edge.counters.ports.udp_clients += 1;
         Some(index)
@@ -165,9 +177,14 @@ impl Clients {
             FlowKey { guest: ip.src, guest_port: datagram.src_port, remote: ip.dst, remote_port: datagram.dst_port };
         let index = self.clients.find(&key)?;
         let client = self.clients.get_mut(index)?;
-        self.recency.touch(index);
         client.last_used = now;
-        client.is_answered = true;
+        if std::mem::replace(&mut client.is_answered, true) {
+            self.answered.touch(index);
+        } else {
+            self.unanswered.remove(index);
+            self.unanswered_count -= 1;
+            self.answered.insert(index);
+        }
         Some(client.id)
     }
 
@@ -216,7 +233,9 @@ impl Clients {
 
     fn remove(&mut self, edge: &mut Edge, index: u32) {
         if let Some(client) = self.clients.remove(index) {
-            self.recency.remove(index);
+            let recency = if client.is_answered { &mut self.answered } else { &mut self.unanswered };
+            recency.remove(index);
+            self.unanswered_count -= usize::from(!client.is_answered);
             edge.timers.remove(client.timer);
             self.by_address.remove(&(client.port.index, client.address));
         }

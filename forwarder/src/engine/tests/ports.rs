@@ -200,6 +200,43 @@ fn answers_that_come_together_leave_together() {
     assert_eq!(listed.iter().map(|client| client.from_tap).collect::<Vec<_>>(), [2829]);
 }
 
+/// Whoever sends from more addresses than there is room for drives out others of whom nothing is known, not those whom
+/// the workspace has answered.
+#[test]
+fn a_flood_of_clients_drives_out_none_that_was_answered() {
+    let mut lab = Lab::new();
+    let published = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    published.set_nonblocking(true).unwrap();
+    let at = published.local_addr().unwrap();
+    publish(&mut lab, Transport::Udp, GUEST.into(), at, published.into());
+    let (client, port) = host();
+    let mut ask = |lab: &mut Lab| {
+        client.send_to(b"question", at).unwrap();
+        lab.turn(1);
+        lab.received();
+        let answer = udp_from(lab, PORT, port, b"answer");
+        lab.feed(&[answer]);
+        client.recv_from(&mut [0; 9]).map(|(_, from)| from).unwrap()
+    };
+    assert_eq!(ask(&mut lab), at);
+    let mut clients = 1;
+    for port in 20_000..29_000u16 {
+        let Ok(other) = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)) else { continue };
+        other.send_to(b"x", at).unwrap();
+        clients += 1;
+        if port % 64 == 0 {
+            lab.turn(0);
+            lab.received();
+        }
+    }
+    lab.turn(0);
+    assert_eq!(lab.edge.counters.ports.udp_clients, clients);
+    assert!(clients > 8192, "{clients}");
+    // It is no new one.
+    assert_eq!(ask(&mut lab), at);
+    assert_eq!(lab.edge.counters.ports.udp_clients, clients);
+}
+
 /// However much clients of the host's loopback send, they share a wake with the TAP.
 #[test]
 fn spliced_connections_leave_frames_their_turn() {
