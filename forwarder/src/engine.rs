@@ -137,6 +137,9 @@ impl Engine {
                 }
                 let is_uso = frame.vnet.gso_kind() == VnetHeader::GSO_UDP_L4;
                 let segment = is_uso.then(|| frame.vnet.gso_size.get()).filter(|&size| size > 0);
+                if segment.is_some_and(|size| datagram.payload.len() > usize::from(size) * udp::MAX_UNCUT) {
+                    return Err(Malformed::Header);
+                }
                 self.datagram_from_tap(edge, &mut gather.udp, ip, &datagram, segment);
                 Ok(())
             }

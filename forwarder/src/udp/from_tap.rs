@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use super::gather::{Gather, MAX_SEGMENTS, Way, retry, send_segments};
-use super::{IDLE_MS, Udp};
+use super::{ASK_AGAIN_MS, IDLE_MS, Udp};
 use crate::edge::Edge;
 use crate::gateway::dns;
 use crate::gateway::unreachable::Reason;
@@ -53,10 +53,14 @@ impl Udp {
         destination: SocketAddr,
     ) -> Option<(u32, SocketAddr)> {
         let found = self.flows.find(&(ip.src, datagram.src_port));
-        let known = found.and_then(|index| self.flows.get(index)).and_then(|flow| flow.route);
-        let host = match known {
-            Some((guest_side, host_side)) if guest_side == destination => host_side,
-            _ => self.route(edge, ip, datagram, destination)?,
+        let known = found.and_then(|index| self.flows.get(index)).and_then(|flow| flow.route.zip(Some(flow.asked)));
+        let (host, asked) = match known {
+            Some(((guest_side, host_side), asked))
+                if guest_side == destination && edge.now < asked.after(ASK_AGAIN_MS) =>
+            {
+                (host_side, asked)
+            }
+            _ => (self.route(edge, ip, datagram, destination)?, edge.now),
         };
         // What goes to the gateway itself is not forwarded.
         if ip.hop_limit <= 1 && !host.ip().is_loopback() {
@@ -69,7 +73,7 @@ impl Udp {
         flow.last_used = edge.now;
         flow.from_tap += datagram.payload.len() as u64;
         flow.takes_segments |= flow.route != Some((destination, host));
-        flow.route = Some((destination, host));
+        (flow.route, flow.asked) = (Some((destination, host)), asked);
         flow.marked.set(&flow.socket, Marks::of(ip));
         if host.port() != dns::PORT && flow.idle_ms != IDLE_MS {
             flow.idle_ms = IDLE_MS;

@@ -28,6 +28,8 @@ pub struct Mapping {
     pub idle_ms: u64,
     /// The last destination and what the policy made of it.
     pub route: Option<(SocketAddr, SocketAddr)>,
+    /// When it was asked.
+    pub asked: Time,
     /// The host has not refused UDP_SEGMENT on the way to that destination.
     pub takes_segments: bool,
     /// What the workspace has said of the way to whoever has it.

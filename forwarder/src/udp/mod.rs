@@ -40,6 +40,11 @@ pub use train::{RECEIVES_A_TURN, Train};
 /// Mappings at once: each holds a descriptor, and busy resolvers or peer-to-peer programs open thousands. What waits in
 /// them is in the host's socket buffers, which the kernel bounds.
 pub const MAX_FLOWS: usize = 8_192;
+/// Datagrams in one frame of the workspace's: UDP_MAX_SEGMENTS (linux/udp.h). Its kernel, where it is an older one, hands
+/// on whatever a packet socket asks for, down to a byte in each.
+pub const MAX_UNCUT: usize = 128;
+/// How long what the policy said about a destination holds for more datagrams to it: an address may become the host's.
+const ASK_AGAIN_MS: u64 = 1_000;
 /// Idle time after which a mapping ends; RFC 4787 asks for at least two minutes.
 const IDLE_MS: u64 = 180_000;
 /// The same when all it ever carried was DNS, where each query has a port of its own.
@@ -101,6 +106,7 @@ impl Udp {
                 to_tap: 0,
                 idle_ms,
                 route: None,
+                asked: edge.now,
                 takes_segments: true,
                 path_mtu: PathMtu::default(),
             })

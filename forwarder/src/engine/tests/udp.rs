@@ -100,20 +100,54 @@ fn an_error_of_one_destination_loses_nothing_for_another() {
 fn more_segments_than_the_kernel_takes_at_once_are_split() {
     let mut lab = Lab::new();
     let (host, port) = host();
-    let payload: Vec<u8> = (0..1405u32).map(|n| n.to_be_bytes()[3]).collect();
-    let mut frame = udp(&mut lab, port, &payload);
-    // A USO read: the type and the size of the pieces in the virtio-net header.
-    frame[1] = 5;
-    frame[4..6].copy_from_slice(&10u16.to_ne_bytes());
-    lab.feed(&[frame]);
+    let payload: Vec<u8> = (0..1275u32).map(|n| n.to_be_bytes()[3]).collect();
+    let uncut = |lab: &mut Lab, payload: &[u8], size: u16| {
+        let mut frame = udp(lab, port, payload);
+        // A USO read: the type and the size of the pieces in the virtio-net header.
+        frame[1] = 5;
+        frame[4..6].copy_from_slice(&size.to_ne_bytes());
+        lab.feed(&[frame]);
+    };
+    uncut(&mut lab, &payload, 10);
     let mut got = Vec::new();
-    for _ in 0..141 {
+    for _ in 0..128 {
         let mut buffer = [0; 100];
         let count = host.recv(&mut buffer).unwrap();
-        assert!(count == 10 || got.len() == 1400);
+        assert!(count == 10 || got.len() == 1270);
         got.extend_from_slice(&buffer[..count]);
     }
     assert!(got == payload);
+    // No kernel's own: one frame would be tens of thousands of datagrams.
+    uncut(&mut lab, &payload, 9);
+    uncut(&mut lab, &[0; 60_000], 1);
+    assert_eq!(lab.edge.counters.drops.malformed, 2);
+    host.set_nonblocking(true).unwrap();
+    assert!(host.recv(&mut [0; 100]).is_err());
+}
+
+/// An address that becomes the host's, say, while datagrams go there.
+#[test]
+fn a_destination_is_asked_about_again() {
+    let mut lab = Lab::new();
+    let (host, port) = host();
+    let send = |lab: &mut Lab| {
+        let frame = udp(lab, port, b"x");
+        lab.feed(&[frame]);
+        lab.edge.counters.denied.rule
+    };
+    assert_eq!(send(&mut lab), 0);
+    let matches = "127.0.0.1".parse().unwrap();
+    lab.edge.config.policy.rules = vec![crate::policy::Rule { action: crate::policy::Action::Deny, matches }];
+    lab.turn(999);
+    assert_eq!(send(&mut lab), 0);
+    lab.turn(1);
+    assert_eq!((send(&mut lab), send(&mut lab)), (1, 2));
+    lab.edge.config.policy.rules.clear();
+    assert_eq!(send(&mut lab), 2);
+    let heard = (0..3).filter(|_| host.recv(&mut [0; 8]).is_ok()).count();
+    assert_eq!(heard, 3);
+    host.set_nonblocking(true).unwrap();
+    assert!(host.recv(&mut [0; 8]).is_err());
 }
 
 #[test]
