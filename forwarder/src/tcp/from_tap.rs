@@ -68,6 +68,10 @@ impl Tcp {
                 edge.counters.dns.disabled += 1;
                 return;
             }
+            Egress::Resolver if key.remote_port == dns::PORT && self.to_resolver >= limits::MAX_TO_RESOLVER => {
+                edge.counters.tcp.flows.exhausted += 1;
+                return;
+            }
             Egress::Resolver if key.remote_port == dns::PORT => match edge.resolver(0) {
                 Some(resolver) => (resolver, Some(0)),
                 None => return to_tap::refuse(edge, key, segment),
@@ -121,6 +125,7 @@ impl Tcp {
         });
         if inserted.is_some() {
             edge.counters.tcp.flows.opened += 1;
+            self.to_resolver += usize::from(resolver.is_some());
         } else {
             edge.counters.tcp.flows.exhausted += 1;
             to_tap::refuse(edge, key, segment);

@@ -2,6 +2,11 @@
 
 /// Host connect of TCP to the virtual resolver, while there is another one to try: the workspace waits 5 s.
 pub const RESOLVER_DIAL_MS: u64 = 2_000;
+/// Connections to the virtual resolver at once. Behind it is one of the host's, of which everybody there takes a share:
+/// systemd-resolved serves 128. A SYN beyond these is not heard, and comes again.
+pub const MAX_TO_RESOLVER: usize = 32;
+/// How long such a connection may be silent (RFC 7766 6.2.3).
+pub const RESOLVER_IDLE_MS: u64 = 30_000;
 /// Connections at once: each costs a host descriptor, and the usual hard limit of those is 2^19 or more.
 pub const MAX_FLOWS: usize = 32_768;
 /// A host connect gives up by itself after about 130 s (tcp_syn_retries 6); this is for the kernel that does not.

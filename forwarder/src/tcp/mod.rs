@@ -70,6 +70,8 @@ pub struct Tcp {
     /// Connections from the host, and those of them that the workspace has not answered yet.
     inbound: usize,
     opening: usize,
+    /// Connections to the virtual resolver.
+    to_resolver: usize,
     /// Keys the initial sequence numbers (RFC 6528).
     iss_key: RandomState,
 }
@@ -102,6 +104,7 @@ impl Tcp {
             grown: 0,
             inbound: 0,
             opening: 0,
+            to_resolver: 0,
             iss_key: RandomState::new(),
         }
     }
@@ -192,6 +195,7 @@ impl Tcp {
         self.grown = self.grown.saturating_sub(flow.receive.grown());
         self.inbound -= usize::from(flow.inbound.is_some());
         self.opening -= usize::from(flow.state == State::Opening);
+        self.to_resolver -= usize::from(flow.resolver.is_some());
         edge.counters.tcp.flows.closed += 1;
         Some(flow)
     }

@@ -79,7 +79,8 @@ impl Tcp {
             return self.restart_deadline(edge, index);
         }
         flow.tries += 1;
-        if flow.tries > limits::KEEPALIVE_TRIES {
+        // A resolver's end is not kept for one that merely lives.
+        if flow.tries > limits::KEEPALIVE_TRIES || flow.resolver.is_some() {
             edge.counters.tcp.flows.timed_out += 1;
             return self.abort(edge, index);
         }
@@ -148,7 +149,9 @@ fn is_lost(flow: &Flow, now: Time) -> bool {
 
 /// Half-closed or half-finished connections are asked earlier: their socket in the workspace may have no owner.
 fn idle_limit(flow: &Flow) -> u64 {
-    if flow.receive.is_finished() || flow.send.has_fin() {
+    if flow.resolver.is_some() {
+        limits::RESOLVER_IDLE_MS
+    } else if flow.receive.is_finished() || flow.send.has_fin() {
         limits::HALF_CLOSED_IDLE_MS
     } else {
         limits::KEEPALIVE_IDLE_MS

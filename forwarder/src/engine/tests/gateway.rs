@@ -123,3 +123,38 @@ fn without_dns_the_resolver_is_silent() {
     assert_eq!(lab.received().len(), 1, "ping alone is answered");
     assert_eq!((lab.edge.counters.dns.disabled, lab.edge.counters.dns.queries), (2, 0));
 }
+
+fn to_resolver(lab: &mut Lab, port: u16, seq: u32, ack: u32, flags: TcpFlags) {
+    let ends = (IpAddr::V4(GUEST), IpAddr::V4([10, 0, 2, 3].into()));
+    let segment = lab.buffer.tcp(MACS, ends, hot::header((port, 53), seq, ack, flags), &[], 0, u16::MAX).to_vec();
+    lab.feed(&[segment]);
+}
+
+/// What a workspace keeps open there others of the host do not get.
+#[test]
+fn a_resolver_is_not_used_up() {
+    let mut lab = Lab::new();
+    let resolver = listener();
+    lab.edge.set_resolvers(vec![resolver.local_addr().unwrap()]);
+    let open = |lab: &mut Lab, ports: std::ops::Range<u16>| {
+        for port in ports {
+            to_resolver(lab, port, 1, 0, TcpFlags::SYN);
+            lab.turn(1);
+            for (flags, seq, ..) in segments(&lab.received()) {
+                assert!(!flags.has(TcpFlags::RST), "{port}");
+                to_resolver(lab, port, 2, seq.wrapping_add(1), TcpFlags::ACK);
+            }
+        }
+        let flows = lab.edge.counters.tcp.flows;
+        (flows.opened, flows.closed, flows.exhausted)
+    };
+    assert_eq!(open(&mut lab, 4000..4040), (32, 0, 8));
+    // One that ends makes room for one that asks again.
+    to_resolver(&mut lab, 4000, 2, 0, TcpFlags::RST);
+    assert_eq!(open(&mut lab, 4039..4041), (33, 1, 9));
+    // So do those that say nothing.
+    lab.turn(30_100);
+    lab.received();
+    assert_eq!(open(&mut lab, 4040..4041), (34, 33, 9));
+    assert!(lab.is_alive());
+}
