@@ -3,11 +3,13 @@
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use nix::unistd::{AccessFlags, Uid, access, getpid};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use serde::Serialize;
 use sidestep_forwarder::network::VirtualNetwork;
 use sidestep_forwarder::policy::Policy;
@@ -75,14 +77,16 @@ impl StateDir {
 
     /// Readers see the whole file or none. What the workspace may have put in its place is replaced, not followed.
     pub fn write(&self, state: &State<'_>) -> anyhow::Result<()> {
-        let (file, new) = (self.path.join(STATE_FILE), self.path.join(STATE_FILE_NEW));
         let text = serde_json::to_string_pretty(state)?;
-        // One of ours is there only where we were killed before the rename.
-        let _ = fs::remove_file(&new);
-        File::create_new(&new)
-            .and_then(|mut opened| opened.write_all(text.as_bytes()))
-            .and_then(|()| fs::rename(&new, &file))
-            .with_context(|| format!("cannot write {}", file.display()))
+        let write = || -> io::Result<()> {
+            let dir = open(&self.path)?;
+            // One of ours is there only where we were killed before the rename.
+            let _ = unlinkat(&dir, STATE_FILE_NEW, AtFlags::empty());
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            File::from(openat(&dir, STATE_FILE_NEW, flags, Mode::RUSR | Mode::WUSR)?).write_all(text.as_bytes())?;
+            Ok(renameat(&dir, STATE_FILE_NEW, &dir, STATE_FILE)?)
+        };
+        write().with_context(|| format!("cannot write {}", self.path.join(STATE_FILE).display()))
     }
 }
 
@@ -107,10 +111,17 @@ pub fn read(directory: &Path) -> anyhow::Result<String> {
 
 /// Removes what a workspace had there; a directory in which somebody else has files stays.
 pub fn remove(path: &Path) {
+    let Ok(dir) = open(path) else { return };
     for name in [STATE_FILE, STATE_FILE_NEW, CONTROL_SOCKET] {
-        report(fs::remove_file(path.join(name)));
+        report(unlinkat(&dir, name, AtFlags::empty()).map_err(io::Error::from));
     }
     report(fs::remove_dir(path));
+}
+
+/// The workspace may have put a link in its place, to a directory that it does not see itself.
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 fn report(removed: io::Result<()>) {
@@ -128,7 +139,9 @@ pub fn usual_parent() -> PathBuf {
 }
 
 fn parent(runtime_dir: Option<PathBuf>, uid: Uid) -> PathBuf {
-    if let Some(dir) = runtime_dir.filter(|dir| dir.is_absolute() && dir.is_dir()) {
+    // After su(1) it may be another user's, who can exchange what is in it.
+    let is_own = |dir: &PathBuf| fs::metadata(dir).is_ok_and(|found| found.is_dir() && found.uid() == uid.as_raw());
+    if let Some(dir) = runtime_dir.filter(|dir| dir.is_absolute() && is_own(dir)) {
         return dir.join("sidestep");
     }
     // An image of one binary has no /tmp, one that is mounted read-only none to write in; a container's runtime gives both
@@ -210,15 +223,12 @@ mod tests {
 
     #[test]
     fn the_runtime_directory_comes_first() {
-        let uid = Uid::from_raw(1000);
-        let cases = [
-            (Some("/proc"), "/proc/sidestep"),
-            (Some("/nonexistent/run"), "/tmp/sidestep-1000"),
-            (Some("relative"), "/tmp/sidestep-1000"),
-            (None, "/tmp/sidestep-1000"),
-        ];
-        for (runtime_dir, want) in cases {
-            assert_eq!(parent(runtime_dir.map(PathBuf::from), uid), PathBuf::from(want));
+        let runtime_dir = tempfile::tempdir().unwrap();
+        let (own, ours) = (runtime_dir.path().to_owned(), Uid::effective());
+        assert_eq!(parent(Some(own.clone()), ours), own.join("sidestep"));
+        let other = Uid::from_raw(ours.as_raw() + 1);
+        for runtime_dir in [Some(own), Some("/nonexistent/run".into()), Some("relative".into()), None] {
+            assert_eq!(parent(runtime_dir, other), PathBuf::from(format!("/tmp/sidestep-{other}")));
         }
     }
 
@@ -265,6 +275,17 @@ mod tests {
         dir.write(&state).unwrap();
         assert!(read(dir.path()).unwrap().contains("\"tap0\""));
         assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "as it was");
+        // The whole directory, too.
+        let other = base.path().join("other");
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join(STATE_FILE), "as it was").unwrap();
+        fs::rename(dir.path(), base.path().join("moved")).unwrap();
+        std::os::unix::fs::symlink(&other, dir.path()).unwrap();
+        assert!(dir.write(&state).is_err());
+        remove(dir.path());
+        assert_eq!(fs::read_to_string(other.join(STATE_FILE)).unwrap(), "as it was");
+        fs::remove_file(dir.path()).unwrap();
+        fs::rename(base.path().join("moved"), dir.path()).unwrap();
         fs::remove_file(dir.path().join(STATE_FILE)).unwrap();
         nix::unistd::mkfifo(&dir.path().join(STATE_FILE), nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(read(dir.path()).is_err(), "a pipe");

@@ -19,10 +19,9 @@ mod metrics;
 pub mod peer;
 
 use std::convert::Infallible;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +33,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sidestep_forwarder::ports::Origin;
@@ -79,10 +79,11 @@ pub fn bind(state_dir: &Path) -> anyhow::Result<UnixListener> {
     {
         return Err(error).with_context(|| format!("cannot remove {}", path.display()));
     }
-    // Nobody else gets into the directory before the mode is right.
-    let listener = UnixListener::bind(&path).with_context(|| format!("cannot bind {}", path.display()))?;
-    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-    Ok(listener)
+    // Its mode is right from the beginning: what is at that path a moment later may be a workspace's link to anything.
+    let mask = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(&path);
+    umask(mask);
+    listener.with_context(|| format!("cannot bind {}", path.display()))
 }
 
 /// Serves until the event loop ends.
