@@ -30,6 +30,8 @@ fn choose(parent: &Path, pid: Option<u32>, naming: &str) -> anyhow::Result<PathB
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     let mut running: Vec<_> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())
+        // A workspace may see the place and have names of its own there, which would be printed.
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'))
         .filter(|name| is_served(&parent.join(name).join(CONTROL_SOCKET)))
         .collect();
     running.sort();
@@ -84,6 +86,8 @@ mod tests {
         drop(run("1"));
         assert!(chosen(None).unwrap_err().starts_with("no workspace is running in"));
         let _first = run("20");
+        assert_eq!(chosen(None).unwrap(), parent.path().join("20"));
+        let _strange = run("7\u{1b}[2J");
         assert_eq!(chosen(None).unwrap(), parent.path().join("20"));
         let _second = run("3-4026531836");
         assert_eq!(

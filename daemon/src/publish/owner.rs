@@ -27,7 +27,8 @@ pub fn of(transport: Transport, port: u16) -> Option<Owner> {
             fs::read_link(file.path()).is_ok_and(|target| inodes.iter().any(|i| target == Path::new(i)))
         })?;
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        Some(Owner { pid, name: name.trim_end().to_owned() })
+        // A process gives itself any name, and this one goes to a terminal.
+        Some(Owner { pid, name: name.trim_end().escape_debug().to_string() })
     })
 }
 
