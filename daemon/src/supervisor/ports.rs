@@ -125,7 +125,7 @@ impl Ports {
         let entries: Vec<_> = made.iter().map(|published| published.entry).collect();
         for published in made {
             let entry = published.entry;
-            known.next = entry.number + 1;
+            known.next = entry.number.saturating_add(1);
             known.entries.insert(entry.number, entry);
             self.link.publish(entry, published.socket);
         }
@@ -166,7 +166,7 @@ impl Ports {
 
 impl Known {
     fn of(entries: Vec<Entry>) -> Self {
-        let next = entries.iter().map(|entry| entry.number + 1).max().unwrap_or(1);
+        let next = entries.iter().map(|entry| entry.number.saturating_add(1)).max().unwrap_or(1);
         Self { entries: entries.into_iter().map(|entry| (entry.number, entry)).collect(), next }
     }
 }

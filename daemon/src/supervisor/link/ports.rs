@@ -91,7 +91,8 @@ impl Link {
             let answer = self.ask_with(|id| ToForwarder::Ports { id, from }).await?;
             let (ToSupervisor::Ports { ports, .. }, sockets) = answer else { return Err(Silent) };
             let Some(last) = ports.last() else { break };
-            from = last.number + 1;
+            // Whatever a forwarder that was taken over says.
+            from = last.number.saturating_add(1);
             for (&entry, socket) in ports.iter().zip(sockets) {
                 entries.push(entry);
                 self.publish(entry, socket);
