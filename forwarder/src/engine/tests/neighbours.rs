@@ -2,11 +2,10 @@
 
 use std::sync::atomic::AtomicU64;
 
-use super::ports::publish;
+use super::ports::publish_datagrams;
 use super::udp::{host, udp, with_header};
 use super::*;
 use crate::network::MacAddr;
-use crate::policy::Transport;
 use crate::wire::EVERYBODY;
 
 const SILENT: MacAddr = [2, 0, 0, 0, 0, 40];
@@ -40,10 +39,7 @@ fn parts(frame: &[u8]) -> (MacAddr, u16, &[u8]) {
 
 /// A client of a published UDP port that leads to `guest` has sent something.
 fn with_client(lab: &mut Lab, guest: IpAddr) {
-    let published = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    published.set_nonblocking(true).unwrap();
-    let at = published.local_addr().unwrap();
-    publish(lab, Transport::Udp, guest, at, published.into());
+    let at = publish_datagrams(lab, guest, Ipv4Addr::LOCALHOST);
     let (client, _) = host();
     client.send_to(b"first", at).unwrap();
     client.send_to(b"second", at).unwrap();

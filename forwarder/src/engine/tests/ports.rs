@@ -25,11 +25,20 @@ struct Inbound {
 }
 
 /// At one address inside only: where else it is tried is told by the whole program's tests.
-pub fn publish(lab: &mut Lab, transport: Transport, guest: IpAddr, at: SocketAddr, socket: OwnedFd) {
+fn publish(lab: &mut Lab, transport: Transport, guest: IpAddr, at: SocketAddr, socket: OwnedFd) {
     let (host, host_port) = (Some(at.ip()), at.port());
     let publication = Publication { transport, host, host_port, guest: Some(guest), guest_port: PORT };
     let entry = Entry { number: 1, origin: Origin::Start, publication };
     assert!(lab.engine.publish(&mut lab.edge, Published { entry, socket }));
+}
+
+/// The same of a UDP port at any free number of `address`.
+pub fn publish_datagrams(lab: &mut Lab, guest: IpAddr, address: Ipv4Addr) -> SocketAddr {
+    let published = UdpSocket::bind((address, 0)).unwrap();
+    published.set_nonblocking(true).unwrap();
+    let at = published.local_addr().unwrap();
+    publish(lab, Transport::Udp, guest, at, published.into());
+    at
 }
 
 impl Inbound {
@@ -148,10 +157,7 @@ fn a_client_that_leaves_takes_its_connection_along() {
 #[test]
 fn datagrams_that_come_together_go_in_together() {
     let mut lab = Lab::new();
-    let published = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    published.set_nonblocking(true).unwrap();
-    let port = published.local_addr().unwrap().port();
-    publish(&mut lab, Transport::Udp, GUEST.into(), (Ipv4Addr::UNSPECIFIED, port).into(), published.into());
+    let port = publish_datagrams(&mut lab, GUEST.into(), Ipv4Addr::UNSPECIFIED).port();
     let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let [(one, _), (other, _)] = [host(), host()];
     let train: Vec<u8> = (0..14_000u32).map(|n| n.to_be_bytes()[3]).collect();
@@ -176,10 +182,7 @@ fn datagrams_that_come_together_go_in_together() {
 #[test]
 fn answers_that_come_together_leave_together() {
     let mut lab = Lab::new();
-    let published = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    published.set_nonblocking(true).unwrap();
-    let at = published.local_addr().unwrap();
-    publish(&mut lab, Transport::Udp, GUEST.into(), at, published.into());
+    let at = publish_datagrams(&mut lab, GUEST.into(), Ipv4Addr::LOCALHOST);
     let (client, port) = host();
     receive_offloaded(&client.as_fd().try_clone_to_owned().unwrap(), true).unwrap();
     client.send_to(b"question", at).unwrap();
@@ -205,10 +208,7 @@ fn answers_that_come_together_leave_together() {
 #[test]
 fn a_flood_of_clients_drives_out_none_that_was_answered() {
     let mut lab = Lab::new();
-    let published = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    published.set_nonblocking(true).unwrap();
-    let at = published.local_addr().unwrap();
-    publish(&mut lab, Transport::Udp, GUEST.into(), at, published.into());
+    let at = publish_datagrams(&mut lab, GUEST.into(), Ipv4Addr::LOCALHOST);
     let (client, port) = host();
     let mut ask = |lab: &mut Lab| {
         client.send_to(b"question", at).unwrap();
