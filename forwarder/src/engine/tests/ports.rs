@@ -145,7 +145,7 @@ fn silence_is_asked_again_and_given_up() {
 #[test]
 fn a_client_that_leaves_takes_its_connection_along() {
     let mut inbound = Inbound::new();
-    rustix::net::sockopt::set_socket_linger(&inbound.client, Some(Duration::ZERO)).unwrap();
+    sockopt::set_socket_linger(&inbound.client, Some(Duration::ZERO)).unwrap();
     drop(inbound.client);
     inbound.lab.turn(1);
     let sent = segments(&inbound.lab.received());
@@ -166,7 +166,7 @@ fn datagrams_that_come_together_go_in_together() {
     for len in [700, 700, 20] {
         other.send_to(&vec![1; len], to).unwrap();
     }
-    rustix::net::sockopt::set_ip_tos(&one, 0xb8).unwrap();
+    sockopt::set_ip_tos(&one, 0xb8).unwrap();
     one.send_to(b"marked", to).unwrap();
     lab.turn(1);
     let (got, frames) = datagrams(&mut lab);
@@ -210,7 +210,7 @@ fn a_flood_of_clients_drives_out_none_that_was_answered() {
     let mut lab = Lab::new();
     let at = publish_datagrams(&mut lab, GUEST.into(), Ipv4Addr::LOCALHOST);
     let (client, port) = host();
-    let mut ask = |lab: &mut Lab| {
+    let ask = |lab: &mut Lab| {
         client.send_to(b"question", at).unwrap();
         lab.turn(1);
         lab.received();
