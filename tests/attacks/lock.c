@@ -5,6 +5,7 @@
  * There is a page whose fault nobody ever handles. For each of COUNT sockets,
  *   socket   one thread enters setsockopt(IP_OPTIONS), which copies its argument from there under the socket's lock;
  *            another thread then connects that socket;
+ *   vsock    the same with an AF_VSOCK socket, SO_VM_SOCKETS_BUFFER_SIZE and listen;
  *   address  a thread connects a socket to an address that is there;
  *   listener the socket listens at IP and PORT, and it is a copy from before that whose lock is held as above.
  * Prints "held" once every lock is held, a line "connect: ERRNO" as each connect comes back (of a listener there is none),
@@ -15,6 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <linux/vm_sockets.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -28,6 +30,7 @@
 static char *page;
 static struct sockaddr_in known;
 static const void *to = &known;
+static int of_vsock;
 
 static void die(const char *what) {
     perror(what);
@@ -35,12 +38,13 @@ static void die(const char *what) {
 }
 
 static void *hold(void *fd) {
-    setsockopt((int)(long)fd, IPPROTO_IP, IP_OPTIONS, page, 4);
+    if (of_vsock) setsockopt((int)(long)fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, page, 8);
+    else setsockopt((int)(long)fd, IPPROTO_IP, IP_OPTIONS, page, 4);
     return NULL;
 }
 
 static void *dial(void *fd) {
-    int result = connect((int)(long)fd, to, sizeof known);
+    int result = of_vsock ? listen((int)(long)fd, 1) : connect((int)(long)fd, to, sizeof known);
     printf("connect: %s\n", result == 0 ? "connected" : strerrorname_np(errno));
     fflush(stdout);
     return NULL;
@@ -49,6 +53,7 @@ static void *dial(void *fd) {
 int main(int argc, char **argv) {
     if (argc != 5) return 2;
     int count = atoi(argv[2]), by_address = !strcmp(argv[1], "address"), listens = !strcmp(argv[1], "listener");
+    of_vsock = !strcmp(argv[1], "vsock");
     known.sin_family = AF_INET;
     known.sin_port = htons((uint16_t)atoi(argv[4]));
     if (inet_pton(AF_INET, argv[3], &known.sin_addr) != 1) return 2;
@@ -69,7 +74,8 @@ int main(int argc, char **argv) {
     for (int i = 0; i < count; i++) {
         pthread_t holder;
         struct uffd_msg fault;
-        fds[i] = socket(AF_INET, SOCK_STREAM, 0);
+        fds[i] = socket(of_vsock ? AF_VSOCK : AF_INET, SOCK_STREAM, 0);
+        if (fds[i] < 0) die("socket");
         if (by_address) continue;
         if (listens) {
             int one = 1, listener = (int)fds[i];

@@ -1,6 +1,7 @@
 //! Making the supervisor wait: it costs the attacker its calls, and nobody else anything.
 
 use anyhow::{Context as _, Result, ensure};
+use nix::unistd::Pid;
 
 use super::{Survival, attacker};
 use crate::lab::processes::Tree;
@@ -9,7 +10,7 @@ use crate::lab::workspace::Workspace;
 use crate::lab::{BLACK_HOLE, REMOTE};
 
 crate::cases! {
-    BYPASS: held_locks, address_that_never_comes, abandoned_connects, copied_listener;
+    BYPASS: held_locks, held_lock_of_another_family, address_that_never_comes, abandoned_connects, copied_listener;
     EVERYWHERE: patient_connect;
 }
 
@@ -21,6 +22,19 @@ fn held_locks(ws: Workspace) -> Result<()> {
 /// Reading a process's memory may wait for a page, which a process can hold back.
 fn address_that_never_comes(ws: Workspace) -> Result<()> {
     stalled(&ws, "address")
+}
+
+/// The same on a socket that is none of IP's. Skipped, and said, where the kernel has no AF_VSOCK.
+fn held_lock_of_another_family(ws: Workspace) -> Result<()> {
+    if !ws
+        .python("print(outcome(lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)))")?
+        .output()?
+        .contains("connected")
+    {
+        println!("not tried: no AF_VSOCK here");
+        return Ok(());
+    }
+    stalled(&ws, "vsock")
 }
 
 fn stalled(ws: &Workspace, mode: &str) -> Result<()> {
@@ -47,6 +61,8 @@ attacker.kill()",
         running.line_with("connect: EIO")?;
     }
     ensure!(supervisor.is_alive(), "the supervisor died: {}", running.stderr());
+    let processes = Tree::of(Pid::from_raw(supervisor.pid))?.processes;
+    ensure!(processes.len() <= 2, "more than a supervisor and its factory: {processes:#?}");
     running.finish()?.exited(0)?;
     Ok(())
 }

@@ -109,18 +109,22 @@ pub fn bind(stopped: &Stopped<'_>, listener: &Listener, factory: &Factory, addre
     }
 }
 
-/// listen(2) on an IP socket: the credentials that a listening Unix socket would show do not exist here.
+/// listen(2) where there are no credentials to be shown, as a listening Unix socket has them.
 pub fn listen(stopped: &Stopped<'_>, backlog: i32) -> Outcome {
     stopped.begin_act();
     Outcome::of(socket::listen(stopped.copy.as_fd(), backlog))
 }
 
-/// listen(2) on a socket of another family, as the process: SO_PEERCRED shows clients who listened.
+/// listen(2) on a socket of another family; on a Unix socket as the process: SO_PEERCRED shows clients who listened.
 ///
 /// In the workspace's user namespace, where every id inside has a name; a nested one may have none for its own.
 ///
 /// Never left to the kernel: the descriptor could be exchanged for a closed host socket, which listen(2) would bind.
 pub fn listen_as(stopped: &Stopped<'_>, factory: &Factory, userns: BorrowedFd<'_>, backlog: i32) -> Outcome {
+    // Of the others one may have a lock that is held for ever (AF_VSOCK), which must cost no process of the factory's.
+    if socket::int_option(stopped.copy.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN).ok() != Some(libc::AF_UNIX) {
+        return listen(stopped, backlog);
+    }
     stopped.begin_act();
     Outcome::of(factory.listen_as(userns, stopped.tid, stopped.copy.as_fd(), backlog))
 }
