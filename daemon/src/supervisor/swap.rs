@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use rustix::net::sockopt::{Timeout, socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_linger, socket_linger, socket_timeout};
 use sidestep_forwarder::outbound::Outbound;
 
 use crate::sys::listener::{Caller, Listener, Reply};
@@ -78,6 +78,8 @@ struct Answer {
 struct Parked {
     host: OwnedFd,
     to: SocketAddr,
+    /// Its SO_LINGER, which it does not have meanwhile: where nobody comes back for it, its close(2) waits for no peer.
+    linger: Option<Duration>,
     since: Instant,
 }
 
@@ -153,7 +155,7 @@ impl Swap {
         match self.put(listener, stopped, host.as_fd()) {
             Err(error) => Outcome::of(Err(error)),
             Ok(Caller::Left) => {
-                self.memory.park(stopped.facts.cookie, Parked { host, to, since: Instant::now() });
+                self.memory.park(stopped.facts.cookie, host, to);
                 Outcome::CallerLeft
             }
             Ok(Caller::Waiting) if progress == Progress::Connected => answered(&host, Reply::Return(0)),
@@ -277,13 +279,20 @@ impl Swap {
 
 impl Memory {
     fn unpark(&self, cookie: SocketCookie, to: SocketAddr) -> Option<OwnedFd> {
-        let (_, parked) = self.parked.remove(&cookie)?;
-        (parked.to == to).then_some(parked.host)
+        let (_, Parked { host, linger, .. }) = self.parked.remove(&cookie).filter(|(_, parked)| parked.to == to)?;
+        if linger.is_some() {
+            set_socket_linger(&host, linger).ok()?;
+        }
+        Some(host)
     }
 
-    fn park(&self, cookie: SocketCookie, parked: Parked) {
+    fn park(&self, cookie: SocketCookie, host: OwnedFd, to: SocketAddr) {
+        let linger = socket_linger(&host).unwrap_or_default();
+        if linger.is_some() && set_socket_linger(&host, None).is_err() {
+            return;
+        }
         if self.parked.len() < MAX_KEPT {
-            self.parked.insert(cookie, parked);
+            self.parked.insert(cookie, Parked { host, to, linger, since: Instant::now() });
         }
     }
 
@@ -349,4 +358,35 @@ fn wait(host: OwnedFd, late: i32) -> Outcome {
 pub fn connect_deadline(socket: BorrowedFd<'_>) -> Option<Instant> {
     let timeout = socket_timeout(socket, Timeout::Send).ok().flatten()?;
     Instant::now().checked_add(timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::{Errno, write};
+    use std::net::{TcpListener, TcpStream};
+
+    /// close(2) with SO_LINGER waits for a peer to take what is under way, and the event loop closes what is parked.
+    #[test]
+    fn a_parked_socket_makes_nobody_linger() {
+        const LONG: Duration = Duration::from_secs(1000);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let parked = || {
+            let host = OwnedFd::from(TcpStream::connect(to).unwrap());
+            rustix::io::ioctl_fionbio(&host, true).unwrap();
+            while write(&host, &[0; 65_536]) != Err(Errno::AGAIN) {}
+            set_socket_linger(&host, Some(LONG)).unwrap();
+            host
+        };
+        let memory = Memory::default();
+        let [abandoned, fetched] = [SocketCookie(1), SocketCookie(2)];
+        memory.park(abandoned, parked(), to);
+        memory.park(fetched, parked(), to);
+        let host = memory.unpark(fetched, to).unwrap();
+        assert_eq!(socket_linger(&host).unwrap(), Some(LONG));
+        set_socket_linger(&host, None).unwrap();
+        memory.expire(Instant::now() + KEEP);
+        assert!(memory.unpark(abandoned, to).is_none());
+    }
 }

@@ -43,11 +43,11 @@ impl Waits {
                     let wait = Wait { host, cookie, deadline, late };
                     tokio::task::spawn_blocking(move || session.resume(slot, wait, end));
                 }
-                // The socket went with it, and so does the wait.
-                Err(error) => {
+                Err((host, error)) => {
                     tracing::debug!(%error, "cannot wait for a connect");
                     let _ = session.reply(&slot, Reply::Errno(libc::ENOBUFS));
                     session.ledger.release(slot);
+                    tokio::task::spawn_blocking(move || drop(host));
                 }
             }
         });
@@ -55,8 +55,13 @@ impl Waits {
 }
 
 /// Err: the event loop does not take the socket.
-async fn until_end(session: &Session, id: u64, host: OwnedFd, deadline: Option<Instant>) -> io::Result<(OwnedFd, End)> {
-    let host = readiness::register(host, Interest::WRITABLE)?;
+async fn until_end(
+    session: &Session,
+    id: u64,
+    host: OwnedFd,
+    deadline: Option<Instant>,
+) -> Result<(OwnedFd, End), (OwnedFd, io::Error)> {
+    let host = readiness::register_or_return(host, Interest::WRITABLE)?;
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let end = loop {
