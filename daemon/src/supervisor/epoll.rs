@@ -98,7 +98,7 @@ pub fn transfer(registrations: &[Registration], number: TraceeFd, old: BorrowedF
     }
     let epolls: Vec<_> = registrations.iter().map(|r| (r.epoll.as_fd(), r.interest)).collect();
     if let Err(error) = epoll::replace(number.0, old, new, &epolls) {
-        tracing::warn!(fd = number.0, %error, "an epoll of the workspace does not watch its new socket");
+        tracing::debug!(fd = number.0, %error, "an epoll of the workspace does not watch its new socket");
     }
 }
 
@@ -109,7 +109,7 @@ pub fn restore(noted: &[(RawFd, Interest)], tracee: &Tracee, number: TraceeFd, s
         noted.iter().filter_map(|&(epoll, interest)| Some((tracee.copy_descriptor(epoll).ok()?, interest))).collect();
     let epolls: Vec<_> = copies.iter().map(|(epoll, interest)| (epoll.as_fd(), *interest)).collect();
     if let Err(error) = epoll::add(number.0, socket, &epolls) {
-        tracing::warn!(fd = number.0, %error, "an epoll of the workspace does not watch its new socket");
+        tracing::debug!(fd = number.0, %error, "an epoll of the workspace does not watch its new socket");
     }
 }
 

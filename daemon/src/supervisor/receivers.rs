@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::sys::listener::Received;
@@ -32,6 +32,8 @@ struct Count {
     threads: AtomicUsize,
     /// Calls until it is calm again.
     busy: AtomicUsize,
+    /// That there are no more threads to be had has been said: the workspace could have it said at every call.
+    complained: AtomicBool,
 }
 
 impl Count {
@@ -115,6 +117,7 @@ fn relieve(session: &Arc<Session>, count: &Arc<Count>) {
     count.busy.store(CALM, Ordering::Relaxed);
     if count.threads.load(Ordering::Acquire) < MAX
         && let Err(error) = spawn(session, count)
+        && !count.complained.swap(true, Ordering::Relaxed)
     {
         tracing::warn!(%error, "cannot start another receiver");
     }
