@@ -91,30 +91,35 @@ for flags in 0, CLONE_NEWUSER, CLONE_NEWUSER | CLONE_NEWNET:
 /// Options that bend a socket's way in the workspace's network keep it there, and none that takes a privilege is set on
 /// the host by a supervisor that may.
 fn options_before(ws: Workspace) -> Result<()> {
+    let algorithms = |kind: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/tcp_{kind}_congestion_control"));
+    let (available, allowed) = (algorithms("available")?, algorithms("allowed")?);
+    let is_allowed = |algorithm: &&str| allowed.split_whitespace().any(|allowed| allowed == *algorithm);
+    let restricted = available.split_whitespace().find(|algorithm| !is_allowed(algorithm));
     let said = attack(
         &ws,
-        "def with_option(level, name, value):
+        &(format!("RESTRICTED = b'{}'\n", restricted.unwrap_or("reno")) + "def with_option(level, name, value):
     s = tcp(remote); s.settimeout(5)
     try: s.setsockopt(level, name, value)
     except OSError as e: return 'not here'
     how = outcome(lambda: s.connect((remote, allowed)))
     return how + ' ' + side(s)
-SO_MARK, SO_BINDTODEVICE, SO_PRIORITY, IP_TRANSPARENT, IP_FREEBIND, SO_ATTACH_FILTER = 36, 25, 12, 19, 15, 26
+SO_MARK, SO_BINDTODEVICE, SO_PRIORITY, IP_TRANSPARENT, IP_FREEBIND, SO_ATTACH_FILTER, TCP_CONGESTION = 36, 25, 12, 19, 15, 26, 13
 everything = ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 0xffffffff))
 program = struct.pack('=H6xQ', 1, ctypes.addressof(everything))
 sol, ip = socket.SOL_SOCKET, socket.IPPROTO_IP
 for level, name, value in ((sol, SO_MARK, 7), (sol, SO_BINDTODEVICE, b'tap0'), (sol, SO_PRIORITY, 7),
-    (sol, SO_PRIORITY, 0x10001), (ip, IP_TRANSPARENT, 1), (ip, IP_FREEBIND, 1), (sol, SO_ATTACH_FILTER, program)):
-    print(with_option(level, name, value))",
+    (sol, SO_PRIORITY, 0x10001), (socket.IPPROTO_TCP, TCP_CONGESTION, RESTRICTED), (ip, IP_TRANSPARENT, 1),
+    (ip, IP_FREEBIND, 1), (sol, SO_ATTACH_FILTER, program)):
+    print(with_option(level, name, value))"),
     )?;
     let lines: Vec<&str> = said.lines().collect();
-    ensure!(lines.len() == 7, "{said}");
+    ensure!(lines.len() == 8, "{said}");
     for (index, line) in lines.iter().enumerate() {
-        // IP_FREEBIND says something about bind(2) only.
-        let side = if index == 5 { "host" } else { "workspace" };
+        // IP_FREEBIND says something about bind(2) only. A congestion control may take a privilege, or be everybody's.
+        let side = if index == 6 || index == 4 && restricted.is_none() { "host" } else { "workspace" };
         ensure!(*line == format!("connected {side}") || *line == "not here", "option {index}: {said}");
     }
-    ensure!(lines[..4].iter().all(|line| *line != "not here"), "root of the workspace may set these: {said}");
+    ensure!(lines[..5].iter().all(|line| *line != "not here"), "root of the workspace may set these: {said}");
     Ok(())
 }
 

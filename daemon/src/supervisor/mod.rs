@@ -61,6 +61,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use serde::{Deserialize, Serialize};
 use sidestep_forwarder::network::VirtualNetwork;
 use sidestep_forwarder::outbound::Outbound;
@@ -152,6 +153,7 @@ pub fn run(
     ready: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     abort_on_panic();
+    give_up_network_privileges().context("cannot give up capabilities")?;
     // The one thing that must come before any thread.
     let factory = Arc::new(Factory::start().context("cannot start the socket factory")?);
     let inside = Inside::new(Arc::clone(&factory), &handles.userns, &handles.netns)?;
@@ -191,6 +193,17 @@ pub fn run(
     };
     ready()?;
     runtime.block_on(watch::until_closed(session, stop))
+}
+
+/// What the workspace has set on a socket is set on the host's as by anybody: a supervisor of root's could do more, and
+/// needs nothing of it.
+fn give_up_network_privileges() -> rustix::io::Result<()> {
+    let privileges = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
+    let mut sets = capabilities(None)?;
+    for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
+        set.remove(privileges);
+    }
+    set_capabilities(None, sets)
 }
 
 /// Without a control socket (somebody has taken the directory away) a workspace still has its network.
