@@ -7,6 +7,7 @@ pub mod arguments;
 pub mod doors;
 pub mod fuzz;
 pub mod host_sockets;
+pub mod outside;
 pub mod races;
 pub mod stalls;
 

@@ -115,6 +115,7 @@ fn main() -> anyhow::Result<ExitCode> {
         attacks::doors::CASES,
         attacks::host_sockets::CASES,
         attacks::arguments::CASES,
+        attacks::outside::CASES,
         attacks::stalls::CASES,
         attacks::fuzz::CASES,
     ];

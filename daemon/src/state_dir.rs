@@ -1,15 +1,20 @@
 //! The directory that tells others about a running workspace: `state.json`, and the supervisor's control socket.
+//!
+//! The workspace may see it through its mounts, and write there as the caller does. So it is held open, and what is done
+//! in it is done by that: whatever stands at its path later is not followed. What others are told on the control socket
+//! does not come from the file.
 
 use std::env;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use nix::unistd::{AccessFlags, Uid, access, getpid};
-use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fstat, mkdirat, openat, renameat, unlinkat};
+use rustix::io::Errno;
 use serde::Serialize;
 use sidestep_forwarder::network::VirtualNetwork;
 use sidestep_forwarder::policy::Policy;
@@ -25,6 +30,7 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 const STATE_MAX: u64 = 1 << 20;
 /// Bytes of a Unix socket's path (sun_path in unix(7)), less the zero at its end.
 const SOCKET_PATH_MAX: usize = 107;
+const PRIVATE: Mode = Mode::RWXU;
 /// Directories named after one pid; more than a few are litter.
 const NAMES_MAX: usize = 1000;
 
@@ -47,81 +53,72 @@ pub struct State<'a> {
 /// Ours alone: mode 0700. Removed when dropped.
 pub struct StateDir {
     path: PathBuf,
+    directory: OwnedFd,
 }
 
 impl StateDir {
     /// `--state-dir`, or a directory named after our pid where such things go.
     pub fn create(asked: Option<&Path>) -> anyhow::Result<Self> {
-        let path = match asked {
-            Some(path) => {
-                let path = std::path::absolute(path)?;
-                has_room_for_socket(&path)?;
-                make_private(&path)?;
-                refuse_running(&path)?;
-                path
-            }
-            None => {
-                let parent = usual_parent();
-                let name = own_name()?;
-                has_room_for_socket(&parent.join(format!("{name}-{NAMES_MAX}")))?;
-                make_private(&parent)?;
-                make_new(&parent, &name)?
-            }
+        let Some(path) = asked else {
+            let parent = usual_parent();
+            let name = own_name()?;
+            has_room_for_socket(&parent.join(format!("{name}-{NAMES_MAX}")))?;
+            return make_new(&parent, &name);
         };
-        Ok(Self { path })
+        let path = std::path::absolute(path)?;
+        has_room_for_socket(&path)?;
+        let directory = make_private(&path)?;
+        refuse_running(&path, directory.as_fd())?;
+        Ok(Self { path, directory })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    pub fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+
     /// Readers see the whole file or none. What the workspace may have put in its place is replaced, not followed.
     pub fn write(&self, state: &State<'_>) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(state)?;
-        let write = || -> io::Result<()> {
-            let dir = open(&self.path)?;
-            // One of ours is there only where we were killed before the rename.
-            let _ = unlinkat(&dir, STATE_FILE_NEW, AtFlags::empty());
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            File::from(openat(&dir, STATE_FILE_NEW, flags, Mode::RUSR | Mode::WUSR)?).write_all(text.as_bytes())?;
-            Ok(renameat(&dir, STATE_FILE_NEW, &dir, STATE_FILE)?)
-        };
-        write().with_context(|| format!("cannot write {}", self.path.join(STATE_FILE).display()))
+        // One of ours is there only where we were killed before the rename.
+        let _ = unlinkat(&self.directory, STATE_FILE_NEW, AtFlags::empty());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let written = (|| -> io::Result<()> {
+            let mode = Mode::from_raw_mode(0o666);
+            File::from(openat(&self.directory, STATE_FILE_NEW, flags, mode)?).write_all(text.as_bytes())?;
+            Ok(renameat(&self.directory, STATE_FILE_NEW, &self.directory, STATE_FILE)?)
+        })();
+        written.with_context(|| format!("cannot write {}", self.path.join(STATE_FILE).display()))
     }
 }
 
 impl Drop for StateDir {
     fn drop(&mut self) {
-        remove(&self.path);
+        remove(&self.path, self.directory.as_fd());
     }
 }
 
 /// What state.json says. The workspace may have put something else there: a pipe is not to be waited for, nor a link
 /// followed.
-pub fn read(directory: &Path) -> anyhow::Result<String> {
-    let path = directory.join(STATE_FILE);
-    let cannot = || format!("cannot read {}", path.display());
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path);
-    let file = file.with_context(cannot)?;
-    ensure!(file.metadata()?.is_file(), "{} is no file", path.display());
+fn read(directory: BorrowedFd<'_>) -> anyhow::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(openat(directory, STATE_FILE, flags, Mode::empty())?);
+    ensure!(file.metadata()?.is_file(), "no file");
     let mut text = String::new();
-    file.take(STATE_MAX).read_to_string(&mut text).with_context(cannot)?;
+    file.take(STATE_MAX).read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// Removes what a workspace had there; a directory in which somebody else has files stays.
-pub fn remove(path: &Path) {
-    let Ok(dir) = open(path) else { return };
+/// Removes what a workspace had in `directory`, which is at `path` unless somebody has moved it; one in which somebody
+/// else has files stays.
+pub fn remove(path: &Path, directory: BorrowedFd<'_>) {
     for name in [STATE_FILE, STATE_FILE_NEW, CONTROL_SOCKET] {
-        report(unlinkat(&dir, name, AtFlags::empty()).map_err(io::Error::from));
+        report(unlinkat(directory, name, AtFlags::empty()).map_err(Into::into));
     }
     report(fs::remove_dir(path));
-}
-
-/// The workspace may have put a link in its place, to a directory that it does not see itself.
-fn open(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 fn report(removed: io::Result<()>) {
@@ -173,14 +170,16 @@ fn has_room_for_socket(path: &Path) -> anyhow::Result<()> {
 }
 
 /// Makes a directory called `name`, or `name-2` and so on, where one was left behind.
-fn make_new(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let names = (1..=NAMES_MAX).map(|n| if n == 1 { name.to_owned() } else { format!("{name}-{n}") });
-    for path in names.map(|name| parent.join(name)) {
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            other => {
-                other.map_err(|error| needs::no_state_dir(&path, &error))?;
-                return Ok(path);
+fn make_new(parent: &Path, name: &str) -> anyhow::Result<StateDir> {
+    let within = make_private(parent)?;
+    for name in (1..=NAMES_MAX).map(|n| if n == 1 { name.to_owned() } else { format!("{name}-{n}") }) {
+        let path = parent.join(&name);
+        match mkdirat(&within, &name, PRIVATE) {
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(needs::no_state_dir(&path, &error.into()).into()),
+            Ok(()) => {
+                let directory = open_private(within.as_fd(), Path::new(&name), &path)?;
+                return Ok(StateDir { path, directory });
             }
         }
     }
@@ -188,26 +187,34 @@ fn make_new(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Makes a directory that only we can enter, or makes sure that it is one: in /tmp somebody else may have been first.
-fn make_private(path: &Path) -> anyhow::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        other => return other.map_err(|error| needs::no_state_dir(path, &error).into()),
+fn make_private(path: &Path) -> anyhow::Result<OwnedFd> {
+    match mkdirat(CWD, path, PRIVATE) {
+        Ok(()) | Err(Errno::EXIST) => open_private(CWD, path, path),
+        Err(error) => Err(needs::no_state_dir(path, &error.into()).into()),
     }
-    let found = fs::symlink_metadata(path)?;
-    ensure!(
-        found.is_dir() && found.uid() == Uid::effective().as_raw(),
-        "{} is not a directory of ours: remove it or choose another with --state-dir",
-        path.display()
-    );
-    if found.mode() & 0o077 != 0 {
-        fs::set_permissions(path, Permissions::from_mode(0o700))?;
+}
+
+/// Opens a directory of ours, and no other that stands there instead; `path` is what it is called.
+fn open_private(within: BorrowedFd<'_>, name: &Path, path: &Path) -> anyhow::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = match openat(within, name, flags, Mode::empty()) {
+        Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => None,
+        opened => Some(opened?),
+    };
+    let is_ours = |found: &rustix::fs::Stat| found.st_uid == Uid::effective().as_raw();
+    let found = opened.as_ref().map(fstat).transpose()?.filter(is_ours);
+    let (Some(directory), Some(found)) = (opened, found) else {
+        bail!("{} is not a directory of ours: remove it or choose another with --state-dir", path.display())
+    };
+    if found.st_mode & 0o077 != 0 {
+        fchmod(&directory, PRIVATE)?;
     }
-    Ok(())
+    Ok(directory)
 }
 
 /// Two workspaces cannot share one directory; the state of one that is gone is written over.
-fn refuse_running(path: &Path) -> anyhow::Result<()> {
-    let Ok(text) = read(path) else { return Ok(()) };
+fn refuse_running(path: &Path, directory: BorrowedFd<'_>) -> anyhow::Result<()> {
+    let Ok(text) = read(directory) else { return Ok(()) };
     let monitor = serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|state| state["monitor"].as_i64());
     let Some(monitor) = monitor.filter(|&pid| pid != i64::from(getpid().as_raw())) else { return Ok(()) };
     let name = fs::read_to_string(format!("/proc/{monitor}/comm")).unwrap_or_default();
@@ -271,23 +278,22 @@ mod tests {
             network: &network,
             policy: &Policy::default(),
         };
-        assert!(read(dir.path()).is_err(), "a link");
+        assert!(read(dir.directory().as_fd()).is_err(), "a link");
         dir.write(&state).unwrap();
-        assert!(read(dir.path()).unwrap().contains("\"tap0\""));
+        assert!(read(dir.directory().as_fd()).unwrap().contains("\"tap0\""));
         assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "as it was");
-        // The whole directory, too.
-        let other = base.path().join("other");
-        fs::create_dir(&other).unwrap();
-        fs::write(other.join(STATE_FILE), "as it was").unwrap();
-        fs::rename(dir.path(), base.path().join("moved")).unwrap();
-        std::os::unix::fs::symlink(&other, dir.path()).unwrap();
-        assert!(dir.write(&state).is_err());
-        remove(dir.path());
-        assert_eq!(fs::read_to_string(other.join(STATE_FILE)).unwrap(), "as it was");
-        fs::remove_file(dir.path()).unwrap();
-        fs::rename(base.path().join("moved"), dir.path()).unwrap();
         fs::remove_file(dir.path().join(STATE_FILE)).unwrap();
         nix::unistd::mkfifo(&dir.path().join(STATE_FILE), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(read(dir.path()).is_err(), "a pipe");
+        assert!(read(dir.directory().as_fd()).is_err(), "a pipe");
+
+        let (moved, victim) = (base.path().join("moved"), base.path().join("victim"));
+        fs::rename(dir.path(), &moved).unwrap();
+        fs::create_dir(&victim).unwrap();
+        fs::write(victim.join(STATE_FILE), "as it was").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path()).unwrap();
+        dir.write(&state).unwrap();
+        drop(dir);
+        assert_eq!(fs::read_to_string(victim.join(STATE_FILE)).unwrap(), "as it was");
+        assert!(!moved.join(STATE_FILE).exists());
     }
 }

@@ -30,9 +30,7 @@ fn choose(parent: &Path, pid: Option<u32>, naming: &str) -> anyhow::Result<PathB
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     let mut running: Vec<_> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())
-        // A workspace may see the place and have names of its own there, which would be printed.
-        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'))
-        .filter(|name| is_served(&parent.join(name).join(CONTROL_SOCKET)))
+        .filter(|name| is_name(name) && is_served(&parent.join(name).join(CONTROL_SOCKET)))
         .collect();
     running.sort();
     if let Some(pid) = pid {
@@ -56,6 +54,12 @@ fn choose(parent: &Path, pid: Option<u32>, naming: &str) -> anyhow::Result<PathB
             first.split('-').next().unwrap_or(first)
         ),
     }
+}
+
+/// Numbers with dashes between them, as [`crate::state_dir`] makes them. A workspace could have made directories of any
+/// name, and these are shown.
+fn is_name(name: &str) -> bool {
+    name.split('-').all(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Somebody listens there, however busy: a workspace could have put a socket there that nobody accepts from.
@@ -87,7 +91,7 @@ mod tests {
         assert!(chosen(None).unwrap_err().starts_with("no workspace is running in"));
         let _first = run("20");
         assert_eq!(chosen(None).unwrap(), parent.path().join("20"));
-        let _strange = run("7\u{1b}[2J");
+        let _stranger = run("\u{1b}[31m7");
         assert_eq!(chosen(None).unwrap(), parent.path().join("20"));
         let _second = run("3-4026531836");
         assert_eq!(

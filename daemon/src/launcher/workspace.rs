@@ -18,7 +18,7 @@ use super::needs::{self, Missing, UsernsSysctls};
 use super::{Active, Choice, Plan, files, tap};
 use crate::FAILURE;
 use crate::channel::{Channel, Received};
-use crate::sys;
+use crate::sys::{self, pidfd};
 
 /// The child's steps take milliseconds; a machine under load gets this long.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,6 +50,8 @@ pub struct Made {
     pub active: Active,
     pub tap_ifindex: u32,
     pub pid_namespace: bool,
+    /// A pidfd of its first process.
+    pub init: OwnedFd,
     pub tap: OwnedFd,
     pub userns: OwnedFd,
     pub netns: OwnedFd,
@@ -93,6 +95,7 @@ fn attempt(plan: &Plan, pid_namespace: bool) -> anyhow::Result<(Workspace, Made)
                 active,
                 tap_ifindex,
                 pid_namespace,
+                init: pidfd::open_process(workspace.pid.as_raw().cast_unsigned())?,
                 tap: next("TAP")?,
                 userns: next("user namespace")?,
                 netns: next("network namespace")?,

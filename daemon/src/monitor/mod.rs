@@ -49,7 +49,7 @@ pub fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let (workspace, made) = launcher::launch(&plan)?;
     // Only now, just before the supervisor exists, which removes it where a monitor is killed.
     let state_dir = StateDir::create(settings.state_dir.as_deref())?;
-    let workers = Workers::start(&mut plan, made, settings.log, state_dir.path(), capture.map(OwnedFd::from))?;
+    let workers = Workers::start(&mut plan, made, settings.log, &state_dir, capture.map(OwnedFd::from))?;
     let mut monitor = Monitor { plan, workspace, workers, state_dir };
     monitor.write_state()?;
     tracing::info!("{}", start_line(&monitor.plan, monitor.workers.made()));
@@ -122,7 +122,7 @@ impl Monitor {
 
     fn write_state(&self) -> anyhow::Result<()> {
         let made = self.workers.made();
-        self.state_dir.write(&State {
+        let state = State {
             version: env!("CARGO_PKG_VERSION"),
             monitor: getpid().as_raw(),
             init: self.workspace.pid().as_raw(),
@@ -134,7 +134,9 @@ impl Monitor {
             ifname: &self.plan.ifname,
             network: &self.plan.network,
             policy: &self.plan.policy,
-        })
+        };
+        self.workers.tell(&state)?;
+        self.state_dir.write(&state)
     }
 }
 

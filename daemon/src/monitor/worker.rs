@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,6 +22,7 @@ use sidestep_forwarder::ports::{Entry, Published};
 use crate::channel::{Channel, DESCRIPTORS_MAX, Received};
 use crate::launcher::{Active, Made, Plan};
 use crate::logging::{self, LogSettings};
+use crate::state_dir::{State, StateDir};
 use crate::supervisor::counters::Restarts;
 use crate::supervisor::{self, ledger};
 use crate::sys::{shared_memory, spawn};
@@ -63,6 +63,13 @@ pub enum ToMonitor {
     Unpublish { number: u64 },
 }
 
+/// What the monitor tells a supervisor after its start.
+#[derive(Serialize, Deserialize)]
+pub enum ToSupervisor {
+    /// What state.json says: the file is the workspace's to change.
+    State(serde_json::Value),
+}
+
 /// In a worker: what it was started with.
 pub struct Started<T> {
     pub config: T,
@@ -84,6 +91,7 @@ struct Worker {
 /// What every supervisor and every forwarder gets, those included that come after one which died.
 struct Kept {
     made: Made,
+    state_dir: OwnedFd,
     /// What the supervisor has not answered, and which connections the forwarder has.
     ledger: OwnedFd,
     connections: OwnedFd,
@@ -112,7 +120,7 @@ impl Workers {
         plan: &mut Plan,
         made: Made,
         log: LogSettings,
-        state_dir: &Path,
+        state_dir: &StateDir,
         capture: Option<OwnedFd>,
     ) -> anyhow::Result<Self> {
         let kept = Kept {
@@ -121,6 +129,7 @@ impl Workers {
             link: Channel::pair().context("cannot make a socket pair")?,
             capture,
             ports: std::mem::take(&mut plan.ports),
+            state_dir: state_dir.directory().try_clone()?,
             made,
         };
         let made = &kept.made;
@@ -132,7 +141,7 @@ impl Workers {
             extent: plan.extent,
             tap_ifindex: made.tap_ifindex,
             publish_auto: plan.publish_auto,
-            state_dir: state_dir.to_owned(),
+            state_dir: state_dir.path().to_owned(),
             restarts: Restarts::default(),
         };
         let config = sidestep_forwarder::Config {
@@ -163,6 +172,15 @@ impl Workers {
 
     pub fn forwarder(&self) -> Pid {
         self.forwarder.pid
+    }
+
+    /// The supervisor answers from this until it is told again. One that has died is told when it is started again.
+    pub fn tell(&self, state: &State<'_>) -> anyhow::Result<()> {
+        let message = ToSupervisor::State(serde_json::to_value(state)?);
+        if !self.supervisor.channel.try_send(&message, &[]).unwrap_or(false) {
+            tracing::debug!("the supervisor is not told of the state");
+        }
+        Ok(())
     }
 
     /// A child of ours has been reaped. A worker is started again, with the same descriptors: then true.
@@ -262,7 +280,8 @@ impl Kept {
 
     /// In the order in which [`crate::cli`] takes them.
     fn supervisor_fds(&self) -> Vec<BorrowedFd<'_>> {
-        let always = [&self.ledger, &self.made.userns, &self.made.netns].map(AsFd::as_fd);
+        let made = &self.made;
+        let always = [&self.ledger, &made.userns, &made.netns, &made.init, &self.state_dir].map(AsFd::as_fd);
         let listener = self.made.listener.as_ref().map(AsFd::as_fd);
         always.into_iter().chain([self.link.0.as_fd()]).chain(listener).collect()
     }

@@ -55,7 +55,7 @@ mod ways;
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -71,7 +71,7 @@ use crate::channel::Channel;
 use crate::launcher::needs;
 use crate::publish::Sharing;
 use crate::sys::listener::Listener;
-use crate::sys::{shared_memory, socket, thread};
+use crate::sys::{pidfd, shared_memory, socket, thread};
 
 use self::active::Active;
 use self::auto::Auto;
@@ -110,7 +110,7 @@ pub struct Start {
     pub tap_ifindex: u32,
     /// `--publish-auto`.
     pub publish_auto: Option<PublishAuto>,
-    /// Where the control socket goes, and what the monitor wrote.
+    /// The state directory's path.
     pub state_dir: PathBuf,
     /// How often each worker has died by now.
     pub restarts: Restarts,
@@ -139,6 +139,10 @@ pub struct Handles {
     /// The workspace's user and network namespaces (/proc/self/ns/user, /proc/self/ns/net as opened inside).
     pub userns: OwnedFd,
     pub netns: OwnedFd,
+    /// A pidfd of the workspace's first process.
+    pub init: OwnedFd,
+    /// Where the control socket goes.
+    pub state_dir: OwnedFd,
     /// The seccomp listener; None without `--bypass`.
     pub listener: Option<OwnedFd>,
 }
@@ -171,12 +175,14 @@ pub fn run(
     let sharing = if handles.listener.is_some() { Sharing::WithPrograms } else { Sharing::No };
     let monitor = Channel::from(stop.try_clone().context("cannot ask the monitor")?);
     let ports = Ports::start(Arc::clone(&link), sharing, Some(monitor));
-    start_control(&start, &counters, &link, &ports);
+    let (told, state) = tokio::sync::watch::channel(None);
+    start_control(&start, handles.state_dir.as_fd(), state, &counters, &link, &ports);
     tokio::spawn(resolvers::follow(Arc::clone(&link)));
     let auto = start
         .publish_auto
         .zip(listening)
         .map(|(asked, listening)| Auto::start(asked.host, start.network.clone(), listening, Arc::clone(&ports)));
+    let init = handles.init.try_clone().context("cannot keep hold of the workspace")?;
     let session = match handles.listener.take() {
         Some(listener) => {
             thread::install_wake_up().context("cannot install the wake-up signal")?;
@@ -192,7 +198,11 @@ pub fn run(
         None => None,
     };
     ready()?;
-    runtime.block_on(watch::until_closed(session, stop))
+    runtime.block_on(watch::until_closed(session, stop, told))?;
+    // The monitor's death ends the workspace, unless that has seen to it that it does not (PR_SET_PDEATHSIG). Before our
+    // own end, which waits for threads that hold on to it.
+    let _ = pidfd::kill(init.as_fd());
+    Ok(())
 }
 
 /// What the workspace has set on a socket is set on the host's as by anybody: a supervisor of root's could do more, and
@@ -207,11 +217,18 @@ fn give_up_network_privileges() -> rustix::io::Result<()> {
 }
 
 /// Without a control socket (somebody has taken the directory away) a workspace still has its network.
-fn start_control(start: &Start, counters: &Arc<Counters>, link: &Arc<Link>, ports: &Arc<Ports>) {
-    match control::bind(&start.state_dir) {
+fn start_control(
+    start: &Start,
+    state_dir: BorrowedFd<'_>,
+    state: tokio::sync::watch::Receiver<Option<String>>,
+    counters: &Arc<Counters>,
+    link: &Arc<Link>,
+    ports: &Arc<Ports>,
+) {
+    match control::bind(state_dir) {
         Ok(listener) => {
             let control = Control {
-                state_dir: start.state_dir.clone(),
+                state,
                 counters: Arc::clone(counters),
                 link: Arc::clone(link),
                 ports: Arc::clone(ports),

@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::io::Interest;
+use tokio::sync::watch::Sender;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::channel::{Channel, Received};
+use crate::monitor::worker::ToSupervisor;
 use crate::sys::readiness;
 
 use super::active::STUCK_REPLY;
@@ -17,19 +20,27 @@ use super::session::Session;
 /// Between two looks.
 const PERIOD: Duration = Duration::from_millis(250);
 
-/// Until `monitor`, our channel to it, is closed at the other end. Without a session nothing is looked after.
-pub async fn until_closed(session: Option<Arc<Session>>, monitor: OwnedFd) -> anyhow::Result<()> {
+/// Until `monitor`, our channel to it, is closed at the other end; what it says of the state is passed on. Without a
+/// session nothing is looked after.
+pub async fn until_closed(
+    session: Option<Arc<Session>>,
+    monitor: OwnedFd,
+    state: Sender<Option<String>>,
+) -> anyhow::Result<()> {
+    let channel = Channel::from(monitor.try_clone()?);
     let monitor = readiness::register(monitor, Interest::READABLE).context("cannot watch the monitor")?;
-    let Some(session) = session else {
-        monitor.readable().await?.retain_ready();
-        return Ok(());
-    };
     let mut tick = interval(PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = monitor.readable() => return Ok(()),
-            _ = tick.tick() => look(&session, Instant::now()),
+            readable = monitor.readable() => match channel.receive(Some(Duration::ZERO))? {
+                Received::Message(ToSupervisor::State(said), _) => drop(state.send_replace(Some(said.to_string()))),
+                Received::Timeout => readable?.clear_ready(),
+                Received::Closed => return Ok(()),
+            },
+            _ = tick.tick(), if session.is_some() => {
+                session.as_deref().into_iter().for_each(|session| look(session, Instant::now()));
+            }
         }
     }
 }

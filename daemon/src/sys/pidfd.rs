@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
 
 /// Linux 6.9: a pidfd of a thread that does not lead its group.
 const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
@@ -29,6 +29,11 @@ fn open(pid: u32, flags: PidfdFlags) -> io::Result<OwnedFd> {
 pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
     poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
+/// ESRCH: it has ended.
+pub fn kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(pidfd_send_signal(pidfd, Signal::KILL)?)
 }
 
 /// A copy of the tracee's descriptor `number`: the same open file. Close-on-exec here whatever it is there.

@@ -3,7 +3,7 @@
 //!
 //! | request            | answer                                             |
 //! |--------------------|----------------------------------------------------|
-//! | `GET /v1/state`    | what state.json says                               |
+//! | `GET /v1/state`    | what state.json says when nobody has changed it    |
 //! | `GET /v1/counters` | what supervisor and forwarder have counted         |
 //! | `GET /v1/flows`    | the largest flows of the forwarder                 |
 //! | `GET /v1/ports`    | published ports                                    |
@@ -19,10 +19,7 @@ mod metrics;
 pub mod peer;
 
 use std::convert::Infallible;
-use std::fs;
-use std::io;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,16 +30,19 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use nix::sys::stat::{Mode, umask};
+use rustix::fs::{AtFlags, Mode, fchmod, unlinkat};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, listen, socket_with};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sidestep_forwarder::ports::Origin;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::sync::watch::Receiver;
 use tokio::time::{sleep, timeout};
 
 use crate::publish::Spec;
-use crate::state_dir::{self, CONTROL_SOCKET};
+use crate::state_dir::CONTROL_SOCKET;
 
 use super::counters::{self, Counters};
 use super::link::{Link, Silent};
@@ -61,7 +61,8 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// What is answered from.
 pub struct Control {
-    pub state_dir: PathBuf,
+    /// The monitor's word; None until it has come.
+    pub state: Receiver<Option<String>>,
     pub counters: Arc<Counters>,
     pub link: Arc<Link>,
     pub ports: Arc<Ports>,
@@ -71,19 +72,20 @@ pub struct Control {
 
 type Answer = Response<Full<Bytes>>;
 
-/// Binds the socket; one that a predecessor left is replaced.
-pub fn bind(state_dir: &Path) -> anyhow::Result<UnixListener> {
-    let path = state_dir.join(CONTROL_SOCKET);
-    if let Err(error) = fs::remove_file(&path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+/// Binds the socket in the state directory; one that a predecessor left is replaced.
+pub fn bind(state_dir: BorrowedFd<'_>) -> anyhow::Result<UnixListener> {
+    match unlinkat(state_dir, CONTROL_SOCKET, AtFlags::empty()) {
+        Err(error) if error != Errno::NOENT => return Err(error).context("cannot remove what is in its place"),
+        _ => {}
     }
-    // Its mode is right from the beginning: what is at that path a moment later may be a workspace's link to anything.
-    let mask = umask(Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(&path);
-    umask(mask);
-    listener.with_context(|| format!("cannot bind {}", path.display()))
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // What bind(2) makes has the socket's mode. By its name it could be another's by then.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    let path = format!("/proc/self/fd/{}/{CONTROL_SOCKET}", state_dir.as_raw_fd());
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?).context("cannot bind it")?;
+    listen(&socket, libc::SOMAXCONN)?;
+    Ok(UnixListener::from_std(socket.into())?)
 }
 
 /// Serves until the event loop ends.
@@ -139,9 +141,9 @@ impl Control {
             return Ok(error(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} is for GET")));
         }
         Ok(match path {
-            "/v1/state" => match state_dir::read(&self.state_dir) {
-                Ok(text) => answer(StatusCode::OK, "application/json", text),
-                Err(failed) => error(StatusCode::INTERNAL_SERVER_ERROR, &format!("{failed:#}")),
+            "/v1/state" => match self.state().await {
+                Some(text) => answer(StatusCode::OK, "application/json", text),
+                None => error(StatusCode::SERVICE_UNAVAILABLE, "the workspace has ended"),
             },
             "/v1/counters" => json_answer(StatusCode::OK, &self.counted().await),
             "/v1/flows" => match self.link.flows().await {
@@ -150,6 +152,10 @@ impl Control {
             },
             _ => answer(StatusCode::OK, "text/plain; version=0.0.4", metrics::text(&self.counted().await)),
         })
+    }
+
+    async fn state(&self) -> Option<String> {
+        self.state.clone().wait_for(Option::is_some).await.ok()?.clone()
     }
 
     async fn ports(&self, request: Request<Incoming>) -> Answer {
