@@ -88,6 +88,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ports::lifetime::CASES,
         ports::loopback::CASES,
         published::CASES,
+        published::auto::CASES,
         published::inside::CASES,
         published::lifetime::CASES,
         routes::CASES,

@@ -1,5 +1,6 @@
 //! Published ports by the bypass: a program that listens at one has the host's socket itself.
 
+pub mod auto;
 pub mod inside;
 pub mod lifetime;
 
@@ -7,18 +8,15 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
 
 use crate::lab::command::{DEADLINE, Running};
 use crate::lab::netns::Netns;
-use crate::lab::processes::Tree;
 use crate::lab::workspace::Workspace;
-use crate::lab::{HOST_V4, HOST_V6, REMOTE, effort, poll};
+use crate::lab::{HOST_V4, HOST_V6, REMOTE, effort};
 
 crate::cases! {
     BYPASS: taken_out, stays_in_place, attacks;
-    BYPASS_AS_USER: blocking_and_epoll, options, closed_and_again, dissolved, restarted, supervisor_killed, forwarder_killed,
-        by_itself, held_ports, more_than_is_looked_at;
+    BYPASS_AS_USER: blocking_and_epoll, options;
 }
 
 const HOST: [IpAddr; 2] = [IpAddr::V4(HOST_V4), IpAddr::V6(HOST_V6)];
@@ -221,219 +219,6 @@ sys.stdin.read()"
     let said = running.line()?;
     ensure!(said == "True 100000", "{said}");
     Ok(())
-}
-
-/// A program that ends gives the port back at once, whoever of its processes is the last; the next one may have it.
-fn closed_and_again(ws: Workspace) -> Result<()> {
-    let ws = ws.flag("-p=8080:80");
-    let mut running = ws.start_python(&format!(
-        "{SERVER}
-def child(code):
-    pid = os.fork()
-    if pid == 0:
-        exec(code, globals()); say('serves'); signal.pause()
-    return pid
-for line in sys.stdin:
-    what = line.strip()
-    if what == 'start': pid = child(\"l = serve(listen('0.0.0.0', 80, reuse=False)); assert side(l) == 'host'\")
-    if what == 'kill': os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0); say('killed')
-    if what == 'seen':
-        while inside(80): time.sleep(0.01)
-        say('gone', attempt('127.0.0.1', 80))"
-    ))?;
-    let is_reset = || {
-        let to = SocketAddr::from((HOST[0], 8080));
-        let connected = ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE));
-        let end = connected.and_then(|mut stream| stream.read(&mut [0])).map_err(|error| error.kind());
-        ensure!(end == Err(std::io::ErrorKind::ConnectionReset), "{end:?}");
-        Ok(())
-    };
-    for _ in 0..effort::tries(10, 500) {
-        running.write("start\n")?;
-        running.line_with("serves").with_context(|| running.stderr())?;
-        is_known_as(&ws.lab.remote, (HOST[0], 8080), &remote(0, "host"))?;
-        running.write("kill\n")?;
-        running.line_with("killed")?;
-        // The forwarder has it, and finds nobody inside.
-        is_reset()?;
-    }
-    running.write("seen\n")?;
-    running.line_with("gone ECONNREFUSED").map(drop)
-}
-
-/// A listening socket that is shut down or dissolved is the workspace's again, with its port, and may listen there.
-fn dissolved(ws: Workspace) -> Result<()> {
-    let ws = ws.flag("-p=8080:80");
-    let mut running = ws.start_python(&format!(
-        "{SERVER}
-l = listen('0.0.0.0', 80); say(side(l), outcome(lambda: l.listen(9)), side(l))
-say(outcome(lambda: l.bind(('0.0.0.0', 81))), outcome(lambda: l.connect(('127.0.0.1', 81))), side(l))
-l.shutdown(socket.SHUT_RDWR); say(outcome(l.accept), outcome(l.listen), side(l), l.getsockname()); l.close()
-l = listen('0.0.0.0', 80); libc = ctypes.CDLL(None)
-say(side(l), libc.connect(l.fileno(), bytes(16), 16), side(l), l.getsockname(), outcome(l.listen), side(l))
-serve(l); say('ready'); sys.stdin.read()"
-    ))?;
-    let mut said = String::new();
-    for _ in 0..4 {
-        said += &format!("{}\n", running.line().with_context(|| running.stderr())?);
-    }
-    let want = "host connected host
-EINVAL EISCONN host
-EINVAL connected workspace ('0.0.0.0', 80)
-host 0 workspace ('0.0.0.0', 80) connected host
-";
-    ensure!(said == want, "{said}");
-    running.line_with("ready")?;
-    is_known_as(&ws.lab.remote, (HOST[0], 8080), &remote(0, "host"))
-}
-
-/// Clients by the thousand, while one server process takes over from another again and again, and workers of ours die:
-/// as on any Linux, where the socket is handed on, nobody is lost.
-fn restarted(ws: Workspace) -> Result<()> {
-    let ws = ws.flag("-p=8080:80");
-    let mut running = ws.start_python(&format!(
-        "{SERVER}
-l = listen('::', 80, v6only=0)
-{GENERATIONS}
-exchange(); say('ready')
-for line in sys.stdin: exchange(); say('exchanged')"
-    ))?;
-    running.line_with("ready").with_context(|| running.stderr())?;
-    let tries = effort::tries(2_000, 20_000);
-    let want = format!("::ffff:{} host", REMOTE[0]);
-    std::thread::scope(|scope| -> Result<()> {
-        let client = || -> Result<()> {
-            for n in 0..tries / 4 {
-                is_known_as(&ws.lab.remote, (HOST[0], 8080), &want).with_context(|| format!("connection {n}"))?;
-            }
-            Ok(())
-        };
-        let clients: Vec<_> = (0..4).map(|_| scope.spawn(client)).collect();
-        let mut exchanged = 0;
-        while exchanged < 50 || !clients.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-            if let Some(worker) = [(10, "supervisor"), (30, "forwarder")].iter().find(|(at, _)| *at == exchanged) {
-                Tree::of(running.pid())?.worker(worker.1)?.kill(Signal::SIGKILL)?;
-            }
-            running.write("again\n")?;
-            running.line_with("exchanged").with_context(|| running.stderr())?;
-            exchanged += 1;
-        }
-        clients.into_iter().try_for_each(|client| client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
-    })
-}
-
-/// The next supervisor has the shadow from the forwarder.
-fn supervisor_killed(ws: Workspace) -> Result<()> {
-    killed(ws, "supervisor")
-}
-
-/// The next forwarder has the shadow from the supervisor.
-fn forwarder_killed(ws: Workspace) -> Result<()> {
-    killed(ws, "forwarder")
-}
-
-fn killed(ws: Workspace, worker: &str) -> Result<()> {
-    let ws = ws.flag("-p=8080:80");
-    let mut running = ws.start_python(&format!(
-        "{SERVER}
-l = serve(listen('0.0.0.0', 80)); say(side(l), ask('127.0.0.1', 80))
-for line in sys.stdin:
-    if line == 'ask\\n': say(ask('127.0.0.1', 80))
-    if line == 'close\\n':
-        l.shutdown(socket.SHUT_RDWR); l.close()
-        l = listen('0.0.0.0', 80, reuse=False); say(side(l), outcome(l.listen))"
-    ))?;
-    running.line_with("host 127.0.0.1 host")?;
-    for _ in 0..2 {
-        let tree = Tree::of(running.pid())?;
-        let victim = tree.worker(worker)?;
-        victim.kill(Signal::SIGKILL)?;
-        poll("the worker is gone", DEADLINE, || Ok((!victim.is_alive()).then_some(())))?;
-        is_known_as(&ws.lab.remote, (HOST[0], 8080), &remote(0, "host"))?;
-        running.write("ask\n")?;
-        running.line_with("127.0.0.1 host").with_context(|| running.stderr())?;
-        poll("another worker is there", DEADLINE, || Ok(Tree::of(running.pid())?.worker(worker).ok().map(drop)))?;
-    }
-    // It is not in the way of another listener.
-    running.write("close\n")?;
-    running.line_with("host connected").with_context(|| running.stderr()).map(drop)
-}
-
-/// `--publish-auto` has the port at once.
-fn by_itself(ws: Workspace) -> Result<()> {
-    let ws = ws.flag("--publish-auto");
-    let mut running = ws.start_python(&format!(
-        "{SERVER}
-for port, addr in (5000, '0.0.0.0'), (5001, '::'): say(side(serve(listen(addr, port))))
-for line in sys.stdin:
-    for port in 5002, 5003: l = listen('0.0.0.0', port); say(side(l)); l.close()"
-    ))?;
-    for port in [5000, 5001] {
-        let said = running.line()?;
-        ensure!(said == "host", "{said}");
-        let said = ask(&ws.lab.remote, (HOST[0], port))?;
-        ensure!(said.ends_with(&remote(0, "host")), "{said}");
-    }
-    running.write("more\n")?;
-    for port in [5002, 5003] {
-        let said = running.line()?;
-        ensure!(said == "host", "{said}");
-        let to = SocketAddr::from((HOST[0], port));
-        poll("the port is closed", DEADLINE, || {
-            Ok(ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE)).is_err().then_some(()))
-        })?;
-    }
-    is_known_as(&ws.lab.remote, (HOST[0], 5000), &remote(0, "host"))
-}
-
-/// A port that a program keeps, listening or not, is one of those that `--publish-auto` gives away.
-fn held_ports(ws: Workspace) -> Result<()> {
-    let ws = ws.flag("--publish-auto");
-    let mut running = ws.start_python(&format!(
-        "{SERVER}
-def shut(port):
-    l = listen('0.0.0.0', port); taken_out = side(l); l.shutdown(socket.SHUT_RDWR)
-    return l, taken_out
-kept = [shut(port) for port in range(6000, 6128)]
-say({{taken_out for _, taken_out in kept}}); sys.stdin.readline()
-say(shut(6200)[1])
-for l, _ in kept: l.close()
-for port in range(6300, 7000):
-    time.sleep(0.05)
-    if shut(port)[1] == 'host': say('others'); break"
-    ))?;
-    running.line_with("{'host'}").with_context(|| running.stderr())?;
-    for port in 6000..6128 {
-        let to = SocketAddr::from((HOST[0], port));
-        poll("the port is published no more", DEADLINE, || {
-            Ok(ws.lab.remote.within(|| TcpStream::connect_timeout(&to, DEADLINE)).is_err().then_some(()))
-        })?;
-    }
-    running.write("another\n")?;
-    running.line_with("workspace").with_context(|| running.stderr())?;
-    running.line_with("others").with_context(|| running.stderr()).map(drop)
-}
-
-/// So is one that is not seen among all that listens inside.
-fn more_than_is_looked_at(ws: Workspace) -> Result<()> {
-    start(
-        &ws.flag("--publish-auto"),
-        "for n in range(6):
-    r, w = os.pipe()
-    if os.fork() == 0:
-        others = [listen(f'127.0.0.{n + 1}', port) for port in range(10000, 10900)]
-        os.write(w, b'x'); signal.pause()
-    os.read(r, 1)
-programs = [listen('0.0.0.0', port) for port in range(6000, 6128)]
-assert {side(l) for l in programs} == {'host'}
-# More than a port stays without being seen.
-end = time.monotonic() + 4
-for port in range(7000, 8000):
-    if time.monotonic() > end: break
-    l = listen('0.0.0.0', port); assert side(l) == 'workspace', port
-    l.close(); time.sleep(0.1)",
-    )
-    .map(drop)
 }
 
 /// A listening host socket gets nowhere else, nor do those that it accepts; what a program does to its share harms itself.
