@@ -7,12 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{SendFlags, send};
 
 use crate::sys::socket;
 
 use super::facts::SocketCookie;
-use super::netlink::{self, Message, Messages, Request, array, malformed};
+use super::netlink::{self, Message, Request, array, malformed};
 
 /// linux/sock_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -26,6 +26,10 @@ const ANY_COOKIE: [u8; 8] = [0xff; 8];
 pub const LOOPBACK: u32 = 1;
 /// Sockets looked at: more ports than are ever published by themselves, and a bound on a workspace with a million.
 const SOCKETS_MAX: usize = 4096;
+/// Of a workspace with more, some 200,000 sockets, nothing is known.
+const MAX_BYTES: usize = 32 << 20;
+/// One socket is told of with some 100 bytes.
+const ANSWER: usize = 4096;
 
 pub struct Listening(Mutex<(OwnedFd, u32)>);
 
@@ -53,20 +57,9 @@ impl Listening {
         let (socket, sequence) = &mut *netlink;
         *sequence = sequence.wrapping_add(1);
         send(&*socket, &question(to, client, *sequence), SendFlags::empty())?;
-        let mut buffer = [0; 4096];
-        loop {
-            let (length, _) = recv(&*socket, &mut buffer, RecvFlags::empty())?;
-            let message = Messages(buffer.get(..length).unwrap_or(&[])).next().ok_or_else(malformed)??;
-            if message.sequence != *sequence {
-                continue;
-            }
-            if i32::from(message.kind) == libc::NLMSG_ERROR {
-                return match message.errno()? {
-                    libc::ENOENT => Ok(None),
-                    errno => Err(io::Error::from_raw_os_error(errno)),
-                };
-            }
-            return Ok(Some(listener(&message).ok_or_else(malformed)?.1));
+        match netlink::answer(socket, *sequence, &mut [0; ANSWER]) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            answer => Ok(Some(listener(&answer?).ok_or_else(malformed)?.1)),
         }
     }
 
@@ -74,11 +67,11 @@ impl Listening {
     fn sockets(&self, port: u16) -> io::Result<Vec<(SocketAddr, SocketCookie)>> {
         let mut netlink = self.0.lock().map_err(|_| io::Error::other("a thread died while asking for sockets"))?;
         let (socket, sequence) = &mut *netlink;
-        let mut found = Vec::new();
+        let (mut found, mut budget) = (Vec::new(), MAX_BYTES);
         for family in [libc::AF_INET, libc::AF_INET6] {
             *sequence = sequence.wrapping_add(1);
             send(&*socket, &request(family, port, *sequence), SendFlags::empty())?;
-            netlink::dump(socket, *sequence, |message| {
+            netlink::dump(socket, *sequence, &mut budget, |message| {
                 if found.len() < SOCKETS_MAX {
                     found.push(listener(message).ok_or_else(malformed)?);
                 }

@@ -1,11 +1,12 @@
-//! Netlink messages as bytes (netlink(7)): building requests, walking what comes back, a dump to its end. Nothing here
-//! knows a protocol.
+//! Netlink messages as bytes (netlink(7)): building requests, walking what comes back; one answer, or a dump to its end.
+//! Nothing here knows a protocol.
 //!
 //! Everything is read through checked slices; what does not fit is an error, never a panic or a loop.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 /// struct nlmsghdr.
@@ -14,6 +15,11 @@ pub const HEADER: usize = 16;
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
 /// What the kernel fills at a time in a dump, where there is room.
 const DUMP_BUFFER: usize = 32 << 10;
+/// Datagrams of a dump given up that are thrown away: 64 MB, as much as is ever read of one.
+const DISCARDED: usize = 2048;
+/// Answers to earlier requests, which nobody waits for any more, that are passed over for one that somebody does. It bounds
+/// the wait, too: root of a workspace can send to such a socket as well.
+const LATE_ANSWERS: usize = 64;
 
 pub struct Request(Vec<u8>);
 
@@ -57,7 +63,7 @@ pub struct Message<'a> {
 
 impl Message<'_> {
     /// Of NLMSG_ERROR, and of NLMSG_DONE, which may carry one too: a positive errno, or 0.
-    pub fn errno(&self) -> io::Result<i32> {
+    fn errno(&self) -> io::Result<i32> {
         Ok(i32::from_ne_bytes(array(self.body, 0).ok_or_else(malformed)?).wrapping_neg())
     }
 }
@@ -120,28 +126,110 @@ pub fn table<const N: usize>(attributes: &[u8]) -> io::Result<[Option<&[u8]>; N]
     Ok(table)
 }
 
-/// Each message of the dump that was asked for with this number.
-pub fn dump(socket: &OwnedFd, sequence: u32, mut take: impl FnMut(&Message<'_>) -> io::Result<()>) -> io::Result<()> {
+/// The answer to the request with this number; an error is what the kernel says instead of one.
+pub fn answer<'b>(socket: &OwnedFd, sequence: u32, buffer: &'b mut [u8]) -> io::Result<Message<'b>> {
+    for _ in 0..LATE_ANSWERS {
+        let (length, _) = recv(socket, &mut *buffer, RecvFlags::empty())?;
+        if first(buffer.get(..length).unwrap_or(&[]))?.sequence == sequence {
+            let answer = first(buffer.get(..length).unwrap_or(&[]))?;
+            return if i32::from(answer.kind) == libc::NLMSG_ERROR { Err(refusal(&answer)) } else { Ok(answer) };
+        }
+    }
+    Err(malformed())
+}
+
+fn first(datagram: &[u8]) -> io::Result<Message<'_>> {
+    Messages(datagram).next().ok_or_else(malformed)?
+}
+
+/// What an NLMSG_ERROR says. An acknowledgement is one as well, of errno 0, and nobody here asks for any.
+fn refusal(error: &Message<'_>) -> io::Error {
+    match error.errno() {
+        Ok(errno) if errno > 0 => io::Error::from_raw_os_error(errno),
+        Ok(_) => malformed(),
+        Err(error) => error,
+    }
+}
+
+/// Why a dump was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unread {
+    #[error("a netlink dump is larger than what is read of one")]
+    TooLong,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<Errno> for Unread {
+    fn from(errno: Errno) -> Self {
+        Self::Io(errno.into())
+    }
+}
+
+impl From<Unread> for io::Error {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Io(error) => error,
+            Unread::TooLong => Self::other(unread),
+        }
+    }
+}
+
+/// Each message of the dump that was asked for with this number, of which `budget` says how many bytes are read. EINTR:
+/// what is dumped has changed meanwhile, and the messages are of no one state.
+pub fn dump(
+    socket: &OwnedFd,
+    sequence: u32,
+    budget: &mut usize,
+    take: impl FnMut(&Message<'_>) -> io::Result<()>,
+) -> Result<(), Unread> {
+    let dumped = to_the_end(socket, sequence, budget, take);
+    if dumped.is_err() {
+        // While there is more of it to come, no other dump begins (EBUSY).
+        discard(socket)?;
+    }
+    dumped
+}
+
+fn to_the_end(
+    socket: &OwnedFd,
+    sequence: u32,
+    budget: &mut usize,
+    mut take: impl FnMut(&Message<'_>) -> io::Result<()>,
+) -> Result<(), Unread> {
     let mut buffer = vec![0; DUMP_BUFFER];
     loop {
         let (_, length) = recv(socket, &mut buffer[..], RecvFlags::TRUNC)?;
+        *budget = budget.checked_sub(length).ok_or(Unread::TooLong)?;
         for message in Messages(buffer.get(..length).ok_or_else(malformed)?) {
             let message = message?;
             if message.sequence != sequence {
-                // What is left of a dump that was given up.
                 continue;
             }
+            // Also of the last message, which comes after the last of the changes.
+            if i32::from(message.flags) & libc::NLM_F_DUMP_INTR != 0 {
+                return Err(Errno::INTR.into());
+            }
             match i32::from(message.kind) {
-                libc::NLMSG_DONE | libc::NLMSG_ERROR => {
-                    return match message.errno()? {
-                        errno if errno > 0 => Err(io::Error::from_raw_os_error(errno)),
-                        _ => Ok(()),
-                    };
-                }
+                // With the error that ended it early (netlink_dump_done).
+                libc::NLMSG_DONE if message.errno()? == 0 => return Ok(()),
+                libc::NLMSG_DONE | libc::NLMSG_ERROR => return Err(refusal(&message).into()),
                 _ => take(&message)?,
             }
         }
     }
+}
+
+/// Throws away what is there and what each look brings.
+fn discard(socket: &OwnedFd) -> Result<(), Unread> {
+    for _ in 0..DISCARDED {
+        match recv(socket, &mut [0; 1], RecvFlags::DONTWAIT) {
+            Ok(_) => {}
+            Err(Errno::AGAIN) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Err(Unread::TooLong)
 }
 
 /// struct sockaddr_nl: a port that the kernel chooses, no groups.
@@ -184,5 +272,90 @@ mod tests {
         }
         assert!(Attributes(&[0, 0, 1, 0]).all(|attribute| attribute.is_err()), "a length of 0 does not loop");
         assert!(Attributes(&[9, 0, 1, 0, 7]).all(|attribute| attribute.is_err()));
+    }
+
+    /// A datagram of one message of this type, whose body is an int.
+    fn message(kind: i32, flags: i32, sequence: u32, body: i32) -> Vec<u8> {
+        let mut bytes = Request::new(u16::try_from(kind).unwrap(), 0, sequence, &body.to_ne_bytes()).bytes();
+        bytes[6..8].copy_from_slice(&u16::try_from(flags).unwrap().to_ne_bytes());
+        bytes
+    }
+
+    /// A socket that has these datagrams for its reader.
+    fn saying(datagrams: &[Vec<u8>]) -> OwnedFd {
+        let flags = rustix::net::SocketFlags::NONBLOCK;
+        let (ours, kernels) =
+            rustix::net::socketpair(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, flags, None)
+                .unwrap();
+        for datagram in datagrams {
+            rustix::net::send(&kernels, datagram, rustix::net::SendFlags::empty()).unwrap();
+        }
+        // With the other end gone a datagram socket still gives EAGAIN where nothing is left.
+        ours
+    }
+
+    const DONE: i32 = libc::NLMSG_DONE;
+    const ERROR: i32 = libc::NLMSG_ERROR;
+    const MULTI: i32 = libc::NLM_F_MULTI;
+
+    #[test]
+    fn a_dump_is_whole_or_it_is_none() {
+        let (changed, one) = (MULTI | libc::NLM_F_DUMP_INTR, message(30, MULTI, 7, 1));
+        let done = message(DONE, MULTI, 7, 0);
+        let cases = [
+            (vec![one.clone(), one.clone(), done.clone()], Ok(2)),
+            (vec![[&one[..], &one, &done].concat()], Ok(2)),
+            (vec![done.clone()], Ok(0)),
+            // What is left of an earlier one.
+            (vec![message(30, MULTI, 6, 1), message(DONE, MULTI, 6, 0), done.clone()], Ok(0)),
+            // It ended early: a set that is gone, say.
+            (vec![one.clone(), message(DONE, MULTI, 7, -libc::ENOENT)], Err(Some(libc::ENOENT))),
+            (vec![message(ERROR, 0, 7, -libc::EOPNOTSUPP)], Err(Some(libc::EOPNOTSUPP))),
+            // An acknowledgement says that something else was done.
+            (vec![message(ERROR, 0, 7, 0)], Err(None)),
+            (vec![message(30, changed, 7, 1), done.clone()], Err(Some(libc::EINTR))),
+            (vec![one.clone(), message(DONE, changed, 7, 0)], Err(Some(libc::EINTR))),
+            (vec![one.clone()], Err(Some(libc::EAGAIN))),
+            (vec![one[..18].to_vec(), done], Err(None)),
+        ];
+        for (said, want) in cases {
+            let socket = saying(&said);
+            let mut taken = 0;
+            let dumped = dump(&socket, 7, &mut 1000, |_| {
+                taken += 1;
+                Ok(())
+            });
+            let got = dumped.map(|()| taken).map_err(|unread| io::Error::from(unread).raw_os_error());
+            assert_eq!(got, want, "{said:?}");
+            assert_eq!(recv(&socket, &mut [0; 1], RecvFlags::empty()), Err(Errno::AGAIN), "left of {said:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_or_not_wanted_is_thrown_away() {
+        let said = [message(30, MULTI, 7, 1), message(30, MULTI, 7, 2), message(DONE, MULTI, 7, 0)];
+        let socket = saying(&said);
+        assert!(matches!(dump(&socket, 7, &mut 30, |_| Ok(())), Err(Unread::TooLong)));
+        assert_eq!(recv(&socket, &mut [0; 1], RecvFlags::empty()), Err(Errno::AGAIN));
+        let socket = saying(&said);
+        assert!(matches!(dump(&socket, 7, &mut 1000, |_| Err(malformed())), Err(Unread::Io(_))));
+        assert_eq!(recv(&socket, &mut [0; 1], RecvFlags::empty()), Err(Errno::AGAIN));
+    }
+
+    #[test]
+    fn late_answers_are_passed_over() {
+        let asked = |said: &[Vec<u8>]| {
+            let mut buffer = [0; 100];
+            let answer = answer(&saying(said), 7, &mut buffer).map(|message| message.kind);
+            answer.map_err(|error| error.raw_os_error())
+        };
+        let late = message(24, 0, 6, 1);
+        assert_eq!(asked(&[late.clone(), message(ERROR, 0, 5, -1), message(24, 0, 7, 1)]), Ok(24));
+        assert_eq!(asked(&[message(ERROR, 0, 7, -libc::ENOENT)]), Err(Some(libc::ENOENT)));
+        assert_eq!(asked(&[message(ERROR, 0, 7, 0)]), Err(None), "an acknowledgement");
+        assert_eq!(asked(std::slice::from_ref(&late)), Err(Some(libc::EAGAIN)));
+        for length in 0..late.len() {
+            assert_eq!(asked(&[late[..length].to_vec()]), Err(None), "{length}");
+        }
     }
 }

@@ -10,13 +10,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{SendFlags, send};
 use sidestep_forwarder::policy::{self, Transport};
 
 use crate::sys::socket;
 
 use super::known_routes::{Answer, KnownRoutes, Question, Recalled};
-use super::netlink::{self, Message, Messages, Request, array, malformed, table};
+use super::netlink::{self, Request, Unread, array, malformed, table};
 use super::rules::{self, Rules};
 
 /// What the workspace's kernel would do.
@@ -71,6 +71,8 @@ const RTA_IP_PROTO: u16 = 27;
 const RTA_DPORT: u16 = 29;
 /// The longest answer is one about a device: names, addresses, the settings of both families.
 const ANSWER: usize = 8192;
+/// Bytes of a family's rules that are read: a hundred thousand. With more of them every route is in doubt.
+const MAX_RULES: usize = 16 << 20;
 
 pub struct Oracle {
     netlink: Mutex<Netlink>,
@@ -157,13 +159,13 @@ impl Oracle {
         header[0] = u8::try_from(family).unwrap_or(0);
         let request = Request::new(libc::RTM_GETRULE, libc::NLM_F_DUMP, netlink.sequence, &header);
         send(&netlink.socket, &request.bytes(), SendFlags::empty())?;
-        let mut rules = Rules::default();
+        let (mut rules, mut budget) = (Rules::default(), MAX_RULES);
         let Netlink { socket, sequence } = &mut *netlink;
-        match netlink::dump(socket, *sequence, |message| rules.add(message.body)) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {
+        match netlink::dump(socket, *sequence, &mut budget, |message| rules.add(message.body)) {
+            Err(Unread::Io(error)) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {
                 Ok(Rules::default())
             }
-            dumped => dumped.map(|()| rules),
+            dumped => Ok(dumped.map(|()| rules)?),
         }
     }
 
@@ -195,12 +197,8 @@ impl Oracle {
         let sequence = netlink.sequence;
         send(&netlink.socket, &request(sequence).bytes(), SendFlags::empty())?;
         let mut buffer = [0; ANSWER];
-        loop {
-            let (length, _) = recv(&netlink.socket, &mut buffer, RecvFlags::empty())?;
-            if let Some(answer) = answer(buffer.get(..length).unwrap_or(&[]), sequence, wanted)? {
-                return read(answer.body);
-            }
-        }
+        let answer = netlink::answer(&netlink.socket, sequence, &mut buffer)?;
+        if answer.kind == wanted { read(answer.body) } else { Err(malformed()) }
     }
 }
 
@@ -236,18 +234,6 @@ fn route_request(question: &Question, sequence: u32) -> Request {
         Packet::Own { uid: Some(uid), .. } => request.attribute(libc::RTA_UID, &uid.to_ne_bytes()),
         Packet::Received { device, .. } => request.attribute(libc::RTA_IIF, &device.to_ne_bytes()),
     }
-}
-
-/// None: the late answer to an earlier request.
-fn answer(datagram: &[u8], sequence: u32, wanted: u16) -> io::Result<Option<Message<'_>>> {
-    let message = Messages(datagram).next().ok_or_else(malformed)??;
-    if message.sequence != sequence {
-        return Ok(None);
-    }
-    if i32::from(message.kind) == libc::NLMSG_ERROR {
-        return Err(io::Error::from_raw_os_error(message.errno()?));
-    }
-    if message.kind == wanted { Ok(Some(message)) } else { Err(malformed()) }
 }
 
 /// How the kernel says that a packet goes nowhere: EXDEV and EINVAL are for sources that it does not expect.
@@ -311,17 +297,19 @@ mod tests {
         let question = Question::new(to("192.0.2.1"), Packet::Own { uid: Some(0), source: None }, Rules::default());
         let question = route_request(&question, 7).bytes();
         assert_eq!(question.len(), HEADER + RTMSG + 8 + 8);
-        let reply = |bytes: &[u8], sequence| {
-            answer(bytes, sequence, libc::RTM_NEWROUTE).and_then(|a| a.map(|a| route(a.body)).transpose())
-        };
-        assert!(reply(&question, 7).is_err(), "a request is no reply");
-        assert_eq!(reply(&question, 8).unwrap(), None, "an answer to another one");
-        for length in 0..question.len() {
-            let _ = reply(&question[..length], 7);
+        let mut body = question[HEADER..].to_vec();
+        for length in 0..body.len() {
+            let _ = route(&body[..length]);
         }
-        let mut endless = question;
-        endless[4..6].copy_from_slice(&libc::RTM_NEWROUTE.to_ne_bytes());
-        endless[HEADER + RTMSG] = 0;
-        assert!(reply(&endless, 7).is_err(), "an attribute of length 0 does not loop");
+        body[RTMSG] = 0;
+        assert!(route(&body).is_err(), "an attribute of length 0 does not loop");
+        let own = own();
+        let route = |wanted| own.ask(|sequence| route_request(&loopback(), sequence), wanted, route);
+        assert!(route(libc::RTM_NEWROUTE).is_ok());
+        assert!(route(libc::RTM_NEWLINK).is_err(), "an answer of another type");
+    }
+
+    fn loopback() -> Question {
+        Question::new(to("127.0.0.1"), Packet::Own { uid: None, source: None }, Rules::default())
     }
 }

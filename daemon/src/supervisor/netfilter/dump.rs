@@ -6,17 +6,11 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{SendFlags, send};
 
 use super::ruleset::{Ruleset, Set};
 use super::tables::{Found, InTable, NFT_SET_CONCAT, NFT_SET_EVAL, NFT_SET_INTERVAL, NFT_SET_TIMEOUT, Table, boundary};
-use crate::supervisor::netlink::{Attributes, Messages, Request, malformed, table};
-
-/// Datagrams of a dump given up that are thrown away: the socket's own queue holds less.
-const DISCARDED: usize = 2048;
-/// The kernel fills 32 KiB at a time where there is room (NLMSG_GOODSIZE at least).
-const BUFFER: usize = 64 << 10;
+use crate::supervisor::netlink::{self, Attributes, Request, Unread, malformed, table};
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 /// enum nf_tables_msg_types
@@ -34,54 +28,19 @@ pub struct Reader {
     max_bytes: usize,
     /// What may still be read for this set of rules.
     budget: usize,
-    buffer: Vec<u8>,
-}
-
-/// Why rules were not read.
-#[derive(Debug, thiserror::Error)]
-enum Unread {
-    #[error("more rules than are read")]
-    TooMany,
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-impl From<Unread> for io::Error {
-    fn from(unread: Unread) -> Self {
-        match unread {
-            Unread::Io(error) => error,
-            other => Self::other(other),
-        }
-    }
 }
 
 impl Reader {
     pub fn new(socket: OwnedFd, max_bytes: usize) -> Self {
-        Self { socket, sequence: 0, max_bytes, budget: 0, buffer: Vec::new() }
+        Self { socket, sequence: 0, max_bytes, budget: 0 }
     }
 
     pub fn read(&mut self) -> io::Result<Ruleset> {
         self.budget = self.max_bytes;
-        self.buffer.resize(BUFFER, 0);
-        let read = self.tables();
-        // The rest of a dump must not stand before the next one.
-        let discarded = if read.is_err() { self.discard() } else { Ok(()) };
-        match read {
-            Ok(ruleset) => Ok(ruleset),
-            Err(Unread::TooMany) => Ok(Ruleset { too_many: true, ..Ruleset::default() }),
-            Err(Unread::Io(error)) => discarded.and(Err(error)),
+        match self.tables() {
+            Err(Unread::TooLong) => Ok(Ruleset { too_many: true, ..Ruleset::default() }),
+            read => Ok(read?),
         }
-    }
-
-    fn discard(&self) -> io::Result<()> {
-        for _ in 0..DISCARDED {
-            match recv(&self.socket, &mut [0; 1], RecvFlags::DONTWAIT) {
-                Ok(_) => {}
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(Unread::TooMany.into())
     }
 
     fn tables(&mut self) -> Result<Ruleset, Unread> {
@@ -150,35 +109,15 @@ impl Reader {
         if let Some(((_, of), set)) = of {
             request = request.attribute(1, &with_nul(of)).attribute(2, &with_nul(set));
         }
-        send(&self.socket, &request.bytes(), SendFlags::empty()).map_err(io::Error::from)?;
-        loop {
-            let (received, length) =
-                recv(&self.socket, self.buffer.as_mut_slice(), RecvFlags::TRUNC).map_err(io::Error::from)?;
-            self.budget = self.budget.checked_sub(length).ok_or(Unread::TooMany)?;
-            if length > received {
-                return Err(malformed().into());
+        send(&self.socket, &request.bytes(), SendFlags::empty())?;
+        netlink::dump(&self.socket, self.sequence, &mut self.budget, |message| {
+            // NFT_MSG_NEWx comes one before NFT_MSG_GETx.
+            if message.kind != kind(what) - 1 {
+                return Err(malformed());
             }
-            let datagram = self.buffer.get(..length).unwrap_or(&[]);
-            for message in Messages(datagram) {
-                let message = message?;
-                if message.sequence != self.sequence {
-                    continue;
-                }
-                if i32::from(message.flags) & libc::NLM_F_DUMP_INTR != 0 {
-                    return Err(io::Error::from_raw_os_error(libc::EINTR).into());
-                }
-                match i32::from(message.kind) {
-                    libc::NLMSG_DONE => return Ok(()),
-                    libc::NLMSG_ERROR => return Err(io::Error::from_raw_os_error(message.errno()?).into()),
-                    // NFT_MSG_NEWx comes one before NFT_MSG_GETx.
-                    _ if message.kind != kind(what) - 1 => return Err(malformed().into()),
-                    _ => {
-                        let family = message.body.first().ok_or_else(malformed)?;
-                        take(*family, message.body.get(NFGENMSG..).ok_or_else(malformed)?)?;
-                    }
-                }
-            }
-        }
+            let family = message.body.first().ok_or_else(malformed)?;
+            take(*family, message.body.get(NFGENMSG..).ok_or_else(malformed)?)
+        })
     }
 }
 
