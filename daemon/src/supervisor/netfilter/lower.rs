@@ -101,16 +101,12 @@ fn expression_step(name: &[u8], data: &[u8], names: &impl Names) -> io::Result<O
                 _ => return effect,
             }
         }
-        // What they read is at the first register they name, and longer than nothing.
-        b"rt" | b"socket" | b"osf" | b"xfrm" | b"tunnel" => {
+        b"rt" | b"osf" | b"xfrm" | b"numgen" => {
             let [_, to] = table(data)?;
             read(to, None)?
         }
-        b"numgen" => {
-            let [_, to] = table(data)?;
-            read(to, None)?
-        }
-        b"hash" => {
+        // What is read, or hashed, stands before where to.
+        b"socket" | b"tunnel" | b"hash" => {
             let [_, _, to] = table(data)?;
             read(to, None)?
         }

@@ -216,6 +216,30 @@ fn single_rules() {
             false,
         ),
         (
+            "dport, of a control group",
+            vec![
+                tcp(),
+                port(),
+                cmp(0, &[1, 187]),
+                expression("socket", &[number(1, 3), number(2, REGISTER), number(3, 1)]),
+                cmp(0, &[7; 8]),
+                drop(),
+            ],
+            true,
+        ),
+        (
+            "dport, of a tunnel",
+            vec![
+                port(),
+                cmp(0, &[1, 187]),
+                expression("tunnel", &[number(1, 1), number(2, REGISTER)]),
+                cmp(0, &[7; 4]),
+                drop(),
+            ],
+            true,
+        ),
+        ("transparent", vec![expression("socket", &[number(1, 0), number(2, 1)]), cmp(0, &[1]), drop()], true),
+        (
             "an option",
             vec![expression("exthdr", &[number(1, 1), number(4, 2)]), cmp(0, &[1, 2]), verdict(ACCEPT, "")],
             false,
