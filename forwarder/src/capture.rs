@@ -19,9 +19,9 @@ use crate::wire::VNET_LEN;
 /// One slot, and the header: no slot crosses the border of a page.
 const SLOT: usize = 512;
 /// What the file grows to: some 32,000 frames.
-pub const FILE_BYTES: u64 = 16 << 20;
+const FILE_BYTES: u64 = 16 << 20;
 /// Bytes kept of a frame: a slot less 28 before it, 12 of options and 4 of length after it.
-pub const SNAPLEN: usize = SLOT - HEAD - TAIL;
+const SNAPLEN: usize = SLOT - HEAD - TAIL;
 
 const HEAD: usize = 28;
 const TAIL: usize = 16;

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use rustix::event::{Timespec, epoll};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
-use crate::edge::Edge;
+use crate::edge::{Config, Edge};
 use crate::engine::Engine;
 use crate::flow::{FlowId, FlowKey, Kind, Table};
 use crate::network::{Ipv4Subnet, Ipv6Subnet, VirtualNetwork};
@@ -22,7 +22,6 @@ use crate::wire::build::Macs;
 use crate::wire::checksum::Sum;
 use crate::wire::transport::TcpHeader;
 use crate::wire::{Frame, FrameBuffer, IpPacket, MAX_FRAME, TcpFlags, TcpSegment};
-use crate::worker::Config;
 
 /// One piece of work, done again at each call.
 pub type Piece = Box<dyn FnMut()>;

@@ -31,7 +31,8 @@ mod timer;
 mod turns;
 mod udp;
 mod wire;
-pub mod worker;
+mod worker;
 
+pub use edge::Config;
 pub use flow::list;
-pub use worker::{Config, Handles, MEMORY_WORDS, run};
+pub use worker::{Handles, MEMORY_WORDS, run};

@@ -5,7 +5,6 @@
 //! writable; the data waits in the host's sockets.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -13,17 +12,13 @@ use std::time::Instant;
 use anyhow::Context as _;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use serde::{Deserialize, Serialize};
 
 use crate::capture::Capture;
-use crate::edge::Edge;
+use crate::edge::{Config, Edge};
 use crate::engine::Engine;
 use crate::flow::FlowId;
 use crate::link::Link;
 use crate::neighbours::sought;
-use crate::network::VirtualNetwork;
-use crate::outbound::Outbound;
-use crate::policy::Policy;
 use crate::ports::Published;
 use crate::tap::Tap;
 use crate::timer::Time;
@@ -46,18 +41,6 @@ const DRAIN_MS: u64 = 5000;
 
 /// Words of the memory that outlives a forwarder.
 pub const MEMORY_WORDS: usize = crate::tcp::ledger::WORDS;
-
-/// What the forwarder needs to know; the TAP comes beside it, as a descriptor.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Config {
-    pub network: VirtualNetwork,
-    pub policy: Policy,
-    pub outbound: Outbound,
-    /// The host's resolvers, in order; DNS to the virtual resolver goes to them.
-    pub resolvers: Vec<SocketAddr>,
-    /// The host's search list, which DHCP and router advertisements pass on.
-    pub search: Vec<String>,
-}
 
 /// Descriptors, which the forwarder's successor gets as well.
 #[derive(Debug)]

@@ -21,9 +21,9 @@ mod shadow;
 mod splice;
 mod stock;
 
-pub use guest::{Guest, Whereabouts};
+pub(crate) use guest::{Guest, Whereabouts};
 pub use shadow::{EVERYWHERE_V4, Shadow};
-pub use stock::Stock;
+pub(crate) use stock::Stock;
 
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -120,7 +120,7 @@ pub struct Ports {
 }
 
 impl Ports {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             published: Table::new(Kind::Port, MAX_PORTS),
             shadows: Table::new(Kind::Shadow, MAX_PORTS),

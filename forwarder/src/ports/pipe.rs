@@ -22,7 +22,7 @@ const SPARE_PIPES: usize = 16;
 const BYTES_A_TURN: usize = 4 << 20;
 
 #[derive(Debug)]
-pub struct Pipe {
+struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
 }

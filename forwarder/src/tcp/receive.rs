@@ -15,7 +15,7 @@ use super::Seq;
 use super::stretches::Stretches;
 
 /// The window shift offered: 65,535 << 7 covers the largest window with 128-byte steps.
-pub const WINDOW_SHIFT: u8 = 7;
+const WINDOW_SHIFT: u8 = 7;
 /// Room in the ring for rounding the window up to a step.
 const SLACK: u32 = 256;
 /// A connection starts with a ring of 64 KB, as much as an unscaled window can promise.

@@ -4,7 +4,7 @@
 use super::Seq;
 
 /// More than reordering ever makes, and a bound on the work for each segment.
-pub const MAX_STRETCHES: usize = 32;
+const MAX_STRETCHES: usize = 32;
 
 /// Sorted, disjoint, not touching: (from, to).
 #[derive(Debug, Default)]

@@ -196,7 +196,7 @@ fn send_segment(flow: &mut Flow, edge: &mut Edge, seq: Seq, flags: TcpFlags, pay
 }
 
 /// A bare acknowledgement, with what is held ahead of gaps when the workspace wants to know.
-pub(super) fn send_ack(flow: &mut Flow, edge: &mut Edge) {
+fn send_ack(flow: &mut Flow, edge: &mut Edge) {
     let ends = flow.ends();
     let header = flow.header(flow.send.max(), TcpFlags::ACK);
     let mut options = [OPTION_NOP; 4 + 8 * SACK_BLOCKS];

@@ -19,9 +19,9 @@ use crate::network::MacAddr;
 
 const VNET: usize = VNET_LEN as usize;
 /// TCP options on frames to the workspace, at most (the header's own limit).
-pub const MAX_TCP_OPTIONS: usize = 40;
+const MAX_TCP_OPTIONS: usize = 40;
 /// Where the payload starts: behind the longest headers.
-pub const HEADROOM: usize = VNET + ETHERNET_LEN + IPV6_LEN + TCP_LEN + MAX_TCP_OPTIONS;
+const HEADROOM: usize = VNET + ETHERNET_LEN + IPV6_LEN + TCP_LEN + MAX_TCP_OPTIONS;
 /// Where UDP's and ICMP's headers start, which are of one length.
 const TRANSPORT: usize = HEADROOM - UDP_LEN;
 /// The longest payload: a whole IP packet's 65,535 bytes.

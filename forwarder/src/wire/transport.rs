@@ -89,7 +89,7 @@ pub struct SynOptions {
 }
 
 /// Option kinds (RFC 9293 3.1, RFC 7323, RFC 2018).
-pub const OPTION_END: u8 = 0;
+const OPTION_END: u8 = 0;
 pub const OPTION_NOP: u8 = 1;
 pub const OPTION_MSS: u8 = 2;
 pub const OPTION_WINDOW_SCALE: u8 = 3;
