@@ -17,7 +17,7 @@ use crate::netfilter::TOOLS;
 use crate::ports::datagrams::udp_client;
 
 crate::cases! {
-    TAP: each_its_own, silent;
+    TAP: each_its_own, silent, among_themselves;
 }
 
 /// Both speak at the same time: each is sent what is its own.
@@ -42,6 +42,31 @@ beside = threading.Thread(target=lambda: said.append(c('talk()'))); beside.start
 said.append(talk()); beside.join(); print(*said)"
     ))?
     .printed("all all")
+}
+
+/// Two machines talk to each other over a bridge that floods, as each does for a machine that it has not heard for five
+/// minutes: their frames come to the TAP, too, and nobody there answers for them.
+fn among_themselves(ws: Workspace) -> Result<()> {
+    ws.python(&format!(
+        "{TOOLS}{CONTAINERS}
+def serve():
+    s = tcp(''); s.bind(('', 80)); s.listen()
+    def echo():
+        c, _ = s.accept()
+        while got := c.recv(9): c.sendall(got)
+    threading.Thread(target=echo, daemon=True).start()
+def talk():
+    s = dial('10.0.2.40', 80); s.settimeout(20)
+    for n in range(200):
+        s.sendall(b'x\\n')
+        if s.recv(9) != b'x\\n': return n
+    return 'all'
+bridge('br0')
+sh('ip link set br0 type bridge ageing_time 0 && ip link set tap0 master br0')
+a, b = [Container(f'10.0.2.{{n}}/24', bridge='br0', gateways=['10.0.2.2']) for n in (40, 41)]
+a('serve()'); print(b('talk()'))"
+    ))?
+    .printed("all")
 }
 
 /// Neither the machine nor the workspace, which has another address than it was given, says anything by itself: clients of

@@ -46,6 +46,8 @@ pub struct Drops {
     pub source: u64,
     /// Multicast and broadcast.
     pub multicast: u64,
+    /// For another machine on the TAP's link: a bridge that does not know where that one is sends to everybody.
+    pub flooded: u64,
     /// Fragments that contradict each other, and those whose others never came or were too many.
     pub reassembly: u64,
     /// TCP payload that had been received before or was beyond the window.

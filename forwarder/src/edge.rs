@@ -110,6 +110,12 @@ impl Edge {
         }
     }
 
+    /// Whether a frame to `mac` is meant for the gateway, if not for everybody. What a bridge floods, for it has not heard of
+    /// the machine in question for some minutes, is not: an answer would end that one's connection.
+    pub fn is_for_gateway(&self, mac: MacAddr) -> bool {
+        mac == self.config.network.gateway_mac || !is_unicast(mac)
+    }
+
     /// Who spoke last.
     pub fn speaker(&self) -> MacAddr {
         self.speaker

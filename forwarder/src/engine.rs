@@ -84,6 +84,10 @@ impl Engine {
     ) -> Result<(), Malformed> {
         let frame = Frame::parse(bytes)?;
         edge.speaks(frame.ethernet.src);
+        if !edge.is_for_gateway(frame.ethernet.dst) {
+            edge.counters.drops.flooded += 1;
+            return Ok(());
+        }
         match frame.ethernet.ethertype.get() {
             EthernetHeader::ARP => arp::frame_from_tap(edge, &frame),
             ethertype => {

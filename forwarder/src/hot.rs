@@ -29,7 +29,7 @@ pub type Piece = Box<dyn FnMut()>;
 pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// From the workspace: the builder's "gateway" is whoever sends.
-pub(crate) const MACS: Macs = Macs { gateway: [2; 6], guest: [4; 6] };
+pub(crate) const MACS: Macs = Macs { gateway: [2; 6], guest: [0x52, 0x55, 10, 0, 2, 2] };
 /// The workspace's first sequence number.
 const FIRST: u32 = 1000;
 /// Flows and timers beside the one in question.

@@ -171,6 +171,7 @@ fn accept(listener: &TcpListener) -> TcpStream {
 fn ipv4_frame(protocol: u8, flags_offset: u16, partial: bool, transport: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; usize::from(VNET_LEN) + ETHERNET_LEN + IPV4_LEN];
     bytes[0] = u8::from(partial);
+    bytes[12..18].copy_from_slice(&MACS.guest);
     bytes[12 + 12..12 + 14].copy_from_slice(&EthernetHeader::IPV4.to_be_bytes());
     let ip = &mut bytes[26..];
     ip[0] = 0x45;
@@ -189,6 +190,7 @@ fn ipv4_frame(protocol: u8, flags_offset: u16, partial: bool, transport: &[u8]) 
 fn ipv6_frame(next_header: u8, partial: bool, transport: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 26 + 40];
     bytes[0] = u8::from(partial);
+    bytes[12..18].copy_from_slice(&MACS.guest);
     bytes[24..26].copy_from_slice(&EthernetHeader::IPV6.to_be_bytes());
     let ip = &mut bytes[26..];
     ip[0] = 0x60;

@@ -31,6 +31,21 @@ fn each_neighbour_gets_its_own() {
     assert_eq!(got, [(100, 100), (40, 40), (41, 41)]);
 }
 
+/// What a bridge sends to everybody, for it does not know where a machine is, is that one's business.
+#[test]
+fn frames_to_another_machine_are_not_answered() {
+    let mut lab = Lab::new();
+    let flooded = |mut frame: Vec<u8>| {
+        frame[12..18].copy_from_slice(&SILENT);
+        frame
+    };
+    let frames = [lab.tcp((4000, 80), 1, 1, TcpFlags::ACK, b"x"), udp(&mut lab, closed_port(), b"x"), lab.ping(1)];
+    lab.feed(&frames.map(flooded));
+    assert_eq!(lab.received(), Vec::<Vec<u8>>::new());
+    assert_eq!(lab.edge.counters.drops.flooded, 3);
+    assert!(lab.is_alive());
+}
+
 /// Ethernet destination, ethertype and body.
 fn parts(frame: &[u8]) -> (MacAddr, u16, &[u8]) {
     let frame = Frame::parse(frame).unwrap();
@@ -91,7 +106,7 @@ fn the_same_over_ipv6() {
     let header = IcmpHeader { kind: 136, code: 0, checksum: 0.into(), id: 0x6000.into(), sequence: 0.into() };
     let len = lab.buffer.put_payload(&message[8..]);
     let whole = lab.buffer.icmp_whole((src, dst), header, len);
-    let answer = lab.buffer.icmp(Macs { gateway: SILENT, guest: [4; 6] }, (src, dst), whole, 255, 0).to_vec();
+    let answer = lab.buffer.icmp(Macs { gateway: SILENT, ..MACS }, (src, dst), whole, 255, 0).to_vec();
     lab.feed(&[answer]);
     assert_eq!(lab.received().iter().map(|frame| parts(frame).0).collect::<Vec<_>>(), [SILENT, SILENT]);
 }
