@@ -7,7 +7,7 @@ use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::checksum::Sum;
-use super::{EthernetHeader, IPV4_LEN, Malformed};
+use super::{EthernetHeader, FRAGMENT_LEN, IPV4_LEN, Malformed};
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -157,56 +157,41 @@ fn parse_v6(body: &[u8]) -> Result<IpPacket<'_>, Malformed> {
     let [version_class, class_flow, ..] = header.version_class_flow;
     let tos = version_class << 4 | class_flow >> 4;
     let mut protocol = header.next_header;
-    let mut fragment = None;
-    for _ in 0..MAX_EXTENSION_HEADERS {
-        let len = match (protocol, payload) {
-            (HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS, [_, len, ..]) => (usize::from(*len) + 1) * 8,
-            (FRAGMENT, [_, _, o1, o0, i3, i2, i1, i0, ..]) => {
-                let flags_offset = u16::from_be_bytes([*o1, *o0]);
-                let (more, offset) = (flags_offset & 1 != 0, flags_offset & 0xfff8);
-                // An atomic fragment (RFC 6946) is a whole packet.
-                if more || offset != 0 {
-                    fragment = Some(Fragment { id: u32::from_be_bytes([*i3, *i2, *i1, *i0]), offset, more });
-                }
-                8
+    let mut fragment: Option<Fragment> = None;
+    let mut headers = 0;
+    // What follows in a later fragment is the middle of something.
+    while matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
+        && fragment.is_none_or(|fragment| fragment.offset == 0)
+    {
+        let &[next, extra, o1, o0, i3, i2, i1, i0, ..] = payload else { return Err(Malformed::Truncated) };
+        let mut len = 8 * (1 + usize::from(extra));
+        if protocol == FRAGMENT {
+            len = FRAGMENT_LEN;
+            let flags_offset = u16::from_be_bytes([o1, o0]);
+            let (more, offset) = (flags_offset & 1 != 0, flags_offset & 0xfff8);
+            // An atomic fragment (RFC 6946) is a whole packet.
+            if more || offset != 0 {
+                fragment = Some(Fragment { id: u32::from_be_bytes([i3, i2, i1, i0]), offset, more });
             }
-            (HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | FRAGMENT, _) => return Err(Malformed::Truncated),
-            _ => {
-                return Ok(IpPacket {
-                    src: IpAddr::V6(Ipv6Addr::from(header.src)),
-                    dst: IpAddr::V6(Ipv6Addr::from(header.dst)),
-                    protocol,
-                    hop_limit: header.hop_limit,
-                    tos,
-                    dont_fragment: true,
-                    fragment,
-                    payload,
-                    bytes,
-                });
-            }
-        };
-        let next = *payload.first().ok_or(Malformed::Truncated)?;
+        }
         payload = payload.get(len..).ok_or(Malformed::Truncated)?;
         protocol = next;
-        // What follows in a later fragment is the middle of something.
-        if fragment.is_some_and(|f| f.offset != 0) {
-            break;
+        headers += 1;
+        if headers > MAX_EXTENSION_HEADERS {
+            return Err(Malformed::Header);
         }
     }
-    match fragment {
-        Some(_) => Ok(IpPacket {
-            src: IpAddr::V6(Ipv6Addr::from(header.src)),
-            dst: IpAddr::V6(Ipv6Addr::from(header.dst)),
-            protocol,
-            hop_limit: header.hop_limit,
-            tos,
-            dont_fragment: true,
-            fragment,
-            payload,
-            bytes,
-        }),
-        None => Err(Malformed::Header),
-    }
+    Ok(IpPacket {
+        src: IpAddr::V6(Ipv6Addr::from(header.src)),
+        dst: IpAddr::V6(Ipv6Addr::from(header.dst)),
+        protocol,
+        hop_limit: header.hop_limit,
+        tos,
+        dont_fragment: true,
+        fragment,
+        payload,
+        bytes,
+    })
 }
 
 #[cfg(test)]
@@ -288,7 +273,7 @@ mod tests {
         };
         /// Protocol, payload length, fragment offset.
         type Read = Result<(u8, usize, Option<u16>), Malformed>;
-        let cases: [(u8, Vec<u8>, Read); 7] = [
+        let cases: [(u8, Vec<u8>, Read); 9] = [
             (17, udp.to_vec(), Ok((17, 8, None))),
             (HOP_BY_HOP, [hop(17), udp].concat(), Ok((17, 8, None))),
             (HOP_BY_HOP, [hop(DESTINATION_OPTIONS), hop(17), udp].concat(), Ok((17, 8, None))),
@@ -296,6 +281,8 @@ mod tests {
             (FRAGMENT, [fragment(17, 1), udp].concat(), Ok((17, 8, Some(0)))),
             (FRAGMENT, [fragment(HOP_BY_HOP, 8), udp].concat(), Ok((HOP_BY_HOP, 8, Some(8)))),
             (HOP_BY_HOP, vec![17, 4, 0, 0], Err(Malformed::Truncated)),
+            (HOP_BY_HOP, [&[17, 1][..], &udp[2..]].concat(), Err(Malformed::Truncated)),
+            (HOP_BY_HOP, hop(17).to_vec(), Ok((17, 0, None))),
         ];
         for (next, payload, want) in cases {
             let bytes = v6(next, &payload);
@@ -303,7 +290,9 @@ mod tests {
                 .map(|p| (p.protocol, p.payload.len(), p.fragment.map(|f| f.offset)));
             assert_eq!(got, want, "{next} {payload:?}");
         }
-        let endless = hop(HOP_BY_HOP).repeat(30);
-        assert!(IpPacket::parse(EthernetHeader::IPV6, &v6(HOP_BY_HOP, &endless)).is_err());
+        for (headers, want) in [(MAX_EXTENSION_HEADERS, true), (MAX_EXTENSION_HEADERS + 1, false), (30, false)] {
+            let chain = [hop(HOP_BY_HOP).repeat(headers - 1), hop(17).to_vec()].concat();
+            assert_eq!(IpPacket::parse(EthernetHeader::IPV6, &v6(HOP_BY_HOP, &chain)).is_ok(), want, "{headers}");
+        }
     }
 }
