@@ -221,13 +221,14 @@ impl Edge {
         self.tap_full = false;
     }
 
-    /// Has epoll report on a flow's socket, edge-triggered, everything it can report, urgent data included.
+    /// Has epoll report on a flow's socket, edge-triggered, everything it can report, urgent data included; of one that is
+    /// watched already, once more what is so now.
     pub fn watch(&self, socket: impl AsFd, id: FlowId) -> io::Result<()> {
         let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
         let events = events | epoll::EventFlags::PRI;
         let data = epoll::EventData::new_u64(id.to_bits());
         match epoll::add(&self.epoll, &socket, data, events) {
-            // Another flow had it before.
+            // Another flow may have had it before.
             Err(Errno::EXIST) => epoll::modify(&self.epoll, socket, data, events)?,
             added => added?,
         }

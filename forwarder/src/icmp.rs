@@ -34,7 +34,7 @@ use crate::wire::{ICMP_LEN, IcmpEcho, IpPacket, PROTOCOL_ICMP, PROTOCOL_ICMPV6, 
 const MAX_FLOWS: usize = 256;
 /// After the last request: replies later than this are nobody's.
 const IDLE_MS: u64 = 30_000;
-/// Replies read for one socket before others have their turn; further ones come with the next event.
+/// Replies read for one socket before others have their turn.
 const REPLIES_A_TURN: usize = 64;
 const HOP_LIMIT: u8 = 64;
 
@@ -77,23 +77,7 @@ impl Icmp {
             reply_to_tap(edge, path, (ip.dst, ip.src), (echo.id, echo.sequence), len);
             return;
         }
-        // Ping has no ports; any will do for the policy's question.
-        let destination = match edge.egress(SocketAddr::new(ip.dst, 0), Transport::Icmp) {
-            Egress::Host(address) => address,
-            Egress::Resolver => {
-                edge.counters.ping.denied += 1;
-                edge.counters.denied.resolver += 1;
-                return;
-            }
-            Egress::Denied(denial) => {
-                edge.counters.ping.denied += 1;
-                edge.counters.denied.count(denial);
-                if !ip.dst.is_multicast() {
-                    edge.unreachable_to_tap(ip.bytes, Reason::of_denial(denial));
-                }
-                return;
-            }
-        };
+        let Some(destination) = route(edge, ip) else { return };
         if ip.hop_limit <= 1 && !destination.ip().is_loopback() {
             return edge.unreachable_to_tap(ip.bytes, Reason::HopLimit);
         }
@@ -192,7 +176,7 @@ impl Icmp {
         if events.contains(EventFlags::ERR) {
             errors_to_tap(edge, flow);
         }
-        let (path, ends, id) = (flow.path_mtu, (flow.key.remote, flow.key.guest), flow.key.guest_port);
+        let (path, ends, identifier) = (flow.path_mtu, (flow.key.remote, flow.key.guest), flow.key.guest_port);
         let reply = if flow.key.remote.is_ipv4() { ICMP_ECHO_REPLY } else { ICMPV6_ECHO_REPLY };
         self.message.resize(usize::from(u16::MAX), 0);
         for _ in 0..REPLIES_A_TURN {
@@ -207,9 +191,11 @@ impl Icmp {
             if header.kind == reply {
                 let len = edge.frame.put_payload(payload);
                 flow.to_tap += len as u64;
-                reply_to_tap(edge, path, ends, (id, header.sequence.get()), len);
+                reply_to_tap(edge, path, ends, (identifier, header.sequence.get()), len);
             }
         }
+        // The next wake reports what is left. Failing, it is there with the next reply.
+        let _ = edge.watch(&flow.socket, id);
     }
 
     /// A reply was too big for a link inside. False: it was none.
@@ -237,6 +223,26 @@ impl Icmp {
         edge.counters.ping.closed += 1;
         self.flows.remove(index);
     }
+}
+
+/// Where the policy sends a request; None when it has been dealt with.
+fn route(edge: &mut Edge, ip: &IpPacket<'_>) -> Option<SocketAddr> {
+    // Ping has no ports; any will do for the policy's question.
+    match edge.egress(SocketAddr::new(ip.dst, 0), Transport::Icmp) {
+        Egress::Host(address) => return Some(address),
+        Egress::Resolver => {
+            edge.counters.ping.denied += 1;
+            edge.counters.denied.resolver += 1;
+        }
+        Egress::Denied(denial) => {
+            edge.counters.ping.denied += 1;
+            edge.counters.denied.count(denial);
+            if !ip.dst.is_multicast() {
+                edge.unreachable_to_tap(ip.bytes, Reason::of_denial(denial));
+            }
+        }
+    }
+    None
 }
 
 /// What routers and the destination said about requests, told to the workspace. Returns the MTU of the one that the host
