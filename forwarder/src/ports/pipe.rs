@@ -75,7 +75,7 @@ pub struct Direction {
 }
 
 impl Direction {
-    /// Moves what moves. An error is either socket's.
+    /// Moves what moves. An error is either socket's, or there are no descriptors for a pipe.
     pub fn turn(&mut self, from: &OwnedFd, to: &OwnedFd, pipes: &mut Pipes) -> rustix::io::Result<Turn> {
         let mut moved = 0;
         while moved < BYTES_A_TURN {
@@ -122,14 +122,24 @@ impl Direction {
         }
     }
 
-    /// Hands over the urgent byte, which is next and in the stream (SO_OOBINLINE).
+    /// Hands over the urgent byte, which is next and in the stream (SO_OOBINLINE). It may have been announced only: then it
+    /// is still to come, or the stream ends without it.
     fn carry_urgent(&mut self, from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<usize> {
         if !self.writable {
             return Ok(0);
         }
         let mut byte = [0];
-        if recv(from, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.1 == 0 {
-            return Ok(0);
+        match recv(from, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => {
+                self.has_ended = true;
+                return Ok(0);
+            }
+            Ok(_) => {}
+            Err(Errno::AGAIN) => {
+                self.readable = false;
+                return Ok(0);
+            }
+            Err(error) => return Err(error),
         }
         match send(to, &byte, SendFlags::OOB | SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Ok(_) => {
