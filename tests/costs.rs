@@ -91,7 +91,7 @@ fn a_connect(ws: Workspace) -> Result<()> {
     at_most(110.0, CONNECTS, &calls_of(&ws, "supervisor", &program)?)
 }
 
-/// What a program does with a socket that it has: none of it is the supervisor's business (DESIGN, security 3).
+/// What a program does with a socket that it has: none of it is the supervisor's business.
 fn calls_that_do_not_stop(ws: Workspace) -> Result<()> {
     let program = "import fcntl, os\n\
          s = dial(*ADDRESS); s.sendall(b'take'); say('ready'); input()\n\

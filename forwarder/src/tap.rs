@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::capture::{Capture, Direction};
 use crate::sys::tun;
@@ -50,8 +50,8 @@ pub enum Written {
     Dropped,
 }
 
-/// Creates the interface `ifname` in the caller's network namespace, or attaches to it, ready for [`Tap::adopt`]'s
-/// users. The interface lives until the last descriptor is closed.
+/// Creates the interface `ifname` in the caller's network namespace, or attaches to it, and sets it up. It lives until the
+/// last descriptor is closed.
 pub fn open(ifname: &str) -> io::Result<Tap> {
     let fd = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     tun::attach(fd.as_fd(), ifname, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)?;
@@ -103,14 +103,14 @@ impl Tap {
 
     /// Reads one frame with its virtio-net header; None when there is none.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match rustix::io::read(&self.fd, &mut *buffer) {
+        match retry_on_intr(|| rustix::io::read(&self.fd, &mut *buffer)) {
             Ok(len) => {
                 if self.capture.is_some() {
                     self.captured(Direction::FromTap, buffer.get(..len).unwrap_or_default());
                 }
                 Ok(Some(len))
             }
-            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(Errno::AGAIN) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

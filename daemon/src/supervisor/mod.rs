@@ -100,7 +100,7 @@ pub use self::link::Flows;
 /// What the supervisor needs to know; its descriptors come beside it, in [`Handles`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Start {
-    /// The workspace runs in a Landlock domain that denies TCP bind and connect (DESIGN, security 2).
+    /// The workspace runs in a Landlock domain that denies TCP bind and connect.
     pub strict: bool,
     pub network: VirtualNetwork,
     pub policy: Policy,

@@ -2,10 +2,9 @@
 //! another one or DHCP gives it one. What else speaks on the TAP, machines bridged to it, changes nothing about it: the
 //! workspace is at the hardware address that spoke first, or where its address was heard from since.
 //!
-//! A successor goes on from where it was, for a server inside may never speak by itself.
-//!
-//! A lease counts at once, for the same reason; a client that asks for a lease and then goes
-//! on with the address that it had is taken at its word as soon as it does.
+//! A successor goes on from where it was, for a server inside may never speak by itself. A lease counts at once, for the
+//! same reason; a client that asks for one and then goes on with the address that it had is taken at its word as soon as
+//! it does.
 
 use std::net::Ipv4Addr;
 

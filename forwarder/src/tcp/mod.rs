@@ -12,8 +12,10 @@
 //! A client of a published port comes the other way round ([`inbound`]): its host socket is connected, and we dial the
 //! workspace.
 //!
-//! Files: [`seq`] numbers and [`stretches`] of them; [`ledger`] and [`orphans`], what a forwarder leaves to its successor; [`receive`] and [`send`], the pure halves; [`queue`], room at the host's end; [`flow`], one connection with its socket;
-//! [`from_tap`], [`host`] and [`timers`], what the three kinds of events do; [`to_tap`], the segments sent.
+//! Files: [`seq`] numbers and [`stretches`] of them; [`receive`] and [`send`], the pure halves; [`queue`], room at the
+//! host's end; [`flow`], one connection with its host socket; [`from_tap`], [`host`] and [`timers`], what the three kinds of
+//! events do; [`to_tap`], the segments sent; [`ledger`] and [`orphans`], what a forwarder leaves to its successor;
+//! [`limits`].
 #![forbid(unsafe_code)]
 
 mod flow;

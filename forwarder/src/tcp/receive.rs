@@ -20,7 +20,7 @@ const WINDOW_SHIFT: u8 = 7;
 const SLACK: u32 = 256;
 /// A connection starts with a ring of 64 KB, as much as an unscaled window can promise.
 const INITIAL_RING: u32 = 1 << 16;
-/// The memory a connection may cost at most; 4 MB is what FACTS' prototype needed to keep a slow host socket busy.
+/// The memory a connection may cost at most; 4 MB is what a prototype needed to keep a slow host socket busy.
 const MAX_RING: u32 = 1 << 22;
 
 /// What to do with a segment's payload.
