@@ -24,9 +24,9 @@ const SOCKET_ID: usize = 48;
 const ANY_COOKIE: [u8; 8] = [0xff; 8];
 /// Index of a namespace's loopback device (LOOPBACK_IFINDEX).
 pub const LOOPBACK: u32 = 1;
-/// Sockets looked at: more ports than are ever published by themselves, and a bound on a workspace with a million.
+/// Sockets looked at: more ports than are ever published by themselves.
 const SOCKETS_MAX: usize = 4096;
-/// Of a workspace with more, some 200,000 sockets, nothing is known.
+/// Bytes of all that listens, some 200,000 sockets. Of a workspace with more nothing is known.
 const MAX_BYTES: usize = 32 << 20;
 /// One socket is told of with some 100 bytes.
 const ANSWER: usize = 4096;
