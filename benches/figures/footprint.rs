@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::Arguments;
@@ -74,17 +74,10 @@ fn holding_megabytes(station: &Station, open: u32) -> Result<f64> {
 fn settled_megabytes(running: Running, command: &str) -> Result<f64> {
     thread::sleep(SETTLED);
     let tree = Tree::of(running.pid())?;
-    let megabytes = megabytes(&ours(&tree, command)?)?;
+    let megabytes = megabytes(&tree.but(command)?)?;
     drop(running);
     tree.is_gone(idle::GONE)?;
     Ok(megabytes)
-}
-
-/// All processes of `sidestep run` but the command, which is known by how its command line starts.
-pub fn ours<'a>(tree: &'a Tree, command: &str) -> Result<Vec<&'a Process>> {
-    let ours: Vec<&Process> = tree.processes.iter().filter(|process| !process.command.starts_with(command)).collect();
-    ensure!(ours.len() > 1, "only one process of `sidestep run`: {tree:#?}");
-    Ok(ours)
 }
 
 /// The PSS of these. Some of them are not dumpable, and then root alone may read it: the lab's root is enough.

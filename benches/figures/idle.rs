@@ -13,7 +13,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::Arguments;
 use crate::connections::cycle;
 use crate::figure::{Baseline, Comparison, Figure, Target, contenders_of, paired};
-use crate::footprint::ours;
 use crate::lab::REMOTE;
 use crate::lab::command::Running;
 use crate::lab::processes::{Process, Tree};
@@ -90,7 +89,7 @@ fn look(station: &Station) -> Result<Measured> {
 
 /// Percent of a core that the workspace takes while nobody uses its connections.
 fn work(tree: &Tree, command: &str) -> Result<f64> {
-    let ours = ours(tree, command)?;
+    let ours = tree.but(command)?;
     let (begun, worked) = (Instant::now(), nanoseconds(&ours)?);
     thread::sleep(LOOK);
     let worked = nanoseconds(&ours)? - worked;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -74,6 +74,13 @@ impl Tree {
             (None, _) => bail!("no `sidestep {word}` among {:#?}", self.processes),
             (Some(_), Some(_)) => bail!("more than one `sidestep {word}` among {:#?}", self.processes),
         }
+    }
+
+    /// All of `sidestep run` but the command, which is known by how its command line starts.
+    pub fn but(&self, command: &str) -> Result<Vec<&Process>> {
+        let ours: Vec<_> = self.processes.iter().filter(|process| !process.command.starts_with(command)).collect();
+        ensure!(ours.len() > 1, "only one process of `sidestep run`: {self:#?}");
+        Ok(ours)
     }
 
     /// Waits until none of these processes runs and nothing else is in their namespaces.
