@@ -5,8 +5,10 @@
 
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -24,6 +26,8 @@ use crate::times::{Recorder, Times};
 pub const PORT: u16 = 7000;
 /// A tenth of a second of the host's, half a second of the TAP's.
 pub const COUNT: u32 = 4000;
+/// Whoever is slower has made fewer by then: a peer under whom single connections stand still is measured as well.
+const LIMIT: Duration = Duration::from_secs(5);
 /// What [`close`] prints once it is ready, as iperf3 does.
 pub const LISTENING: &str = "Server listening";
 
@@ -102,33 +106,42 @@ pub fn cycles(station: &Station, count: u32, threads: u32) -> Result<Cycles> {
     station.answer(&["connect", &closer(REMOTE[0]).to_string(), &count.to_string(), &threads.to_string()])
 }
 
-/// The client: `count` connections in all.
+/// The client: `count` connections in all, or those of [`LIMIT`]. Threads that are in the middle of one then end with the
+/// process.
 pub fn connect(addr: SocketAddr, count: u32, threads: u32) -> Result<Cycles> {
     ensure!(threads > 0 && count >= threads, "{count} connections by {threads} threads");
     let each = count / threads;
-    let mut all = Recorder::new()?;
+    let recorders: Vec<_> = (0..threads).map(|_| Ok(Arc::new(Mutex::new(Recorder::new()?)))).collect::<Result<_>>()?;
+    let (ended, ends) = channel();
     let begun = Instant::now();
-    let recorders = thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| timed_cycles(addr, each))).collect();
-        let join = |worker: thread::ScopedJoinHandle<Result<Recorder>>| {
-            worker.join().unwrap_or_else(|_| unreachable!("a cycle panicked"))
-        };
-        workers.into_iter().map(join).collect::<Result<Vec<Recorder>>>()
-    })
-    .with_context(|| format!("a connection to {addr}"))?;
-    let per_second = f64::from(each * threads) / begun.elapsed().as_secs_f64();
-    recorders.iter().try_for_each(|recorder| all.merge(recorder))?;
-    Ok(Cycles { per_second, times: all.times() })
+    for recorder in &recorders {
+        let (recorder, ended) = (Arc::clone(recorder), ended.clone());
+        thread::spawn(move || ended.send(timed_cycles(addr, each, &recorder)));
+    }
+    for _ in 0..threads {
+        match ends.recv_timeout(LIMIT.saturating_sub(begun.elapsed())) {
+            Ok(cycled) => cycled.with_context(|| format!("a connection to {addr}"))?,
+            Err(RecvTimeoutError::Timeout) => break,
+            Err(RecvTimeoutError::Disconnected) => unreachable!("this function has a sender, too"),
+        }
+    }
+    let took = begun.elapsed();
+    let mut all = Recorder::new()?;
+    for recorder in &recorders {
+        all.merge(&recorder.lock().unwrap_or_else(PoisonError::into_inner))?;
+    }
+    ensure!(all.count() > 0, "not one connection to {addr} within {LIMIT:?}");
+    Ok(Cycles { per_second: f64::from(u32::try_from(all.count())?) / took.as_secs_f64(), times: all.times() })
 }
 
-fn timed_cycles(addr: SocketAddr, count: u32) -> Result<Recorder> {
-    let mut recorder = Recorder::new()?;
+fn timed_cycles(addr: SocketAddr, count: u32, recorder: &Mutex<Recorder>) -> Result<()> {
     for _ in 0..count {
         let begun = Instant::now();
         cycle(addr)?;
-        recorder.record(begun.elapsed())?;
+        // Nobody else wants it before the end.
+        recorder.lock().unwrap_or_else(PoisonError::into_inner).record(begun.elapsed())?;
     }
-    Ok(recorder)
+    Ok(())
 }
 
 pub fn cycle(addr: SocketAddr) -> std::io::Result<()> {
@@ -150,14 +163,11 @@ pub fn serve(netns: &Netns, addr: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// The same as a program by itself, for so many.
-pub fn close(port: u16, count: u32) -> Result<()> {
-    let listener =
-        TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("listen at port {port}"))?;
+/// The same as a program by itself, until the end of its standard input.
+pub fn close(port: u16) -> Result<()> {
+    close_all(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("listen at port {port}"))?);
     println!("{LISTENING}");
-    for _ in 0..count {
-        drop(listener.accept());
-    }
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     Ok(())
 }
 

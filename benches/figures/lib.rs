@@ -163,9 +163,9 @@ enum Inside {
     /// The same to itself, by 127.0.0.1
     #[command(hide = true)]
     ConnectInPlace { count: u32, threads: u32 },
-    /// Close so many connections to the port at once
+    /// Close every connection to the port at once, until the end of standard input
     #[command(hide = true)]
-    Close { port: u16, count: u32 },
+    Close { port: u16 },
     /// Print the times of bytes that are sent back
     #[command(hide = true)]
     PingPong { addr: SocketAddr, count: u32 },
@@ -313,7 +313,7 @@ impl Inside {
         match self {
             Self::Connect { addr, count, threads } => say(&connections::connect(addr, count, threads)?),
             Self::ConnectInPlace { count, threads } => say(&connections::connect_in_place(count, threads)?),
-            Self::Close { port, count } => connections::close(port, count),
+            Self::Close { port } => connections::close(port),
             Self::PingPong { addr, count } => say(&latency::ping_pong(addr, count)?),
             Self::Hold { held, closed, count } => idle::open(held, closed, count),
             Self::Calls { call } => say(&call.nanoseconds()?),

@@ -14,8 +14,9 @@ use crate::bulk::{self, Transfer};
 use crate::connections::{self, COUNT, Cycles, LISTENING};
 use crate::figure::{Baseline, Target};
 use crate::lab::HOST_V4;
-use crate::lab::command::{Program, Running};
+use crate::lab::command::{DEADLINE, Program, Running};
 use crate::lab::netns::Netns;
+use crate::lab::processes::Tree;
 use crate::peers;
 use crate::report::Report;
 use crate::station::{Contender, PUBLISHED, Station, inside};
@@ -49,7 +50,7 @@ pub fn measure(arguments: &Arguments, report: &Report) -> Result<()> {
 }
 
 fn cycles(station: &Station, threads: u32) -> Result<Cycles> {
-    let server = serve(station, &inside(&["close", &PUBLISHED.to_string(), &COUNT.to_string()]), 0)?;
+    let server = serve(station, &inside(&["close", &PUBLISHED.to_string()]), 0)?;
     let to = SocketAddr::new(HOST_V4.into(), PUBLISHED).to_string();
     let client = station.workspace.outside(inside(&["connect", &to, &COUNT.to_string(), &threads.to_string()]));
     let text = ask(station, client.deadline(deadline(station, 0)), &station.workspace.lab.remote, server)?;
@@ -70,11 +71,25 @@ pub fn gbits(
     Ok(Transfer::parse(&ask(station, client, at, server)?)?.gbits)
 }
 
-/// What a client in `at` prints, to the end of the server: of a killed pasta the port stays with the command it started.
+/// What a client in `at` prints. The server and whoever carries it are gone afterwards, and the port is free.
 fn ask(station: &Station, client: Program, at: &Netns, server: Running) -> Result<String> {
     let asked = client.run(at).with_context(|| format!("measuring {}", station.contender));
-    server.finish()?;
+    // pasta's command does not see the end of its standard input.
+    if station.contender.is_another_system() {
+        end(server)?
+    } else {
+        server.finish().map(drop)?
+    }
     asked?.output()
+}
+
+/// Ends each process: pasta's command has pasta's listening socket, too, and slirp4netns outlives the shell that started
+/// it. One that is left keeps the port for the rest of the rounds.
+fn end(server: Running) -> Result<()> {
+    let tree = Tree::of(server.pid())?;
+    tree.kill();
+    drop(server);
+    tree.is_gone(DEADLINE)
 }
 
 /// A peer that stalls must not cost half a minute each round.
@@ -97,9 +112,9 @@ pub fn serve(station: &Station, argv: &[String], seconds: u32) -> Result<Running
         None => station.program(argv),
     };
     let mut running = program.deadline(deadline(station, seconds)).start(&station.workspace.lab.host)?;
-    running.line_with(LISTENING).with_context(|| running.stderr())?;
-    if let Some(peer) = peer {
-        peer.publish(PUBLISHED)?;
+    let listening = running.line_with(LISTENING).with_context(|| running.stderr());
+    match listening.and_then(|_| peer.map_or(Ok(()), |peer| peer.publish(PUBLISHED))) {
+        Ok(()) => Ok(running),
+        Err(error) => end(running).and(Err(error)),
     }
-    Ok(running)
 }

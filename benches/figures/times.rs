@@ -41,6 +41,10 @@ impl Recorder {
         Ok(self.0.add(&other.0)?)
     }
 
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
     pub fn times(&self) -> Times {
         Times(self.0.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect())
     }

@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::netns::Netns;
+use super::processes::Tree;
 
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long a program may take unless a test says otherwise: generous, since four compilers may share the machine.
@@ -223,14 +224,17 @@ impl Running {
         Ok(self.child.try_wait()?.is_some())
     }
 
-    /// Closes its standard input and waits for its end.
+    /// Closes its standard input and waits for its end; at its deadline all that it has started ends with it.
     pub fn finish(mut self) -> Result<Finished> {
         self.close_stdin();
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
                 break status;
             }
-            ensure!(Instant::now() < self.deadline, "still running at its deadline: {}", self.so_far());
+            if Instant::now() >= self.deadline {
+                Tree::of(self.pid())?.kill();
+                bail!("still running at its deadline: {}", self.so_far());
+            }
             std::thread::sleep(Duration::from_millis(2));
         };
         // Daemons it left may hold its pipes open; what it wrote itself is there at once.

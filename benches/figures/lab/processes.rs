@@ -83,6 +83,15 @@ impl Tree {
         Ok(ours)
     }
 
+    /// Kills them all, the root first: it starts no others then.
+    pub fn kill(&self) {
+        let (root, others): (Vec<_>, Vec<_>) = self.alive().into_iter().partition(|process| process.pid == self.root);
+        for process in root.into_iter().chain(others) {
+            // Failing means that it has just ended.
+            let _gone = process.kill(Signal::SIGKILL);
+        }
+    }
+
     /// Waits until none of these processes runs and nothing else is in their namespaces.
     pub fn is_gone(&self, within: Duration) -> Result<()> {
         let gone = poll("everything is gone", within, || {
