@@ -120,7 +120,7 @@ pub struct Ports {
 }
 
 impl Ports {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             published: Table::new(Kind::Port, MAX_PORTS),
             shadows: Table::new(Kind::Shadow, MAX_PORTS),
