@@ -20,7 +20,9 @@ use crate::sys::{disposition, fork, namespace, socket};
 
 use super::tracee::{self, Credentials};
 
-const TIME_LIMIT: Duration = Duration::from_secs(2);
+/// Long enough for a machine with much else to do: no workspace starts without a socket of its own. Whom a job keeps for
+/// longer because of a lock of the workspace's is told so before, by the watch ([`super::active::STUCK_AFTER`]).
+const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// Beside a job: the channel for the answer, the user namespace, and one more.
 const DESCRIPTORS: usize = 3;
 
