@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
+use crate::lab::command::DEADLINE;
 use crate::lab::processes::Tree;
 use crate::lab::workspace::Workspace;
 
@@ -22,5 +23,5 @@ fn leaves_nothing(ws: Workspace) -> Result<()> {
     for process in tree.processes.iter().filter(|process| process.is_alive()) {
         let _gone_meanwhile = process.kill(Signal::SIGKILL);
     }
-    tree.is_gone(Duration::from_secs(5))
+    tree.is_gone(DEADLINE)
 }

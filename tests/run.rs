@@ -7,6 +7,7 @@ use anyhow::{Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::XattrFlags;
 
+use crate::lab::command::Program;
 use crate::lab::servers::TcpServer;
 use crate::lab::workspace::{Caller, UNREAD, Workspace, contains};
 use crate::lab::{REMOTE, world};
@@ -241,7 +242,9 @@ fn file_capability(ws: Workspace) -> Result<()> {
     mount(Some("lab"), &dir, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
     let run = || {
         let sidestep = dir.join("sidestep");
-        fs::copy(world::SIDESTEP, &sidestep)?;
+        // By another process: a child that another test is about to start would have a copy of our descriptor, and a file
+        // that somebody may write to is not executed (ETXTBSY).
+        Program::new(["cp", world::SIDESTEP]).arg(&sidestep).run(&ws.lab.host)?.succeeded()?;
         rustix::fs::setxattr(&sidestep, "security.capability", &CAPABILITY, XattrFlags::empty())?;
         let script = format!(
             "run() {{ {s} run --log-level=error --state-dir=/tmp/capable \"$@\"; }}

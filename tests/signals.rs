@@ -1,10 +1,9 @@
 //! Signals and the terminal: the workspace behaves as if the command had been started directly.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
+use crate::lab::command::DEADLINE;
 use crate::lab::processes::Tree;
 use crate::lab::servers::TcpServer;
 use crate::lab::terminal::{CTRL_C, CTRL_Z, Terminal};
@@ -97,7 +96,7 @@ fn suspend_and_resume(ws: Workspace) -> Result<()> {
     terminal.expect("host$ ")?;
     // The shell waits for the process it knows, the monitor; one that reads the terminal on another processor may take
     // a key before it stops.
-    poll("the reader stops", Duration::from_secs(10), || Ok(reader.is_stopped().then_some(())))?;
+    poll("the reader stops", DEADLINE, || Ok(reader.is_stopped().then_some(())))?;
     terminal.type_keys("echo $((40 + 2))\n")?;
     terminal.expect("42")?;
     terminal.type_keys("fg\n")?;
@@ -133,5 +132,5 @@ fn hangup(ws: Workspace) -> Result<()> {
     terminal.expect("ready")?;
     let tree = Tree::of(terminal.pid())?;
     terminal.hang_up()?;
-    tree.is_gone(Duration::from_secs(10))
+    tree.is_gone(DEADLINE)
 }

@@ -54,7 +54,7 @@ def attempt(addr, port, timeout=20):
 
 def udp(addr, *options):
     s = socket.socket(family(addr), socket.SOCK_DGRAM)
-    s.settimeout(10)
+    s.settimeout(20)
     for option in options:
         s.setsockopt(*option)
     return s
@@ -78,7 +78,7 @@ def reported(s):
     """What the socket's error queue says next: errno, ICMP type and code, MTU, and who says so."""
     waiter = select.poll()
     waiter.register(s, 0)
-    waiter.poll(10_000)
+    waiter.poll(20_000)
     _, [(level, _, report)], _, _ = s.recvmsg(512, 512, socket.MSG_ERRQUEUE)
     error, _, kind, code, _, info, _ = struct.unpack('IBBBBII', report[:16])
     address = report[20:24] if level == socket.IPPROTO_IP else report[24:40]

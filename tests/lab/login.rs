@@ -81,6 +81,8 @@ impl Login {
             .env("HOME", self.home())
             .env("XDG_RUNTIME_DIR", self.home().join("run"))
             .env("PATH", format!("{}/bin:{PATH}", self.home().display()))
+            // A container's start is a dozen processes.
+            .deadline(DEADLINE * 2)
     }
 
     pub fn run<A: AsRef<OsStr>>(&self, argv: impl IntoIterator<Item = A>) -> Result<Finished> {

@@ -10,11 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-
+use anyhow::{Context as _, Result, ensure};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 pub use sidestep_bench::lab::iperf3;
 
+use super::command::DEADLINE;
 use super::netns::Netns;
+use super::poll;
 
 /// A TCP server that counts what it accepted.
 pub struct TcpServer {
@@ -72,9 +74,18 @@ impl TcpServer {
         Self::start(netns, (addr, 0), serve_http)
     }
 
-    /// How many connections it has accepted.
+    /// How many connections it has accepted until now: a client may be connected a little before that.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Waits until it has accepted so many; fails where there are more.
+    pub fn has_accepted(&self, wanted: usize) -> Result<()> {
+        let enough = || Ok((self.accepted() >= wanted).then_some(()));
+        poll("as many connections as wanted", DEADLINE, enough)
+            .with_context(|| format!("{} accepted of {wanted}", self.accepted()))?;
+        ensure!(self.accepted() == wanted, "{} connections accepted instead of {wanted}", self.accepted());
+        Ok(())
     }
 }
 
@@ -126,10 +137,10 @@ impl FullListener {
     pub fn start(netns: &Netns, addr: IpAddr) -> Result<Self> {
         netns.within(|| {
             let listener = TcpListener::bind((addr, 0))?;
-            // listen(2) again with the smallest queue there is.
+            // listen(2) again with the smallest queue there is: one.
             nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0)?)?;
             let local = listener.local_addr()?;
-            let mut queued = Vec::new();
+            let mut queued = vec![TcpStream::connect(local)?];
             while let Ok(stream) = TcpStream::connect_timeout(&local, Duration::from_millis(300)) {
                 queued.push(stream);
             }
@@ -140,6 +151,13 @@ impl FullListener {
 
 /// A port of `addr` where nobody listens.
 pub fn closed_port(netns: &Netns, addr: IpAddr) -> Result<SocketAddr> {
-    // Bound and let go: the kernel hands out ephemeral ports at random from fifty thousand.
-    Ok(netns.within(|| TcpListener::bind((addr, 0)))?.local_addr()?)
+    // Bound and let go: the kernel hands out ephemeral ports at random from fifty thousand. It never listens: a child that
+    // another test is about to start may have a copy for longer than we do.
+    let bound = netns.within(|| -> rustix::io::Result<_> {
+        let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        rustix::net::bind(&socket, &SocketAddr::new(addr, 0))?;
+        rustix::net::getsockname(&socket)
+    })?;
+    Ok(SocketAddr::try_from(bound)?)
 }

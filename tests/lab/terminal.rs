@@ -1,19 +1,21 @@
 //! A program on a terminal of its own: what a person at a shell sees and types.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::openpty;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::unistd::Pid;
 
-use super::command::Program;
+use super::command::{DEADLINE, Program};
 use super::netns::Netns;
 
 pub const CTRL_C: &str = "\u{3}";
@@ -30,20 +32,15 @@ pub struct Terminal {
 impl Terminal {
     /// Starts `program` as the leader of a session with this terminal.
     pub fn start(program: Program, netns: &Netns) -> Result<Self> {
-        let pty = openpty(None, None).context("make a terminal")?;
-        // A copy in another test's child would keep the terminal from ever hanging up.
-        for end in [&pty.master, &pty.slave] {
-            rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
-        }
+        let (master, slave) = pair().context("make a terminal")?;
         let mut command = program.behind(["setsid", "--ctty"]).env("TERM", "dumb").command();
-        let slave = File::from(pty.slave);
         command
             .stdin(Stdio::from(slave.try_clone()?))
             .stdout(Stdio::from(slave.try_clone()?))
             .stderr(Stdio::from(slave));
         let child = netns.spawn(&mut command).context("cannot start setsid")?;
         drop(command);
-        Ok(Self { master: File::from(pty.master), child, screen: String::new(), passed: 0 })
+        Ok(Self { master, child, screen: String::new(), passed: 0 })
     }
 
     pub fn type_keys(&mut self, keys: &str) -> Result<()> {
@@ -52,7 +49,7 @@ impl Terminal {
 
     /// Waits until `text` appears after what was expected before.
     pub fn expect(&mut self, text: &str) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(at) = self.screen[self.passed..].find(text) {
                 self.passed += at + text.len();
@@ -83,7 +80,7 @@ impl Terminal {
 
     /// Exit code of the program, as a shell tells it.
     pub fn exit_code(&mut self) -> Result<i32> {
-        let status = super::poll("the program on the terminal ends", Duration::from_secs(20), || {
+        let status = super::poll("the program on the terminal ends", DEADLINE, || {
             // Emptied meanwhile: a full terminal would stop the program.
             self.read(Duration::ZERO)?;
             Ok(self.child.try_wait()?)
@@ -110,6 +107,16 @@ impl Terminal {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Both ends of a new terminal. openpty(3) would make them without O_CLOEXEC: a copy in a child that another test starts
+/// at this moment would keep the terminal from ever hanging up.
+fn pair() -> Result<(File, File)> {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let slave = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(ptsname_r(&master)?)?;
+    Ok((File::from(OwnedFd::from(master)), slave))
 }
 
 impl Drop for Terminal {

@@ -94,10 +94,12 @@ pub fn iperf3(netns: &Netns, port: u16) -> Result<Running> {
 pub fn poll<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + deadline;
     loop {
+        // Looked at first: who was kept from asking until then asks once more.
+        let is_over = Instant::now() >= end;
         if let Some(answer) = ask()? {
             return Ok(answer);
         }
-        if Instant::now() >= end {
+        if is_over {
             bail!("{what}: not within {deadline:?}");
         }
         std::thread::sleep(Duration::from_millis(5));
