@@ -23,7 +23,7 @@ fn with_calls(ws: &Workspace, code: &str) -> Result<Finished> {
     ws.python(&format!(
         "{calls}
 echo, refused, hole = address('{addr}', {echo}), address('{addr}', {closed}), address('{hole}', 80)
-def sockets(milliseconds=700):
+def sockets(milliseconds):
     for prepare in (lambda s: None), any_port:
         s = tcp('{addr}'); prepare(s)
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
@@ -47,9 +47,9 @@ fn signal_storm(ws: Workspace) -> Result<()> {
 for restarts in True, False:
     storm(restarts)
     for _ in range({tries}):
-        for s in sockets():
+        for s in sockets(20_000):
             seen.add(insist(lambda: connect(s, echo)) + ' ' + insist(lambda: connect(s, echo))); s.close()
-        for s in sockets():
+        for s in sockets(20_000):
             seen.add(insist(lambda: connect(s, refused))); s.close()
     calm()
 print(sorted(seen))"
@@ -64,11 +64,14 @@ fn signal_storm_in_a_black_hole(ws: Workspace) -> Result<()> {
     with_calls(
         &ws,
         "for restarts in True, False:
-    for s in sockets():
+    for s in sockets(20_000):
         send_timeout(s, 20_000)
-        storm(restarts); first = connect(s, hole); calm()
+        storm(restarts)
+        # Interrupted before it has begun, a connect inside has done nothing.
+        while (first := connect(s, hole)) == 'EINTR' and not is_connecting(s): pass
+        calm()
         send_timeout(s, 50); print(first, insist(lambda: connect(s, hole)), connect(s, echo))
-    for s in sockets():
+    for s in sockets(700):
         storm(restarts); print(insist(lambda: connect(s, hole))); calm()",
     )?
     .printed(
@@ -80,9 +83,9 @@ fn signal_storm_in_a_black_hole(ws: Workspace) -> Result<()> {
 fn stopped_and_continued(ws: Workspace) -> Result<()> {
     with_calls(
         &ws,
-        "for s in sockets():
+        "for s in sockets(2_000):
     print(stopped_and_continued(s, lambda: connect(s, hole)))
-for s in sockets():
+for s in sockets(20_000):
     send_timeout(s, 20_000)
     print(stopped_and_continued(s, lambda: connect(s, hole)))",
     )?
@@ -97,12 +100,12 @@ fn two_threads(ws: Workspace) -> Result<()> {
         "once = address('{}', {})
 seen = set()
 for _ in range({tries}):
-    for s in sockets():
+    for s in sockets(20_000):
         seen.add(' '.join(at_once(lambda: connect(s, once), lambda: connect(s, once)))); s.close()
 print(seen <= {{'EISCONN connected', 'connected connected'}} or seen)
-for s in sockets():
+for s in sockets(2_000):
     print(sorted(beside(s, lambda: connect(s, hole), lambda: connect(s, hole))))
-for s in sockets():
+for s in sockets(2_000):
     print(beside(s, lambda: connect(s, hole), lambda: [s.setblocking(False), connect(s, echo)][1]))",
         REMOTE[0],
         server.addr.port()
@@ -110,9 +113,7 @@ for s in sockets():
     with_calls(&ws, &code)?.printed(
         "True\n['EPIPE', 'ETIMEDOUT']\n['EPIPE', 'ETIMEDOUT']\n['ETIMEDOUT', 'EALREADY']\n['ETIMEDOUT', 'EALREADY']",
     )?;
-    let (made, wanted) = (server.accepted(), 2 * tries as usize);
-    ensure!(made == wanted, "{made} connections made instead of {wanted}");
-    Ok(())
+    server.has_accepted(2 * tries as usize)
 }
 
 /// The socket is shut down or dissolved under a waiting connect: that ends at once, and the socket can connect again.

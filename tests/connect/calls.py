@@ -41,9 +41,13 @@ def any_port(s):
     insist(lambda: outcome(lambda: s.bind(('::' if s.family == socket.AF_INET6 else '0.0.0.0', 0))))
 
 
+def is_connecting(s):
+    return s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b'\x02'
+
+
 def until_connecting(s):
     """Waits until a SYN is on its way: only then is a signal sure to come in the middle of the connect."""
-    while s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != b'\x02':
+    while not is_connecting(s):
         os.sched_yield()
 
 
@@ -52,20 +56,17 @@ def stopped_and_continued(s, call):
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        def tell():
+        def stop():
             until_connecting(s)
-            os.write(writing, b'connecting\n')
-        threading.Thread(target=tell).start()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Thread(target=stop).start()
         os.write(writing, call().encode())
         os._exit(0)
     os.close(writing)
-    said = os.fdopen(reading)
-    said.readline()
-    os.kill(child, signal.SIGSTOP)
-    os.waitpid(child, os.WUNTRACED)
+    assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
     os.kill(child, signal.SIGCONT)
     os.waitpid(child, 0)
-    return said.read()
+    return os.fdopen(reading).read()
 
 
 def beside(s, call, other):
