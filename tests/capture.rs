@@ -1,6 +1,8 @@
 //! `--pcap`: what tcpdump reads in it, while the workspace runs and after a forwarder's death.
 
-use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::lab::REMOTE;
@@ -14,7 +16,7 @@ crate::cases! {
     USER: what_is_no_file;
 }
 
-const SOON: std::time::Duration = std::time::Duration::from_secs(20);
+const SOON: std::time::Duration = std::time::Duration::from_secs(60);
 
 fn frames_both_ways(ws: Workspace) -> Result<()> {
     let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
@@ -23,7 +25,7 @@ fn frames_both_ways(ws: Workspace) -> Result<()> {
     // Bound before: not for the bypass. An answer has come through the forwarder that is there.
     let mut running = ws.start_python(&format!(
         "def attempt():
-    s = tcp('{remote}'); s.settimeout(5); s.bind(('', 0)); s.connect(('{remote}', {port}))
+    s = tcp('{remote}'); s.settimeout(20); s.bind(('', 0)); s.connect(('{remote}', {port}))
     s.sendall(b'x' * 2000); return s.recv(1) == b'x'
 say(attempt())
 for line in sys.stdin:
@@ -34,16 +36,26 @@ for line in sys.stdin:
     ))?;
     ensure!(running.line()? == "True");
     let tcpdump = |filter: &str| -> Result<Vec<String>> {
-        let done = ws.shell(&format!("tcpdump -nn -r {path} '{filter}'")).run(&ws.lab.host)?.succeeded()?;
+        let done = ws.shell(&format!("tcpdump -nnt -r {path} '{filter}'")).run(&ws.lab.host)?.succeeded()?;
         contains(&done.stderr, "link-type EN10MB (Ethernet)")?;
         Ok(done.stdout.lines().map(str::to_owned).collect())
     };
     let port = echo.addr.port();
-    let opened = |filter: &str| tcpdump(&format!("tcp port {port} and {filter}"));
-    ensure!(opened("tcp[tcpflags] == tcp-syn")?.len() == 1);
-    ensure!(opened("tcp[tcpflags] == tcp-syn|tcp-ack")?.len() == 1);
+    // Frames that were sent again count once.
+    let opened = |flags: &str| -> Result<usize> {
+        let frames = tcpdump(&format!("tcp port {port} and tcp[tcpflags] == {flags}"))?;
+        let ends: BTreeSet<_> = frames.iter().filter_map(|line| Some(line.split_once(": Flags")?.0)).collect();
+        Ok(ends.len())
+    };
+    // A frame to the workspace is there before it is in the file.
     for way in ["dst", "src"] {
-        ensure!(!tcpdump(&format!("tcp {way} port {port} and greater 500"))?.is_empty(), "no data, {way}");
+        poll("data in the file", SOON, || {
+            Ok((!tcpdump(&format!("tcp {way} port {port} and greater 500"))?.is_empty()).then_some(()))
+        })
+        .context(way)?;
+    }
+    for flags in ["tcp-syn", "tcp-syn|tcp-ack"] {
+        ensure!(opened(flags)? == 1, "{flags}");
     }
 
     let victim = Tree::of(running.pid())?.worker("forwarder")?.clone();
@@ -52,7 +64,7 @@ for line in sys.stdin:
         running.write("again\n")?;
         Ok((running.line()? == "True").then_some(()))
     })?;
-    ensure!(opened("tcp[tcpflags] == tcp-syn|tcp-ack")?.len() == 2, "{:?}", opened("tcp")?);
+    ensure!(opened("tcp-syn|tcp-ack")? == 2, "{:?}", tcpdump("tcp")?);
     running.finish()?.succeeded()?;
     std::fs::remove_file(path)?;
     Ok(())

@@ -1,13 +1,13 @@
 //! TCP as programs see it: bulk, errors, options, closing. Most of it holds on the host too, and is tried there first.
 
-use std::io::{ErrorKind, Read as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::lab::command::DEADLINE;
 use crate::lab::servers::{self, FullListener, TcpServer};
 use crate::lab::workspace::{Path, Workspace};
 use crate::lab::{BLACK_HOLE, HOST_V4, HOST_V6, REMOTE, UNREACHABLE, poll};
@@ -23,12 +23,13 @@ fn iperf3(ws: Workspace) -> Result<()> {
     let _server = servers::iperf3(&ws.lab.remote, 5201)?;
     for (addr, host) in REMOTE.into_iter().zip([HOST_V4.to_string(), HOST_V6.to_string()]) {
         for direction in ["", "-R"] {
-            let done = ws.sh(&format!("exec iperf3 -J -c {addr} -t 1 {direction}"))?.succeeded()?;
+            let done = ws.sh(&format!("exec iperf3 -J -c {addr} -n 50M {direction}"))?.succeeded()?;
             let report: serde_json::Value = serde_json::from_str(&done.stdout)?;
             let local = report["start"]["connected"][0]["local_host"].as_str().unwrap_or_default();
             ensure!((local == host) == (ws.way.path != Path::Tap), "sent from {local}: {done}");
             let received = report["end"]["sum_received"]["bytes"].as_u64().unwrap_or_default();
-            ensure!(received > 10_000_000, "{received} bytes in a second: {done}");
+            // Not all: it stops when the last are on their way.
+            ensure!(received > 10_000_000, "{received} bytes of 50 MB: {done}");
         }
     }
     Ok(())
@@ -163,7 +164,7 @@ print(sent, flush=True); os._exit(0)",
         ))?
         .output()?
         .parse()?;
-    let ends = poll("all connections have ended", Duration::from_secs(20), || {
+    let ends = poll("all connections have ended", DEADLINE, || {
         let ends = ends.lock().map_err(|_| anyhow::anyhow!("a server died"))?;
         Ok((ends.len() == CONNECTIONS).then(|| ends.clone()))
     })?;
@@ -180,8 +181,10 @@ fn resets(ws: Workspace) -> Result<()> {
         stream.read_exact(&mut byte)?;
         if byte == *b"r" {
             setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
-        } else if stream.read(&mut byte).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset) {
-            sees.store(true, Ordering::SeqCst);
+        } else {
+            stream.write_all(b"y")?;
+            let end = stream.read(&mut byte);
+            sees.store(end.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset), Ordering::SeqCst);
         }
         Ok(())
     })?;
@@ -190,10 +193,10 @@ fn resets(ws: Workspace) -> Result<()> {
         .printed("ECONNRESET")?;
     ws.python(&format!(
         "s = dial('{addr}', {port}); s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-s.sendall(b'x'); time.sleep(0.1); s.close()"
+s.sendall(b'x'); print(s.recv(1)); s.close()"
     ))?
-    .succeeded()?;
-    poll("the remote sees the reset", Duration::from_secs(5), || Ok(seen.load(Ordering::SeqCst).then_some(())))
+    .printed("b'y'")?;
+    poll("the remote sees the reset", DEADLINE, || Ok(seen.load(Ordering::SeqCst).then_some(())))
 }
 
 /// The remote sees the host, whatever the path.
@@ -212,13 +215,17 @@ fn many_pending_dials(ws: Workspace) -> Result<()> {
         "pending = []
 for i in range(100):
     s = tcp('{hole}'); s.setblocking(False); s.connect_ex(('{hole}', 1000 + i)); pending.append(s)
-begun = time.monotonic()
-print(attempt('{addr}', {port}), time.monotonic() - begun < 2)",
+# Whoever waits for them waits for minutes; a machine with much else to do may let one attempt wait, too.
+def is_soon():
+    begun = time.monotonic()
+    assert attempt('{addr}', {port}) == 'connected'
+    return time.monotonic() - begun < 2
+print(any(is_soon() for _ in range(5)))",
         hole = BLACK_HOLE[0],
         addr = REMOTE[0],
         port = echo.addr.port()
     ))?;
-    done.printed("connected True")
+    done.printed("True")
 }
 
 fn descriptor_flags(ws: Workspace) -> Result<()> {
@@ -275,8 +282,7 @@ print(failed)",
         port = server.addr.port()
     ))?
     .printed("[]")?;
-    ensure!(server.accepted() == 400, "{} connections accepted instead of 400", server.accepted());
-    Ok(())
+    server.has_accepted(400)
 }
 
 /// A signal gets a program out of a blocking connect, and what it had begun ends with its descriptor. (On the TAP a
@@ -284,16 +290,20 @@ print(failed)",
 fn interrupted(ws: Workspace) -> Result<()> {
     let addr = BLACK_HOLE[0];
     let mut running = ws.start_python(&format!(
-        "class Alarm(Exception): pass
+        "{calls}
+class Alarm(Exception): pass
 def ring(*_): raise Alarm
-signal.signal(signal.SIGALRM, ring); signal.setitimer(signal.ITIMER_REAL, 0.3)
+signal.signal(signal.SIGALRM, ring)
 s = tcp('{addr}')
+def once_it_connects(): until_connecting(s); signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+threading.Thread(target=once_it_connects).start()
 try: s.connect(('{addr}', 80))
 except Alarm: s.close(); say('interrupted')
-sys.stdin.read()"
+sys.stdin.read()",
+        calls = include_str!("connect/calls.py")
     ))?;
     running.line_with("interrupted")?;
-    poll("nothing is left dialling", Duration::from_secs(5), || {
+    poll("nothing is left dialling", DEADLINE, || {
         let dialling = ws.lab.host.run("ss -Htn state syn-sent")?;
         Ok(dialling.stdout.trim().is_empty().then_some(()))
     })

@@ -1,5 +1,5 @@
 """Plays scripts of socket calls: a JSON list of steps a line in, a JSON list of what each returned out."""
-import json
+import json, termios
 
 DESTINATIONS = json.loads(sys.stdin.readline())
 OPTIONS = {
@@ -15,6 +15,7 @@ OPTIONS = {
     'mtudiscover': (socket.IPPROTO_IP, 10), 'v6only': (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),
 }
 libc = ctypes.CDLL(None, use_errno=True)
+TCP_CLOSE, TCP_LISTEN = 7, 10
 sockets, impatient = {}, set()
 
 
@@ -48,6 +49,33 @@ def settle(s):
     return p.poll(30 if s in impatient else 5000) and p.poll(0)[0][1]
 
 
+def is_there(s, what):
+    '''Waits for what the other end does about it: how soon is not the kernel's promise either.'''
+    end = time.monotonic() + 10
+    while not what() and time.monotonic() < end:
+        if s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in (TCP_CLOSE, TCP_LISTEN): break
+        time.sleep(0.001)
+
+
+def waiting(s):
+    try: return struct.unpack('i', fcntl.ioctl(s, termios.FIONREAD, bytes(4)))[0]
+    except OSError: return 0
+
+
+def send(s):
+    before = waiting(s)
+    sent = s.send(b'ping', socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+    is_there(s, lambda: waiting(s) >= before + sent)
+    return sent
+
+
+def shutdown(s, how):
+    patience(s, 0)
+    s.shutdown(how)
+    # The echo ends with what it echoes.
+    if how != socket.SHUT_RD: is_there(s, lambda: False)
+
+
 def receive(s):
     p = select.poll()
     p.register(s, select.POLLIN | select.POLLRDHUP)
@@ -78,8 +106,8 @@ def play(step):
         case 'bound': return s.getsockname()[1] != 0
         case 'get': return s.getsockopt(*OPTIONS[rest[0]])
         case 'set': return s.setsockopt(*OPTIONS[rest[0]], rest[1])
-        case 'shutdown': patience(s, 0); return s.shutdown(rest[0])
-        case 'send': return s.send(b'ping', socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        case 'shutdown': return shutdown(s, rest[0])
+        case 'send': return send(s)
         case 'receive': return receive(s)
         case 'bind': return s.bind((('::' if s.family == socket.AF_INET6 else '0.0.0.0'), 0))
         case 'listen': return s.listen()

@@ -141,7 +141,7 @@ for line in sys.stdin:
 
 /// Clients inside by the thousand, while server processes take over and supervisors die: nobody is lost.
 fn straight_and_restarted(ws: Workspace) -> Result<()> {
-    let ws = ws.flag("-p=5000:5000").deadline(effort::lasting(DEADLINE, Duration::from_secs(600)));
+    let ws = ws.flag("-p=5000:5000").deadline(effort::lasting(Duration::from_secs(120), Duration::from_secs(600)));
     let mut running = ws.start_python(&format!(
         "{SERVER}
 l = listen('0.0.0.0', 5000)
@@ -185,7 +185,9 @@ if pid == 0:
     os.system('ip link set eth0 up && ip addr add 10.7.0.2/24 dev eth0')
     say(ask('10.7.0.1', 80)); os._exit(0)
 while os.readlink(f'/proc/{{pid}}/ns/net') == os.readlink('/proc/self/ns/net'): time.sleep(0.01)
-os.system(f'ip link add v0 type veth peer name eth0 netns {{pid}} && ip addr add 10.7.0.1/24 dev v0 && ip link set v0 up')
+# Once it sees its end, ours is ready.
+os.system(f'ip link add v0 type veth peer name v1 && ip addr add 10.7.0.1/24 dev v0 && ip link set v0 up && '
+    f'ip link set v1 netns {{pid}} name eth0')
 os.waitpid(pid, 0)"
         ))?
         .printed(&format!("made\n{} host", HOST[0]))

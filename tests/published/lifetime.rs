@@ -42,7 +42,9 @@ l.listen(); serve(l); say(side(l), ask('127.0.0.1', 80), inside(80)); input()"
     // It would not let it go.
     tracer.kill(Signal::SIGKILL)?;
     running.line_with("host 127.0.0.1 host True").with_context(|| running.stderr())?;
-    ensure!(running.stderr().contains("the supervisor ended with SIGKILL"), "{}", running.stderr());
+    let said = "the supervisor ended with SIGKILL";
+    poll("what the monitor says of it", DEADLINE, || Ok(running.stderr().contains(said).then_some(())))
+        .with_context(|| running.stderr())?;
     is_known_as(&ws.lab.remote, (HOST[0], 8080), &remote(0, "host"))
 }
 

@@ -123,7 +123,10 @@ fn ports_end_with_it(ws: Workspace) -> Result<()> {
     };
     let tree = poll("nothing but the forwarder runs", SOON, || {
         let tree = Tree::of(forwarder)?;
-        Ok(others(&tree).iter().all(|process| process.kill(Signal::SIGSTOP).is_ok()).then_some(tree))
+        let stand_still =
+            others(&tree).iter().all(|process| process.kill(Signal::SIGSTOP).is_ok() && process.is_stopped());
+        // Nor has one of them had a child before it stopped.
+        Ok((stand_still && Tree::of(forwarder)?.processes == tree.processes).then_some(tree))
     })?;
     running.kill(Signal::SIGKILL)?;
     poll("its end", SOON, || Ok(running.has_ended()?.then_some(())))?;
