@@ -20,8 +20,7 @@ def median():
 alone = median()
 idle = [dial(addr, port) for _ in range(count)]
 say('open')
-sys.stdin.readline()
-say(alone, median())
+while sys.stdin.readline() == 'another\n': say(alone, median())
 for s in idle: s.close()
 say('closed')
 sys.stdin.readline()
