@@ -117,7 +117,7 @@ fn interrupted(ws: Workspace) -> Result<()> {
     running.kill(Signal::SIGINT)?;
     let done = running.finish()?.exited(130)?;
     contains(&done.stderr, "interrupted")?;
-    tree.is_gone(Duration::from_secs(10))?;
+    tree.is_gone(DEADLINE)?;
     let report = report(&dir.join("report"))?;
     ensure!(report["complete"] == false, "{report}");
     let rows = report["figures"].as_array().context("no figures")?;

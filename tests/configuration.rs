@@ -147,7 +147,7 @@ print(dial('{addr}', {}).recv(99).decode())",
         ] {
             ws.lab.remote.run(&format!("nft {command}"))?;
         }
-        let ping = ws.run(["ping", "-c1", "-W3", &addr.to_string()])?;
+        let ping = ws.run(["ping", "-c1", "-W20", &addr.to_string()])?;
         seen.push(if ping.status.success() { other.to_owned() } else { "another".to_owned() });
         ws.lab.remote.run(&format!("nft delete table {ip} only"))?;
     }

@@ -24,7 +24,7 @@ crate::cases! {
     USER: which_workspace, long_paths;
 }
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// A workspace that has told where its state directory is, and the way to its control socket.
 struct Controlled {

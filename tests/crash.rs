@@ -18,7 +18,7 @@ crate::cases! {
     BYPASS: supervisor_amid_connects, options_set_before;
 }
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 /// A workspace whose command connects to the remote each time it reads a line, and tells how that went.
 struct Connecting {
@@ -33,7 +33,7 @@ impl Connecting {
         let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
         let mut running = ws.start_python(&format!(
             "say(os.environ['SIDESTEP_STATE_DIR'])
-for line in sys.stdin: say(attempt('{}', {}, 5))",
+for line in sys.stdin: say(attempt('{}', {}))",
             REMOTE[0],
             echo.addr.port()
         ))?;
@@ -123,7 +123,7 @@ fn without_state_directory(ws: Workspace) -> Result<()> {
 fn options_set_before(ws: Workspace) -> Result<()> {
     let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
     let mut running = ws.start_python(&format!(
-        "s = socket.socket(); s.settimeout(5)
+        "s = socket.socket(); s.settimeout(20)
 s.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 77)
 say('set'); sys.stdin.readline()
 s.connect(('{}', {}))
@@ -161,7 +161,7 @@ fn forwarder_again_and_again(ws: Workspace) -> Result<()> {
 fn again_and_again(ws: Workspace, worker: &str) -> Result<()> {
     let mut this = Connecting::start(&ws)?;
     let mut killed = Vec::new();
-    poll("the workspace gives up", Duration::from_secs(20), || {
+    poll("the workspace gives up", SOON, || {
         let now = Tree::of(this.running.pid())?;
         if let Ok(victim) = now.worker(worker)
             && !killed.contains(victim)

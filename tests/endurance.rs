@@ -26,7 +26,7 @@ crate::cases! {
     BOTH_PATHS_AS_ROOT: thousands_of_processes;
 }
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 /// Deaths a workspace stands in ten seconds.
 const LIVES: u32 = 5;
 /// How long a command may take in all.

@@ -39,7 +39,7 @@ fn image(tree: &Path) -> Result<()> {
 
 /// What a client in `from` gets from a port of the host, an empty text for nothing.
 fn curl(from: &Netns, addr: IpAddr, port: u16, path: &str) -> Result<Finished> {
-    Program::new(["curl", "-sS", "--max-time", "10", &format!("http://{addr}:{port}/{path}")]).run(from)
+    Program::new(["curl", "-sS", "--max-time", "20", &format!("http://{addr}:{port}/{path}")]).run(from)
 }
 
 /// Asks until the server that has just been started answers.

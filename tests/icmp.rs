@@ -35,9 +35,9 @@ fn with_beyond(ws: &Workspace) -> Result<()> {
 
 fn ping(ws: Workspace) -> Result<()> {
     for addr in REMOTE {
-        ws.run(["ping", "-c3", "-i0.1", "-W5", &addr.to_string()])?.succeeded()?;
+        ws.run(["ping", "-c3", "-i0.1", "-W20", &addr.to_string()])?.succeeded()?;
         for size in ["-s1400", "-s3000", "-s20000"] {
-            ws.run(["ping", "-c1", size, "-W5", &addr.to_string()])?.succeeded()?;
+            ws.run(["ping", "-c1", size, "-W20", &addr.to_string()])?.succeeded()?;
         }
     }
     Ok(())
@@ -45,8 +45,8 @@ fn ping(ws: Workspace) -> Result<()> {
 
 fn ping_virtual_addresses(ws: Workspace) -> Result<()> {
     for addr in VIRTUAL {
-        ws.run(["ping", "-c1", "-W5", addr])?.succeeded()?;
-        ws.run(["ping", "-c1", "-t1", "-s4000", "-W5", addr])?.succeeded()?;
+        ws.run(["ping", "-c1", "-W20", addr])?.succeeded()?;
+        ws.run(["ping", "-c1", "-t1", "-s4000", "-W20", addr])?.succeeded()?;
     }
     Ok(())
 }
@@ -59,7 +59,7 @@ fn unreachable(ws: Workspace) -> Result<()> {
             "s = udp('{addr}', hears_errors('{addr}')); s.sendto(b'x', ('{addr}', 9)); print(*reported(s))"
         ))?
         .printed(&format!("{errno} {code} 0 {remote}"))?;
-        let done = ws.run(["ping", "-c1", "-W5", &addr.to_string()])?.exited(1)?;
+        let done = ws.run(["ping", "-c1", "-W20", &addr.to_string()])?.exited(1)?;
         contains(&done.stdout, &format!("From {remote} icmp_seq=1 Destination"))?;
     }
     Ok(())
@@ -79,7 +79,7 @@ for hops in 1, 2, 1: s.setsockopt({option}, hops); s.sendto(b'x', ('{addr}', 334
             &[gateway, &remote.to_string(), gateway].map(|who| format!("EHOSTUNREACH {code} 0 {who}")).join("\n"),
         )?;
         for (hops, who) in [("-t1", gateway.to_owned()), ("-t2", remote.to_string())] {
-            let done = ws.run(["ping", "-c1", "-W5", hops, &addr.to_string()])?.exited(1)?;
+            let done = ws.run(["ping", "-c1", "-W20", hops, &addr.to_string()])?.exited(1)?;
             contains(&done.stdout, &format!("From {who} icmp_seq=1 Time "))?;
         }
     }
@@ -97,7 +97,7 @@ s.send(bytes(1440)); print(*reported(s)); print(mtu(s), outcome(lambda: s.send(b
         ))?
         .printed(&format!("EMSGSIZE {code} {BEYOND_MTU} {remote}\n{BEYOND_MTU} EMSGSIZE"))?;
     }
-    let done = ws.run(["ping", "-c1", "-W5", "-Mdo", "-s1440", &BEYOND[0].to_string()])?.exited(1)?;
+    let done = ws.run(["ping", "-c1", "-W20", "-Mdo", "-s1440", &BEYOND[0].to_string()])?.exited(1)?;
     contains(&done.stdout, &format!("mtu = {BEYOND_MTU}"))
 }
 
@@ -118,7 +118,7 @@ for size in 1200, 1400, 30000: s.send(bytes(size)); print(len(s.recv(65536)))
 s.sendmsg([bytes(14000)], [(socket.IPPROTO_UDP, 103, struct.pack('H', 1200))]); print(sum(len(s.recv(9999)) for _ in range(12)))"
         ))?
         .printed(&format!("EMSGSIZE {code} 1300 {gateway}\n1300\n1200\n1400\n30000\n14000"))?;
-        ws.run(["ping", "-c1", "-W5", "-s3000", &addr.to_string()])?.succeeded()?;
+        ws.run(["ping", "-c1", "-W20", "-s3000", &addr.to_string()])?.succeeded()?;
     }
     Ok(())
 }
@@ -142,7 +142,7 @@ s.send(sent); print(*reported(s)[:1]); s.send(sent); print(mtu(s), s.recv(65536)
 fn ping_forbidden(ws: Workspace) -> Result<()> {
     // What a kernel begins with: ping sockets for nobody.
     let (host, ws) = (Netns::new()?, ws.flag("--ipv6=on"));
-    let ping = |addr: &str| ws.program(["ping", "-c1", "-W5", addr]).run(&host);
+    let ping = |addr: &str| ws.program(["ping", "-c1", "-W20", addr]).run(&host);
     for addr in REMOTE {
         let done = ping(&addr.to_string())?.exited(1)?;
         ensure!(done.stdout.to_lowercase().contains("prohibited"), "{done}");

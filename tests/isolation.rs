@@ -54,7 +54,7 @@ fn host_loopback(ws: Workspace) -> Result<()> {
     ];
     let list: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
     let want: Vec<&str> = names.iter().map(|(_, errno)| *errno).collect();
-    let done = ws.python(&format!("for name in {list:?}: print(attempt(name, {}, 5))", v4.addr.port()))?.succeeded()?;
+    let done = ws.python(&format!("for name in {list:?}: print(attempt(name, {}))", v4.addr.port()))?.succeeded()?;
     ensure!(v4.accepted() + v6.accepted() == 0, "the host's loopback was reached: {done}");
     let got: Vec<&str> = done.stdout.lines().collect();
     ensure!(got == want, "tried {list:?},\nexpected {want:?},\ngot {got:?}: {done}");
@@ -73,7 +73,7 @@ fn host_loopback_by_used_socket(ws: Workspace) -> Result<()> {
             "unspec = struct.pack('HHI8x', socket.AF_UNSPEC, 0, 0)
 libc = ctypes.CDLL(None, use_errno=True)
 for name in {names:?}:
-    s = dial('{remote}', {port}, 5)
+    s = dial('{remote}', {port})
     libc.connect(s.fileno(), unspec, 16)
     print(outcome(lambda: s.connect((name, {forbidden}))))",
             port = echo.addr.port(),

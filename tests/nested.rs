@@ -121,7 +121,7 @@ fn rules_of_the_workspace(ws: Workspace) -> Result<()> {
 c = docker_like()
 def rules(text):
     nft(f'table inet f; delete table inet f; table inet f {{ {text} }}')
-def both(timeout=5): return c(f'where(addr, port, {timeout})'), c('where(addr, other)')
+def both(timeout=20): return c(f'where(addr, port, {timeout})'), c('where(addr, other)')
 print(*both())
 rules(f'chain f {{ type filter hook forward priority 0; iifname br0 tcp dport {port} drop; }}'); print(*both(0.5))
 # Of a reply to the other server that is the container's own port, which nobody knows beforehand.
@@ -239,8 +239,8 @@ fn back_to_its_own(ws: Workspace) -> Result<()> {
         "
 here = '10.7.0.1' if ip == 'ip' else 'fd07::1'
 def refused():
-    s = tcp(addr); s.setblocking(False); s.connect_ex((addr, 1)); select.select([], [s], [], 10)
-    assert side(s) == 'host'; s.settimeout(5)
+    s = tcp(addr); s.setblocking(False); s.connect_ex((addr, 1)); select.select([], [s], [], 20)
+    assert side(s) == 'host'; s.settimeout(20)
     assert outcome(lambda: s.connect((addr, port))) == 'ECONNREFUSED'
     return s
 def shut():
@@ -261,7 +261,7 @@ ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 pid = os.fork()
 if pid == 0:
     libc.setns(os.open(f'/proc/{c.pid}/ns/net', os.O_RDONLY), 0); s = refused(); socket.send_fds(theirs, [b'x'], [s.fileno()]); os._exit(0)
-s = socket.socket(fileno=socket.recv_fds(ours, 1, 1)[1][0]); s.settimeout(5)
+s = socket.socket(fileno=socket.recv_fds(ours, 1, 1)[1][0]); s.settimeout(20)
 say(side(s), outcome(lambda: s.connect((here, 8000))), side(s))
 # Handed to a container without a way out, it gives it none.
 internal = Container('10.9.0.2/24', 'fd09::2/64')
@@ -287,7 +287,7 @@ fn policy(ws: Workspace) -> Result<()> {
         "{TOOLS}{CONTAINERS}
 c = docker_like()
 c('''sh(\"sysctl -qw net.ipv4.conf.all.route_localnet=1 && ip route add 127.0.0.1 via 10.7.0.1 table 7 && ip rule add to 127.0.0.1 lookup 7 priority 0; ip rule del lookup local; ip rule add lookup local priority 9\")''')
-print(c(\"where('{addr}', {open})\"), c(\"where('{addr}', {denied}, 2)\"))
+print(c(\"where('{addr}', {open})\"), c(\"where('{addr}', {denied})\"))
 print(*[c(f\"where('{{there}}', {loopback}, 2)\") in ('ECONNREFUSED', 'timed out', 'ENETUNREACH', 'EHOSTUNREACH', 'EINVAL')
     for there in ('127.0.0.1', '0.0.0.0', '10.0.2.2', '10.0.2.100', '10.7.0.1')])",
         addr = REMOTE[0],
@@ -305,14 +305,14 @@ fn udp(ws: Workspace) -> Result<()> {
     let port = servers::udp_echo(&ws.lab.remote, REMOTE[0])?.port();
     ws.python(&format!(
         "{TOOLS}{CONTAINERS}
-def ask():
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(1); s.connect(('{addr}', {port})); s.send(b'x')
+def ask(timeout=20):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(timeout); s.connect(('{addr}', {port})); s.send(b'x')
     try: return side(s), s.recv(9)
     except TimeoutError: return side(s), 'timed out'
 c = docker_like()
 print(c('ask()'))
 nft('table inet f {{ chain f {{ type filter hook forward priority 0; udp dport {port} drop; }} }}')
-print(c('ask()'), where('{addr}', {port}, 2))
+print(c('ask(1)'), where('{addr}', {port}))
 nft('delete table inet f; table inet f {{ chain f {{ type filter hook forward priority 0; tcp dport {port} drop; }} }}')
 print(c('ask()'))",
         addr = REMOTE[0],

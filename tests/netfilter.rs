@@ -19,7 +19,7 @@ pub const TOOLS: &str = r#"
 import subprocess
 def sh(line): assert os.system(line) == 0, line
 def nft(lines): subprocess.run(['nft', '-f', '-'], input=lines.replace(' }', '\n}'), text=True, check=True)
-def where(addr, port, timeout=5):
+def where(addr, port, timeout=20):
     try: s = dial(addr, port, timeout)
     except OSError as e: return 'timed out' if e.errno is None else errno.errorcode[e.errno]
     return side(s)
@@ -46,7 +46,7 @@ fn dnat(ws: Workspace) -> Result<()> {
 server = tcp('127.0.0.1'); server.bind(('127.0.0.1', 0)); server.listen()
 nft(f'''table ip t {{{{ chain out {{{{ type nat hook output priority -100;
     ip daddr {addr} tcp dport {port} dnat to 127.0.0.1:{{server.getsockname()[1]}} }}}} }}}}''')
-s = dial('{addr}', {port}, 5); server.settimeout(5)
+s = dial('{addr}', {port}); server.settimeout(20)
 print('inside' if server.accept()[0] else '', where('{addr}', {other}))",
         addr = REMOTE[0],
         port = whoami.addr.port(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::lab::command::Program;
+use crate::lab::command::{DEADLINE, Program};
 use crate::lab::effort;
 use crate::lab::servers::{self, BIG, TcpServer};
 use crate::lab::workspace::{Workspace, contains, url_host};
@@ -101,6 +101,7 @@ fn curl_multi(ws: Workspace) -> Result<()> {
 
 /// Channels in a selector before they connect. The JVM compiles the program itself.
 fn java_nio(ws: Workspace) -> Result<()> {
+    let ws = ws.deadline(Duration::from_secs(60));
     let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
     let closed = servers::closed_port(&ws.lab.remote, REMOTE[0])?;
     let source = format!("/tmp/{}/Nio.java", ws.way);
@@ -150,7 +151,7 @@ fn redis_cli(ws: Workspace) -> Result<()> {
     let (addr, port) = (REMOTE[0].to_string(), "6379");
     let _server = redis(["--bind", &addr, "--protected-mode", "no", "--port", port]).start(&ws.lab.remote)?;
     let cli = |words: &str| format!("redis-cli -h {addr} -p {port} {words}");
-    poll("redis answers", Duration::from_secs(10), || {
+    poll("redis answers", DEADLINE, || {
         Ok((ws.lab.host.run(&cli("ping")).is_ok_and(|done| done.stdout.trim() == "PONG")).then_some(()))
     })?;
     ws.sh(&format!("{} && {} && {}", cli("ping"), cli("set key value"), cli("get key")))?.printed("PONG\nOK\nvalue")?;

@@ -243,11 +243,11 @@ chosen = outcome(lambda: l.setsockopt(socket.SOL_SOCKET, 51, struct.pack('=H6xQ'
 l.setsockopt(socket.SOL_SOCKET, 51, struct.pack('=H6xQ', 1, ctypes.addressof(
     one := ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 1)))))
 say(chosen); input()
-c, _ = l.accept(); c.settimeout(5)
+c, _ = l.accept(); c.settimeout(20)
 say('accepted', side(c), *moved(c), outcome(c.listen))
 libc.connect(c.fileno(), bytes(16), 16)
 say('dissolved', side(c), outcome(c.listen), side(c), outcome(lambda: c.connect(('127.0.0.1', forbidden))))
-c, _ = l.accept(); c.settimeout(5); c.shutdown(socket.SHUT_RDWR)
+c, _ = l.accept(); c.settimeout(20); c.shutdown(socket.SHUT_RDWR)
 # TCP_CLOSE in tcpi_state. It was connected once, which connect(2) holds against it, as on any Linux.
 while c.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != 7: time.sleep(0.01)
 say('shut', outcome(lambda: c.connect(('127.0.0.1', forbidden))), side(c))

@@ -23,7 +23,7 @@ fn before_and_after(ws: &Workspace, change: &str, want: &str) -> Result<()> {
         let change = change.replace("FAMILY", if addr.is_ipv4() { "-4" } else { "-6" });
         ws.python(&format!(
             "first = attempt('{addr}', {port})
-if os.system({change:?}) == 0: print(first, attempt('{addr}', {port}, 5))"
+if os.system({change:?}) == 0: print(first, attempt('{addr}', {port}))"
         ))?
         .printed(&format!("connected {want}"))?;
     }
@@ -216,7 +216,7 @@ fn second_device(ws: Workspace) -> Result<()> {
 def serve(say):
     ip('route add 10.7.0.1 dev far')
     server = tcp('{addr}'); server.bind(('{addr}', {port})); server.listen(); say('ready')
-    server.settimeout(10); server.accept()[0].sendall(b'neighbour')
+    server.settimeout(20); server.accept()[0].sendall(b'neighbour')
 heard = neighbour('10.7.0.1/24', '{addr}/32', serve)
 ip('route add {addr} dev near')
 print(heard(), dial('{addr}', {port}).recv(99).decode())"

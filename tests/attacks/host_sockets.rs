@@ -14,8 +14,8 @@ fn connected_again(ws: Workspace) -> Result<()> {
     let said = attack(
         &ws,
         "def refused():
-    s = tcp(remote); s.setblocking(False); s.connect_ex((remote, 1)); select.select([], [s], [], 5)
-    assert side(s) == 'host'; s.settimeout(5)
+    s = tcp(remote); s.setblocking(False); s.connect_ex((remote, 1)); select.select([], [s], [], 20)
+    assert side(s) == 'host'; s.settimeout(20)
     return s
 for make in dissolved, shut, refused, lambda: tcp(remote):
     for there in '127.0.0.1', '0.0.0.0', '10.0.2.2':
@@ -59,7 +59,7 @@ fn passed_on(ws: Workspace) -> Result<()> {
         "CLONE_NEWUSER, CLONE_NEWNET, SIOCGSKNS = 0x10000000, 0x40000000, 0x894c
 def receive(channel):
     s = socket.socket(fileno=socket.recv_fds(channel, 1, 1)[1][0])
-    s.settimeout(5)
+    s.settimeout(20)
     return s
 def child(channel, flags):
     if flags: assert libc.unshare(flags) == 0
@@ -98,7 +98,7 @@ fn options_before(ws: Workspace) -> Result<()> {
     let said = attack(
         &ws,
         &(format!("RESTRICTED = b'{}'\n", restricted.unwrap_or("reno")) + "def with_option(level, name, value):
-    s = tcp(remote); s.settimeout(5)
+    s = tcp(remote); s.settimeout(20)
     try: s.setsockopt(level, name, value)
     except OSError as e: return 'not here'
     how = outcome(lambda: s.connect((remote, allowed)))

@@ -3,6 +3,7 @@
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -154,7 +155,7 @@ host 0 workspace ('0.0.0.0', 80) connected host
 /// Clients by the thousand, while one server process takes over from another again and again, and workers of ours die:
 /// as on any Linux, where the socket is handed on, nobody is lost.
 fn restarted(ws: Workspace) -> Result<()> {
-    let ws = ws.flag("-p=8080:80");
+    let ws = ws.flag("-p=8080:80").deadline(effort::lasting(Duration::from_secs(120), Duration::from_secs(600)));
     let mut running = ws.start_python(&format!(
         "{SERVER}
 l = listen('::', 80, v6only=0)
