@@ -4,6 +4,7 @@ use std::net::{IpAddr, UdpSocket};
 
 use anyhow::{Result, ensure};
 
+use crate::lab::command::Program;
 use crate::lab::servers::TcpServer;
 use crate::lab::workspace::{Workspace, contains};
 use crate::lab::{HOST_V4, HOST_V6, REMOTE, servers};
@@ -100,6 +101,16 @@ for addr in '{routed}', '{anycast}':
     datagrams.set_nonblocking(true)?;
     ensure!((0..2).all(|_| datagrams.recv(&mut [0; 9]).is_ok()), "the lab's host has not heard a datagram");
 
+    // Whoever is near may say of any way that it is narrow.
+    let forged = format!(
+        "import socket, struct
+s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+address = lambda text: socket.inet_pton(socket.AF_INET6, text)
+for to in '{routed}', '{anycast}':
+    ping = struct.pack('!IHBB', 6 << 28, 8, 58, 64) + address('{HOST_V6}') + address(to) + bytes([128, 0, 0, 0, 0, 1, 0, 1])
+    s.sendto(struct.pack('!BBHI', 2, 0, 0, 1400) + ping, ('{HOST_V6}', 0))"
+    );
+    Program::new(["/usr/bin/python3", "-c", &forged]).run(&ws.lab.remote)?.succeeded()?;
     let ws = ws.flag("--deny=host");
     let closed = attempted(&ws)?;
     ensure!(closed == "EHOSTUNREACH\nECONNREFUSED\nECONNREFUSED", "{closed}");

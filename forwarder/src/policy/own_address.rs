@@ -1,13 +1,24 @@
 //! Whether an address is one of the host's own.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::sync::LazyLock;
 
 use rustix::io::Errno;
-use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, connect, send, socket_with};
 
-/// RFC 863's: connecting a datagram socket to it sends nothing.
+use crate::sys::socket::never_fragment;
+use crate::wire::{IPV6_LEN, UDP_LEN};
+
+/// RFC 863's, though nothing is sent there.
 const DISCARD: u16 = 9;
+/// With its headers one byte more than a packet of IPv6 can have without a jumbo payload: the loopback device's MTU, and
+/// no other's.
+static PAYLOAD: [u8; 65_536 - IPV6_LEN - UDP_LEN] = [0; 65_536 - IPV6_LEN - UDP_LEN];
+/// Nobody has made the loopback's MTU smaller. Asked once.
+static LOOPBACK_IS_WHOLE: LazyLock<bool> = LazyLock::new(|| takes_payload(Ipv6Addr::LOCALHOST).unwrap_or(true));
 
 /// Whether what is sent there stays on the host. Asked anew each time: addresses come and go. Doubt (no descriptors left,
 /// net.ipv4.ip_nonlocal_bind) counts as own.
@@ -24,21 +35,28 @@ pub fn is_assigned(addr: IpAddr) -> bool {
 }
 
 /// Of IPv6 the kernel takes in more than a socket may be bound to: what a route of type local covers, and where it
-/// forwards each prefix's anycast address. The way there is the loopback device's, and so is its MTU, which is more than
-/// an IPv6 packet can have on any other; where it has been made smaller, all that have the same count as own.
+/// forwards each prefix's anycast address. The way there is the loopback device's, and that is told by what it takes; the
+/// path's MTU would be whatever an ICMPv6 message said last. Where the loopback takes less, all of IPv6 counts as own.
 fn leads_to_loopback(addr: Ipv6Addr) -> bool {
-    match (path_mtu(addr), path_mtu(Ipv6Addr::LOCALHOST)) {
-        (Ok(mtu), Ok(loopback)) => mtu == loopback,
-        (Err(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::ACCESS), _) => false,
-        _ => true,
+    match takes_payload(addr) {
+        Ok(takes) => takes || !*LOOPBACK_IS_WHOLE,
+        Err(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::ACCESS) => false,
+        Err(_) => true,
     }
 }
 
-fn path_mtu(addr: Ipv6Addr) -> Result<u32, Errno> {
-    let errno = |error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).map_err(errno)?;
-    socket.connect((addr, DISCARD)).map_err(errno)?;
-    sockopt::ipv6_mtu(&socket)
+/// Whether the first device on the way takes [`PAYLOAD`]. It is not sent: MSG_MORE has it wait for more, and it goes with
+/// its socket.
+fn takes_payload(addr: Ipv6Addr) -> Result<bool, Errno> {
+    let socket = socket_with(AddressFamily::INET6, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let refused = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    never_fragment(socket.as_fd()).map_err(refused)?;
+    connect(&socket, &SocketAddr::new(addr.into(), DISCARD))?;
+    match send(&socket, &PAYLOAD, SendFlags::MORE | SendFlags::DONTWAIT) {
+        Ok(_) => Ok(true),
+        Err(Errno::MSGSIZE) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ mod request {
 /// peek moves it forward and every read moves it back. TCP has it from Linux 6.9 (IPv4) and 6.11 (IPv6); before that
 /// the call fails with EOPNOTSUPP.
 pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
-    set_socket_option(socket, libc::SO_PEEK_OFF, offset)
+    set_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
 }
 
 /// Has the receive queue of a TCP socket hold a window of `size` bytes, within the kernel's limits. SO_RCVBUF would be
@@ -24,15 +24,22 @@ pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
 pub fn reserve_queue(socket: BorrowedFd<'_>, size: u32) {
     for least in [i32::try_from(size).unwrap_or(i32::MAX), 1] {
         // Failing leaves the queue as it was: slower over a long way.
-        let _ = set_socket_option(socket, libc::SO_RCVLOWAT, least);
+        let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, least);
     }
 }
 
-fn set_socket_option(socket: BorrowedFd<'_>, option: libc::c_int, value: i32) -> io::Result<()> {
+/// Has a datagram socket of IPv6 refuse (EMSGSIZE) what its device does not take in one packet, whatever is known of the
+/// way beyond (IPV6_PMTUDISC_PROBE).
+pub fn never_fragment(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+    set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)
+}
+
+fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int, value: i32) -> io::Result<()> {
     const LEN: libc::socklen_t = 4;
     let pointer = std::ptr::from_ref(&value).cast();
     // SAFETY: the descriptor is open for the borrow's length, and the kernel reads LEN = 4 bytes of `value`, an i32.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, pointer, LEN) };
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, pointer, LEN) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
