@@ -30,7 +30,7 @@ fn choose(parent: &Path, pid: Option<u32>, naming: &str) -> anyhow::Result<PathB
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     let mut running: Vec<_> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| is_name(name) && is_served(&parent.join(name).join(CONTROL_SOCKET)))
+        .filter(|name| is_plain(name) && is_served(&parent.join(name).join(CONTROL_SOCKET)))
         .collect();
     running.sort();
     if let Some(pid) = pid {
@@ -56,10 +56,10 @@ fn choose(parent: &Path, pid: Option<u32>, naming: &str) -> anyhow::Result<PathB
     }
 }
 
-/// Numbers with dashes between them, as [`crate::state_dir`] makes them. A workspace could have made directories of any
-/// name, and these are shown.
-fn is_name(name: &str) -> bool {
-    name.split('-').all(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+/// A plain word, such as [`crate::state_dir`]'s numbers with dashes between them. A workspace could have made directories of
+/// any name, and these are shown.
+fn is_plain(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 /// Somebody listens there, however busy: a workspace could have put a socket there that nobody accepts from.

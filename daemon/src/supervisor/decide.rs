@@ -113,7 +113,7 @@ pub fn with_routes(ground: &Ground, request: Request, ways: Ways) -> Verdict {
     };
     let to = match ground.policy.egress(&ground.network, request, is_own) {
         Egress::Host(to) if !is_of_another.get() => to,
-        // The TAP refuses it in the same words, at the same place.
+        // The TAP decides, and what it refuses has the same words, at the same place.
         _ => return Verdict::InPlace(Reason::Policy),
     };
     match (request.transport, ways.host) {

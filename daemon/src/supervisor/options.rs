@@ -167,8 +167,8 @@ fn has_filter(socket: BorrowedFd<'_>) -> bool {
     socket::option(socket, libc::SOL_SOCKET, libc::SO_GET_FILTER, &mut []).map_or(true, |length| length != 0)
 }
 
-/// A priority that takes CAP_NET_ADMIN: the workspace's root has that over its own network only, where a supervisor of the
-/// host's root would set it on the host's, too.
+/// A priority that takes CAP_NET_ADMIN: the workspace's root has that over its own network, and the supervisor over none,
+/// so no host socket need be made to find out.
 fn takes_privilege(option: SocketOption, value: &Value) -> bool {
     const UNPRIVILEGED: std::ops::RangeInclusive<i32> = 0..=6;
     let number = value.bytes().first_chunk().map_or(-1, |bytes| i32::from_ne_bytes(*bytes));

@@ -118,6 +118,10 @@ impl Ports {
         if known.entries.len() + publications.len() > MAX_PORTS {
             return Err(Refused::Full);
         }
+        // A forwarder that was taken over says which numbers it has.
+        if known.next > u64::MAX - MAX_PORTS as u64 {
+            return Err(Refused::Full);
+        }
         let numbered = (known.next..).zip(publications);
         let made =
             numbered.map(|(number, publication)| publish::listen(Entry { number, origin, publication }, self.sharing));
@@ -125,7 +129,7 @@ impl Ports {
         let entries: Vec<_> = made.iter().map(|published| published.entry).collect();
         for published in made {
             let entry = published.entry;
-            known.next = entry.number.saturating_add(1);
+            known.next = entry.number + 1;
             known.entries.insert(entry.number, entry);
             self.link.publish(entry, published.socket);
         }
