@@ -15,11 +15,12 @@ pub struct Recency {
     links: Vec<Link>,
     newest: u32,
     oldest: u32,
+    count: usize,
 }
 
 impl Recency {
     pub fn new() -> Self {
-        Self { links: Vec::new(), newest: NONE, oldest: NONE }
+        Self { links: Vec::new(), newest: NONE, oldest: NONE, count: 0 }
     }
 
     /// `index`, which is not in the list, comes first.
@@ -34,6 +35,7 @@ impl Recency {
             newest => self.links[newest as usize].newer = index,
         }
         self.newest = index;
+        self.count += 1;
     }
 
     /// `index`, which is in the list, comes first.
@@ -54,6 +56,11 @@ impl Recency {
             NONE => self.oldest = newer,
             older => self.links[older as usize].newer = newer,
         }
+        self.count -= 1;
+    }
+
+    pub fn len(&self) -> usize {
+        self.count
     }
 
     pub fn oldest(&self) -> Option<u32> {
@@ -74,12 +81,13 @@ mod tests {
         }
         for (touched, oldest) in [(1, 3), (3, 0), (3, 0), (0, 2), (2, 1)] {
             recency.touch(touched);
-            assert_eq!(recency.oldest(), Some(oldest), "{touched}");
+            assert_eq!((recency.oldest(), recency.len()), (Some(oldest), 4), "{touched}");
         }
         // Used since: 2, 0, 3; then, from the first on, 1.
         for (removed, oldest) in [(0, Some(1)), (1, Some(3)), (2, Some(3)), (3, None)] {
+            let before = recency.len();
             recency.remove(removed);
-            assert_eq!(recency.oldest(), oldest, "{removed}");
+            assert_eq!((recency.oldest(), recency.len()), (oldest, before - 1), "{removed}");
         }
         recency.insert(1);
         assert_eq!(recency.oldest(), Some(1));

@@ -1,7 +1,6 @@
 //! Whether an address is one of the host's own.
 #![forbid(unsafe_code)]
 
-use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::sync::LazyLock;
@@ -49,8 +48,7 @@ fn leads_to_loopback(addr: Ipv6Addr) -> bool {
 /// its socket.
 fn takes_payload(addr: Ipv6Addr) -> Result<bool, Errno> {
     let socket = socket_with(AddressFamily::INET6, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    let refused = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    never_fragment(socket.as_fd()).map_err(refused)?;
+    never_fragment(socket.as_fd())?;
     connect(&socket, &SocketAddr::new(addr.into(), DISCARD))?;
     match send(&socket, &PAYLOAD, SendFlags::MORE | SendFlags::DONTWAIT) {
         Ok(_) => Ok(true),

@@ -63,10 +63,24 @@ pub struct Clients {
     /// By what they are inside.
     clients: Table<FlowKey, Client>,
     by_address: HashMap<(u32, SocketAddr), u32>,
+    order: Order,
+}
+
+/// Which client was used longest ago, of those that have been answered and of those that have not.
+#[derive(Debug)]
+struct Order {
     answered: Recency,
     unanswered: Recency,
-    /// How many these are.
-    unanswered_count: usize,
+}
+
+impl Order {
+    fn of(&mut self, client: &Client) -> &mut Recency {
+        if client.is_answered { &mut self.answered } else { &mut self.unanswered }
+    }
+
+    fn gives_way(&self) -> Option<u32> {
+        if self.unanswered.len() > MAX_UNANSWERED { self.unanswered.oldest() } else { self.answered.oldest() }
+    }
 }
 
 impl Clients {
@@ -74,9 +88,7 @@ impl Clients {
         Self {
             clients: Table::new(Kind::PortClient, MAX_CLIENTS),
             by_address: HashMap::new(),
-            answered: Recency::new(),
-            unanswered: Recency::new(),
-            unanswered_count: 0,
+            order: Order { answered: Recency::new(), unanswered: Recency::new() },
         }
     }
 
@@ -120,8 +132,7 @@ impl Clients {
         let found = self.by_address.get(&(port.index, received.source)).copied();
         let index = found.or_else(|| self.open(edge, port, publication, received.source))?;
         let client = self.clients.get_mut(index)?;
-        let recency = if client.is_answered { &mut self.answered } else { &mut self.unanswered };
-        recency.touch(index);
+        self.order.of(client).touch(index);
         client.local = received.local;
         client.last_used = edge.now;
         client.to_tap += received.len as u64;
@@ -139,8 +150,7 @@ impl Clients {
         let key =
             std::iter::once(key).chain(other_ports).find(|k| k.remote_port != 0 && self.clients.find(k).is_none())?;
         if self.clients.is_full() {
-            let gives_way = if self.unanswered_count > MAX_UNANSWERED { &self.unanswered } else { &self.answered };
-            self.remove(edge, gives_way.oldest()?);
+            self.remove(edge, self.order.gives_way()?);
         }
         let index = self.clients.insert(key, |id| {
             let timer = edge.timers.insert(id);
@@ -161,8 +171,7 @@ impl Clients {
                 path_mtu: PathMtu::default(),
             })
         })?;
-        self.unanswered.insert(index);
-        self.unanswered_count += 1;
+        self.order.unanswered.insert(index);
         self.by_address.insert((port.index, address), index);
         edge.counters.ports.udp_clients += 1;
         Some(index)
@@ -179,11 +188,10 @@ impl Clients {
         let client = self.clients.get_mut(index)?;
         client.last_used = now;
         if std::mem::replace(&mut client.is_answered, true) {
-            self.answered.touch(index);
+            self.order.answered.touch(index);
         } else {
-            self.unanswered.remove(index);
-            self.unanswered_count -= 1;
-            self.answered.insert(index);
+            self.order.unanswered.remove(index);
+            self.order.answered.insert(index);
         }
         Some(client.id)
     }
@@ -233,9 +241,7 @@ impl Clients {
 
     fn remove(&mut self, edge: &mut Edge, index: u32) {
         if let Some(client) = self.clients.remove(index) {
-            let recency = if client.is_answered { &mut self.answered } else { &mut self.unanswered };
-            recency.remove(index);
-            self.unanswered_count -= usize::from(!client.is_answered);
+            self.order.of(&client).remove(index);
             edge.timers.remove(client.timer);
             self.by_address.remove(&(client.port.index, client.address));
         }

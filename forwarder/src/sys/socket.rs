@@ -1,6 +1,6 @@
 //! Socket options and control messages that rustix lacks.
 
-use std::io::{self, IoSliceMut};
+use std::io::IoSliceMut;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -14,7 +14,7 @@ mod request {
 /// Sets SO_PEEK_OFF (socket(7)): where the next MSG_PEEK starts, counted from the first unread byte. Afterwards every
 /// peek moves it forward and every read moves it back. TCP has it from Linux 6.9 (IPv4) and 6.11 (IPv6); before that
 /// the call fails with EOPNOTSUPP.
-pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
+pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> rustix::io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
 }
 
@@ -30,17 +30,17 @@ pub fn reserve_queue(socket: BorrowedFd<'_>, size: u32) {
 
 /// Has a datagram socket of IPv6 refuse (EMSGSIZE) what its device does not take in one packet, whatever is known of the
 /// way beyond (IPV6_PMTUDISC_PROBE).
-pub fn never_fragment(socket: BorrowedFd<'_>) -> io::Result<()> {
+pub fn never_fragment(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
     set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
     set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)
 }
 
-fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int, value: i32) -> io::Result<()> {
+fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int, value: i32) -> rustix::io::Result<()> {
     const LEN: libc::socklen_t = 4;
     let pointer = std::ptr::from_ref(&value).cast();
     // SAFETY: the descriptor is open for the borrow's length, and the kernel reads LEN = 4 bytes of `value`, an i32.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, pointer, LEN) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 { Ok(()) } else { Err(errno(nix::errno::Errno::last())) }
 }
 
 /// What the way to a TCP socket's other end and back takes, as far as its kernel has found out (tcp(7), TCP_INFO).

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use super::gather::{Gather, MAX_SEGMENTS, Way, retry, send_segments};
+use super::mapping::Route;
 use super::{ASK_AGAIN_MS, IDLE_MS, Udp};
 use crate::edge::Edge;
 use crate::gateway::dns;
@@ -53,15 +54,12 @@ impl Udp {
         destination: SocketAddr,
     ) -> Option<(u32, SocketAddr)> {
         let found = self.flows.find(&(ip.src, datagram.src_port));
-        let known = found.and_then(|index| self.flows.get(index)).and_then(|flow| flow.route.zip(Some(flow.asked)));
-        let (host, asked) = match known {
-            Some(((guest_side, host_side), asked))
-                if guest_side == destination && edge.now < asked.after(ASK_AGAIN_MS) =>
-            {
-                (host_side, asked)
-            }
-            _ => (self.route(edge, ip, datagram, destination)?, edge.now),
+        let holds = |route: &Route| route.destination == destination && edge.now < route.asked.after(ASK_AGAIN_MS);
+        let route = match found.and_then(|index| self.flows.get(index)?.route).filter(holds) {
+            Some(route) => route,
+            None => Route { destination, host: self.route(edge, ip, datagram, destination)?, asked: edge.now },
         };
+        let host = route.host;
         // What goes to the gateway itself is not forwarded.
         if ip.hop_limit <= 1 && !host.ip().is_loopback() {
             edge.unreachable_to_tap(ip.bytes, Reason::HopLimit);
@@ -72,8 +70,8 @@ impl Udp {
         let flow = self.flows.get_mut(index)?;
         flow.last_used = edge.now;
         flow.from_tap += datagram.payload.len() as u64;
-        flow.takes_segments |= flow.route != Some((destination, host));
-        (flow.route, flow.asked) = (Some((destination, host)), asked);
+        flow.takes_segments |= flow.route.is_none_or(|last| (last.destination, last.host) != (destination, host));
+        flow.route = Some(route);
         flow.marked.set(&flow.socket, Marks::of(ip));
         if host.port() != dns::PORT && flow.idle_ms != IDLE_MS {
             flow.idle_ms = IDLE_MS;
@@ -111,9 +109,8 @@ impl Udp {
 
     /// Sends what has been gathered for a mapping.
     pub fn flush(&mut self, edge: &mut Edge, index: u32, gather: &Gather<'_>) {
-        let Some((flow, (_, host))) = self.flows.get_mut(index).and_then(|flow| flow.route.map(|r| (flow, r))) else {
-            return;
-        };
+        let Some(flow) = self.flows.get_mut(index) else { return };
+        let Some(Route { host, .. }) = flow.route else { return };
         flow.from_tap += gather.followed();
         let payloads = gather.payloads();
         if payloads.len() > 1 && flow.takes_segments {

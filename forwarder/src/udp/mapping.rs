@@ -14,6 +14,14 @@ use crate::timer::{Time, TimerId};
 /// Ports below are the host's services', also where the host would let us have them.
 const FIRST_UNPRIVILEGED: u16 = 1024;
 
+/// A destination, which the workspace and the host may know by different addresses, and when the policy was asked about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    pub destination: SocketAddr,
+    pub host: SocketAddr,
+    pub asked: Time,
+}
+
 #[derive(Debug)]
 pub struct Mapping {
     pub socket: OwnedFd,
@@ -26,10 +34,8 @@ pub struct Mapping {
     pub from_tap: u64,
     pub to_tap: u64,
     pub idle_ms: u64,
-    /// The last destination and what the policy made of it.
-    pub route: Option<(SocketAddr, SocketAddr)>,
-    /// When it was asked.
-    pub asked: Time,
+    /// To the last destination.
+    pub route: Option<Route>,
     /// The host has not refused UDP_SEGMENT on the way to that destination.
     pub takes_segments: bool,
     /// What the workspace has said of the way to whoever has it.

@@ -106,7 +106,6 @@ impl Udp {
                 to_tap: 0,
                 idle_ms,
                 route: None,
-                asked: edge.now,
                 takes_segments: true,
                 path_mtu: PathMtu::default(),
             })
@@ -161,7 +160,7 @@ impl Udp {
         page.list(&self.flows, |flow, now| Listed {
             protocol: Protocol::Udp,
             guest: SocketAddr::from(flow.guest),
-            remote: flow.route.map(|(remote, _)| remote),
+            remote: flow.route.map(|route| route.destination),
             state: State::Open,
             from_tap: flow.from_tap,
             to_tap: flow.to_tap,
