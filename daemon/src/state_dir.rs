@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use nix::unistd::{AccessFlags, Uid, access, getpid};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fstat, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
@@ -197,15 +197,16 @@ fn make_private(path: &Path) -> anyhow::Result<OwnedFd> {
 /// Opens a directory of ours, and no other that stands there instead; `path` is what it is called.
 fn open_private(within: BorrowedFd<'_>, name: &Path, path: &Path) -> anyhow::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = match openat(within, name, flags, Mode::empty()) {
-        Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => None,
-        opened => Some(opened?),
+    let not_ours =
+        || anyhow!("{} is not a directory of ours: remove it or choose another with --state-dir", path.display());
+    let directory = match openat(within, name, flags, Mode::empty()) {
+        Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => return Err(not_ours()),
+        opened => opened?,
     };
-    let is_ours = |found: &rustix::fs::Stat| found.st_uid == Uid::effective().as_raw();
-    let found = opened.as_ref().map(fstat).transpose()?.filter(is_ours);
-    let (Some(directory), Some(found)) = (opened, found) else {
-        bail!("{} is not a directory of ours: remove it or choose another with --state-dir", path.display())
-    };
+    let found = fstat(&directory)?;
+    if found.st_uid != Uid::effective().as_raw() {
+        return Err(not_ours());
+    }
     if found.st_mode & 0o077 != 0 {
         fchmod(&directory, PRIVATE)?;
     }

@@ -38,9 +38,9 @@ pub async fn until_closed(
                 Received::Timeout => readable?.clear_ready(),
                 Received::Closed => return Ok(()),
             },
-            _ = tick.tick(), if session.is_some() => {
-                session.as_deref().into_iter().for_each(|session| look(session, Instant::now()));
-            }
+            _ = tick.tick(), if session.is_some() => if let Some(session) = &session {
+                look(session, Instant::now());
+            },
         }
     }
 }
