@@ -20,26 +20,29 @@ crate::cases! {
     TAP: each_its_own, silent, among_themselves;
 }
 
-/// Both speak at the same time: each is sent what is its own.
-fn each_its_own(ws: Workspace) -> Result<()> {
-    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
-    let (addr, port) = (echo.addr.ip(), echo.addr.port());
-    ws.python(&format!(
-        "{TOOLS}{CONTAINERS}
-addr, port = '{addr}', {port}
-def talk():
+/// Two hundred questions, each of which is answered with itself.
+const TALK: &str = "
+def talk(addr, port):
     s = dial(addr, port); s.settimeout(20)
     for n in range(200):
         s.sendall(b'x\\n')
         if s.recv(9) != b'x\\n': return n
     return 'all'
+";
+
+/// Both speak at the same time: each is sent what is its own.
+fn each_its_own(ws: Workspace) -> Result<()> {
+    let echo = TcpServer::echo(&ws.lab.remote, REMOTE[0])?;
+    let (addr, port) = (echo.addr.ip(), echo.addr.port());
+    ws.python(&format!(
+        "{TOOLS}{CONTAINERS}{TALK}
 bridge('br0')
 sh('ip link set tap0 master br0 && ip addr flush dev tap0')
 c = Container('10.0.2.40/24', bridge='br0', gateways=['10.0.2.2'])
 sh('ip addr add 10.0.2.100/24 dev br0 && ip route add default via 10.0.2.2')
 said = []
-beside = threading.Thread(target=lambda: said.append(c('talk()'))); beside.start()
-said.append(talk()); beside.join(); print(*said)"
+beside = threading.Thread(target=lambda: said.append(c(\"talk('{addr}', {port})\"))); beside.start()
+said.append(talk('{addr}', {port})); beside.join(); print(*said)"
     ))?
     .printed("all all")
 }
@@ -48,23 +51,17 @@ said.append(talk()); beside.join(); print(*said)"
 /// minutes: their frames come to the TAP, too, and nobody there answers for them.
 fn among_themselves(ws: Workspace) -> Result<()> {
     ws.python(&format!(
-        "{TOOLS}{CONTAINERS}
+        "{TOOLS}{CONTAINERS}{TALK}
 def serve():
     s = tcp(''); s.bind(('', 80)); s.listen()
     def echo():
         c, _ = s.accept()
         while got := c.recv(9): c.sendall(got)
     threading.Thread(target=echo, daemon=True).start()
-def talk():
-    s = dial('10.0.2.40', 80); s.settimeout(20)
-    for n in range(200):
-        s.sendall(b'x\\n')
-        if s.recv(9) != b'x\\n': return n
-    return 'all'
 bridge('br0')
 sh('ip link set br0 type bridge ageing_time 0 && ip link set tap0 master br0')
 a, b = [Container(f'10.0.2.{{n}}/24', bridge='br0', gateways=['10.0.2.2']) for n in (40, 41)]
-a('serve()'); print(b('talk()'))"
+a('serve()'); print(b(\"talk('10.0.2.40', 80)\"))"
     ))?
     .printed("all")
 }

@@ -36,15 +36,20 @@ for line in sys.stdin:
     ))?;
     ensure!(running.line()? == "True");
     let tcpdump = |filter: &str| -> Result<Vec<String>> {
-        let done = ws.shell(&format!("tcpdump -nnt -r {path} '{filter}'")).run(&ws.lab.host)?.succeeded()?;
+        let done = ws.shell(&format!("tcpdump -nntv -r {path} '{filter}'")).run(&ws.lab.host)?.succeeded()?;
         contains(&done.stderr, "link-type EN10MB (Ethernet)")?;
-        Ok(done.stdout.lines().map(str::to_owned).collect())
+        // The IP header is a line of its own.
+        Ok(done.stdout.replace("\n    ", " ").lines().map(str::to_owned).collect())
     };
     let port = echo.addr.port();
-    // Frames that were sent again count once.
+    // Frames that were sent again count once. The workspace's have another identification in their IP header then.
     let opened = |flags: &str| -> Result<usize> {
         let frames = tcpdump(&format!("tcp port {port} and tcp[tcpflags] == {flags}"))?;
-        let ends: BTreeSet<_> = frames.iter().filter_map(|line| Some(line.split_once(": Flags")?.0)).collect();
+        let distinct = frames.iter().collect::<BTreeSet<_>>().len();
+        ensure!(flags != "tcp-syn" || distinct == frames.len(), "one is there twice: {frames:#?}");
+        let ends = |line: &str| Some(line.split_once(": Flags")?.0.rsplit_once(") ")?.1.to_owned());
+        let ends: BTreeSet<_> =
+            frames.iter().map(|line| ends(line).with_context(|| line.clone())).collect::<Result<_>>()?;
         Ok(ends.len())
     };
     // A frame to the workspace is there before it is in the file.

@@ -352,25 +352,32 @@ fn idle_connections(ws: Workspace) -> Result<()> {
     ensure!(busy.descriptors > COUNT, "{busy:?}");
     ensure!(busy.memory < 64 << 20, "{busy:?}");
     // Of a silence that begins late, or on a machine that is suddenly busy, the next one tells more.
-    poll("3 s of silence that take no time", LONG, || {
+    again_where_busy(|| {
         let before = forwarder.cpu_time()?;
         std::thread::sleep(Duration::from_secs(3));
         let spent = forwarder.cpu_time()? - before;
-        Ok((spent <= Duration::from_millis(30)).then_some(()))
+        ensure!(spent <= Duration::from_millis(30), "{spent:?} in 3 s of silence");
+        Ok(())
     })?;
-    poll("one beside them that is not in their way", LONG, || {
+    again_where_busy(|| {
         running.write("another\n")?;
         let line = running.line()?;
         let (alone, beside) = line.split_once(' ').with_context(|| line.clone())?;
         let (alone, beside): (f64, f64) = (alone.parse()?, beside.parse()?);
         // Whoever looked at each of them would take a hundred times as long.
-        Ok((beside < 10.0 * alone).then_some(()))
+        ensure!(beside < 10.0 * alone, "{alone} s alone, {beside} s beside {COUNT}");
+        Ok(())
     })?;
     running.write("close\n")?;
     running.line_with("closed")?;
     poll("all are closed", LONG, || Ok((forwarder.footprint()?.descriptors < 100).then_some(())))?;
     running.finish()?.succeeded()?;
     Ok(())
+}
+
+/// Of what is measured the best of three tells what is ours.
+fn again_where_busy(mut measure: impl FnMut() -> Result<()>) -> Result<()> {
+    measure().or_else(|_| measure()).or_else(|_| measure())
 }
 
 /// Everything at once for a minute, an hour in the soak: nothing fails, and the forwarder is as small as before.

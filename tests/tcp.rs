@@ -215,12 +215,12 @@ fn many_pending_dials(ws: Workspace) -> Result<()> {
         "pending = []
 for i in range(100):
     s = tcp('{hole}'); s.setblocking(False); s.connect_ex(('{hole}', 1000 + i)); pending.append(s)
-# Whoever waits for them waits for minutes; a machine with much else to do may let one attempt wait, too.
+# Whoever waits for them waits for minutes; a machine with much else to do may let one or two wait, too.
 def is_soon():
     begun = time.monotonic()
     assert attempt('{addr}', {port}) == 'connected'
     return time.monotonic() - begun < 2
-print(any(is_soon() for _ in range(5)))",
+print(sum(is_soon() for _ in range(5)) >= 3)",
         hole = BLACK_HOLE[0],
         addr = REMOTE[0],
         port = echo.addr.port()
